@@ -1,0 +1,114 @@
+//! The protocol between the monitor on the host and the agent in the guest.
+//!
+//! ```text
+//!  monitor                                   agent (PID 1)
+//!     │ ◀──────── Hello ──────── vsock READY_PORT of the host, once after boot, then closed
+//!     │ ───────── ttrpc ───────▶ vsock RPC_PORT of the guest: the calls of `proto/agent.proto`
+//!     │ ─ StreamHeader, bytes ─▶ vsock STREAM_PORT of the guest: one connection per descriptor
+//! ```
+//!
+//! A stream for stdin is written by the host and half-closed at its end of file; one for stdout or
+//! stderr is written by the guest and closed when the last writer is gone.
+//!
+//! Errors of calls are ttrpc statuses: the message is the sentence the user sees, in runc's words
+//! where runc has some (`exec: "foo": executable file not found in $PATH`); the code is one of
+//! `NOT_FOUND` (no such container, process), `FAILED_PRECONDITION` (wrong state),
+//! `INVALID_ARGUMENT` and `INTERNAL`.
+
+mod generated {
+    #![allow(missing_docs, clippy::all, unused, rustdoc::all)]
+    include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+}
+
+pub use generated::agent::*;
+pub use generated::agent_ttrpc::*;
+
+/// Version of everything in this crate; host and guest must agree.
+pub const VERSION: u32 = 1;
+
+/// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
+pub const GUEST_CID: u32 = 3;
+
+/// vsock port of the host (CID 2) that the agent connects to when it is ready for calls.
+pub const READY_PORT: u32 = 1023;
+
+/// vsock port of the guest where the agent serves ttrpc.
+pub const RPC_PORT: u32 = 1024;
+
+/// vsock port of the guest where the agent takes streams.
+pub const STREAM_PORT: u32 = 1025;
+
+/// What the agent sends to [`READY_PORT`]: fixed 16 bytes, then it closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The agent's [`VERSION`].
+    pub version: u32,
+    /// `CLOCK_BOOTTIME` in microseconds when the agent's `main` began.
+    pub main_us: u32,
+    /// The same when the agent was ready for calls.
+    pub ready_us: u32,
+}
+
+/// First four bytes of a [`Hello`].
+const HELLO_MAGIC: [u8; 4] = *b"rvm1";
+
+impl Hello {
+    /// Size on the wire in bytes.
+    pub const SIZE: usize = 16;
+
+    /// Encodes as magic, version, `main_us`, `ready_us`, little endian.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        out[0..4].copy_from_slice(&HELLO_MAGIC);
+        out[4..8].copy_from_slice(&self.version.to_le_bytes());
+        out[8..12].copy_from_slice(&self.main_us.to_le_bytes());
+        out[12..16].copy_from_slice(&self.ready_us.to_le_bytes());
+        out
+    }
+
+    /// Decodes; `None` when it does not begin with the magic.
+    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Option<Self> {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        (bytes[0..4] == HELLO_MAGIC).then(|| Self { version: word(4), main_us: word(8), ready_us: word(12) })
+    }
+}
+
+/// First bytes on a stream connection: which stream this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamHeader {
+    /// The id used in [`Process::stdin`], [`Process::stdout`], [`Process::stderr`]; never 0.
+    pub id: u64,
+}
+
+impl StreamHeader {
+    /// Size on the wire in bytes.
+    pub const SIZE: usize = 8;
+
+    /// Encodes as a little-endian number.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        self.id.to_le_bytes()
+    }
+
+    /// Decodes.
+    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
+        Self { id: u64::from_le_bytes(bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hello_survives_the_wire() {
+        let hello = Hello { version: VERSION, main_us: 7, ready_us: 9 };
+        assert_eq!(Hello::from_bytes(hello.to_bytes()), Some(hello));
+        assert_eq!(Hello::from_bytes([0; 16]), None);
+    }
+
+    #[test]
+    fn stream_header_survives_the_wire() {
+        let header = StreamHeader { id: 0x0102_0304_0506_0708 };
+        assert_eq!(StreamHeader::from_bytes(header.to_bytes()), header);
+    }
+}

@@ -1,0 +1,1 @@
+//! A small virtual machine monitor.
