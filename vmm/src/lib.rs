@@ -1,1 +1,3 @@
 //! A small virtual machine monitor.
+pub mod interrupt;
+pub mod virtio;

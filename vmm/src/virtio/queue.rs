@@ -1,0 +1,220 @@
+//! The one ring loop: pop → serve → used → notify.
+//!
+//! `virtio_queue` checks the ring and walks the chains; this module turns each chain into two lists of
+//! host buffers, checked once against guest memory, and decides when the driver is interrupted.
+
+use std::io;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+use super::Error;
+use crate::interrupt::Interrupt;
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done: give the chain back to the driver with this many bytes written.
+    Used(u32),
+    /// Not now: the chain stays in the ring and the loop ends. The same chain is offered again when
+    /// the device calls [`Ring::serve`] next.
+    Later,
+}
+
+/// A live virtqueue with what is needed to serve it.
+pub struct Ring {
+    queue: Queue,
+    interrupt: Interrupt,
+}
+
+impl Ring {
+    /// A ring over a queue that the transport has checked with `QueueT::is_valid`, or one never enabled.
+    pub fn new(queue: Queue, interrupt: Interrupt) -> Self {
+        Self { queue, interrupt }
+    }
+
+    /// Plain state of the queue, to save or to build it again.
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    /// Serves every chain the driver made available, in order, until there is none or `serve` answers
+    /// [`Outcome::Later`]; then interrupts the driver if it wants that. Chains added meanwhile are
+    /// served too. Does nothing on a queue that the driver did not enable.
+    pub fn serve<F>(&mut self, memory: &GuestMemoryMmap, mut serve: F) -> Result<(), Error>
+    where
+        F: FnMut(&mut Chain) -> Result<Outcome, Error>,
+    {
+        if !self.queue.ready() {
+            return Ok(());
+        }
+        let result = self.serve_all(memory, &mut serve);
+        // Even when a chain was bad, the driver hears of those before it.
+        if self.queue.needs_notification(memory)? {
+            self.interrupt.queue()?;
+        }
+        result
+    }
+
+    fn serve_all<F>(&mut self, memory: &GuestMemoryMmap, serve: &mut F) -> Result<(), Error>
+    where
+        F: FnMut(&mut Chain) -> Result<Outcome, Error>,
+    {
+        loop {
+            self.queue.disable_notification(memory)?;
+            while let Some(chain) = self.queue.iter(memory)?.next() {
+                let mut chain = Chain::parse(chain, memory)?;
+                match serve(&mut chain)? {
+                    Outcome::Used(length) => self.queue.add_used(memory, chain.head, length)?,
+                    Outcome::Later => {
+                        self.queue.go_to_previous_position();
+                        return Ok(());
+                    }
+                }
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A descriptor chain as host buffers: first what the device reads, then what it writes.
+pub struct Chain<'m> {
+    head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Buffers<'m>,
+    /// Where the device writes its answer.
+    pub writable: Buffers<'m>,
+}
+
+impl<'m> Chain<'m> {
+    fn parse<M>(chain: DescriptorChain<M>, memory: &'m GuestMemoryMmap) -> Result<Self, Error>
+    where
+        M: std::ops::Deref<Target = GuestMemoryMmap> + Clone,
+    {
+        let head = chain.head_index();
+        let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
+        for descriptor in chain {
+            let (side, access) = if descriptor.is_write_only() {
+                (&mut writable, Permissions::Write)
+            } else if writable.left == 0 {
+                (&mut readable, Permissions::Read)
+            } else {
+                return Err(Error::Protocol("a readable descriptor after a writable one"));
+            };
+            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access)? {
+                side.push(slice?)?;
+            }
+        }
+        Ok(Self { head, readable, writable })
+    }
+}
+
+/// A list of buffers in guest memory, consumed from the front. The guest may change their content at
+/// any time: copy first, then check the copy.
+#[derive(Default)]
+pub struct Buffers<'m> {
+    slices: std::collections::VecDeque<VolatileSlice<'m>>,
+    left: usize,
+}
+
+impl<'m> Buffers<'m> {
+    fn push(&mut self, slice: VolatileSlice<'m>) -> Result<(), Error> {
+        let left = self.left.checked_add(slice.len()).filter(|&left| left <= u32::MAX as usize);
+        self.left = left.ok_or(Error::Protocol("a descriptor chain of more than 4 GiB"))?;
+        if slice.len() > 0 {
+            self.slices.push_back(slice);
+        }
+        Ok(())
+    }
+
+    /// Bytes not yet consumed.
+    pub fn len(&self) -> usize {
+        self.left
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Copies out and consumes `min(len(), out.len())` bytes; returns how many.
+    pub fn read(&mut self, out: &mut [u8]) -> usize {
+        self.consume(out.len(), |slice, at| slice.copy_to(&mut out[at..at + slice.len()]))
+    }
+
+    /// Copies in and consumes `min(len(), data.len())` bytes; returns how many.
+    pub fn write(&mut self, data: &[u8]) -> usize {
+        self.consume(data.len(), |slice, at| {
+            slice.copy_from(&data[at..at + slice.len()]);
+            slice.len()
+        })
+    }
+
+    /// Splits off everything after the first `at` bytes (all of it when there are fewer).
+    pub fn split_off(&mut self, at: usize) -> Buffers<'m> {
+        let mut front = Buffers::default();
+        self.consume_slices(at, |slice| {
+            front.left += slice.len();
+            front.slices.push_back(slice);
+        });
+        std::mem::replace(self, front)
+    }
+
+    /// The buffers as `iovec`s for readv, writev, preadv, … . They stay valid while the chain lives;
+    /// call [`Buffers::skip`] with what the system call moved. At most `IOV_MAX` of them.
+    pub fn iovecs(&self) -> Vec<libc::iovec> {
+        let iovec = |slice: &VolatileSlice| libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        };
+        self.slices.iter().take(libc::UIO_MAXIOV as usize).map(iovec).collect()
+    }
+
+    /// Consumes `count` bytes (or what is left) without touching them; returns how many.
+    pub fn skip(&mut self, count: usize) -> usize {
+        self.consume_slices(count, |_| ())
+    }
+
+    fn consume(&mut self, count: usize, mut copy: impl FnMut(VolatileSlice<'m>, usize) -> usize) -> usize {
+        let mut at = 0;
+        self.consume_slices(count, |slice| at += copy(slice, at))
+    }
+
+    fn consume_slices(&mut self, count: usize, mut take: impl FnMut(VolatileSlice<'m>)) -> usize {
+        let mut todo = count.min(self.left);
+        let done = todo;
+        while todo > 0 {
+            let Some(slice) = self.slices.pop_front() else { break };
+            match slice.split_at(todo.min(slice.len())) {
+                Ok((front, back)) => {
+                    todo -= front.len();
+                    take(front);
+                    if back.len() > 0 {
+                        self.slices.push_front(back);
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        self.left -= done - todo;
+        done - todo
+    }
+}
+
+impl io::Read for Buffers<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        Ok(Buffers::read(self, out))
+    }
+}
+
+impl io::Write for Buffers<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Ok(Buffers::write(self, data))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
