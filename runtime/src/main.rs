@@ -1,2 +1,68 @@
-//! placeholder
-fn main() {}
+//! `runvm`: runc with a virtual machine around every container.
+//!
+//! ```text
+//!  engine ─▶ runvm create ──spawns──▶ runvm monitor (the pid that engines see)
+//!            runvm start  ──control─▶   ├─ VMM: vCPU and device threads ◀─virtio─▶ guest kernel
+//!            runvm kill   ──socket──▶   ├─ agent client ◀──────ttrpc/vsock──────▶ agent (PID 1)
+//!            runvm exec   ──────────▶   └─ stdio pumps  ◀──────streams/vsock────▶ container
+//! ```
+//!
+//! Commands are short-lived and do every privileged thing on the host, each with its undo; the monitor
+//! lives as long as the container, holds open descriptors and exits with the container's code.
+
+mod artifacts;
+mod bundle;
+mod cgroup;
+mod cli;
+mod commands;
+mod console;
+mod control;
+mod facts;
+mod hooks;
+mod launch;
+mod log;
+mod monitor;
+mod plan;
+mod shares;
+mod state;
+mod stub;
+mod timeline;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    timeline::begin();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if let Err(error) = log::init(&cli.global) {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log::fatal(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Help and version are answers (exit code 0); anything else is an error of one line, as from runc.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    log::init_from_arguments(std::env::args_os());
+    log::fatal(line.strip_prefix("error: ").unwrap_or(line));
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{text}");
+    }
+    ExitCode::FAILURE
+}

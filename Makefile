@@ -1,0 +1,54 @@
+# runvm: every target works on a fresh Debian 12 machine, as root or with sudo.
+
+GUEST   := target/release/guest
+AGENT   := target/x86_64-unknown-linux-gnu/agent/agent
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+.PHONY: all build kernel agent guest runtime demo test check bench install clean help
+
+all: build
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+build: runtime guest ## build target/release/runvm and target/release/guest
+
+deps:
+	@./tools/deps
+
+kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree)
+	@guest-kernel/build >/dev/null
+
+agent: deps
+	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+		cargo build --quiet -p agent --profile agent --target x86_64-unknown-linux-gnu
+
+runtime: deps
+	@cargo build --quiet --release -p runvm
+
+# The kernel and the initrd where runvm finds them: beside its own binary.
+guest: kernel agent
+	@cargo run --quiet --release -p initrd --bin pack-guest -- \
+		--agent $(AGENT) --kernel "$$(guest-kernel/build 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
+
+demo: ## set everything up and run a Debian container in a microVM
+	@tools/demo
+
+test: ## every test: units on this machine, the rest in the lab
+	@tools/test
+
+check: deps ## rustfmt, clippy and rustdoc without warnings
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+bench: build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Firecracker
+	@bench/run
+
+install: build ## install to $(DESTDIR)$(PREFIX)
+	install -D -m 755 target/release/runvm $(DESTDIR)$(PREFIX)/bin/runvm
+	install -d $(DESTDIR)$(PREFIX)/lib/runvm
+	install -m 644 $(GUEST)/vmlinux $(GUEST)/initrd $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/lib/runvm/
+
+clean: ## remove what was built here (the kernel's cache stays)
+	cargo clean

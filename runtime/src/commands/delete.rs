@@ -1,0 +1,61 @@
+//! `runvm delete`
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::kill;
+use crate::cli::{DeleteArgs, Global};
+use crate::hooks::{self, Kind};
+use crate::log;
+use crate::state::{Dir, State, Status};
+
+/// Longer than any single command holds the lock, unless it is stopped itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Deletes a stopped or merely created container, or any with `--force`.
+pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
+    let dir = match Dir::open(&global.root(), &args.id) {
+        Err(error) if args.force && error.to_string().starts_with("container does not exist") => return Ok(0),
+        opened => opened?,
+    };
+    let lock = dir.lock(PATIENCE);
+    // A command that hangs while it holds the lock must not make a container undeletable.
+    let _lock = if args.force { lock.ok() } else { Some(lock?) };
+    let state = match dir.load() {
+        Err(error) if args.force => {
+            log::warning(&format!("{error:#}"));
+            None
+        }
+        loaded => loaded?,
+    };
+    match state {
+        Some(state) => stop_and_remove(&dir, &state, args.force)?,
+        None if args.force => dir.remove()?,
+        None => bail!("container {} was not fully created; delete --force cleans it up", args.id),
+    }
+    Ok(0)
+}
+
+fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> {
+    match state.status() {
+        Status::Stopped => {}
+        Status::Created => kill::kill_monitor(state)?,
+        _ if force => kill::kill_monitor(state)?,
+        status => bail!("cannot delete container {} that is not stopped: {}", state.id, status.as_str()),
+    }
+    remove(dir, state)
+}
+
+/// Undoes what a container whose monitor is gone left on the host.
+pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.remove()?;
+    }
+    dir.remove()?;
+    // The specification: a poststop hook that fails is logged, and the container is deleted.
+    if let Err(error) = hooks::run(Kind::Poststop, &state.hooks, &state.oci(Status::Stopped)) {
+        log::warning(&format!("{error:#}"));
+    }
+    Ok(())
+}

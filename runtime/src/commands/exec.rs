@@ -1,0 +1,219 @@
+//! `runvm exec`
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use nix::unistd::ForkResult;
+use oci_spec::runtime::Process;
+use protobuf::Message;
+
+use crate::cli::{ExecArgs, Global};
+use crate::console::{self, Pty};
+use crate::launch::write_pid_file;
+use crate::state::{Dir, State, Status};
+use crate::stub::{Attachment, Signals, TerminalCopy};
+use crate::{bundle, log, plan, stub};
+
+/// Runs another process in a container.
+pub fn run(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
+    if args.preserve_fds > 0 {
+        bail!("--preserve-fds {}: open descriptors of the host cannot be passed into a VM", args.preserve_fds);
+    }
+    let dir = Dir::open(&global.root(), &args.id)?;
+    let state = dir.state()?;
+    match state.status() {
+        Status::Created | Status::Running => {}
+        Status::Stopped | Status::Creating => bail!("cannot exec in a stopped container"),
+    }
+    let process = process(args, &state)?;
+    check_terminal(args, process.terminal)?;
+    let signals = Signals::block()?;
+    if args.detach {
+        detach(dir.path(), &process, args, &signals)
+    } else {
+        foreground(dir.path(), &process, args, &signals)
+    }
+}
+
+fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> {
+    let process = match &args.process {
+        Some(file) => bundle::load_process(file)?,
+        None => from_arguments(args, state)?,
+    };
+    let mut process = plan::exec_process(&process)?;
+    process.no_new_privileges |= args.no_new_privs;
+    if args.process_label.is_some() || args.apparmor.is_some() || !args.cgroup.is_empty() {
+        log::debug("labels, AppArmor profiles and sub-cgroups of exec have no effect in the guest");
+    }
+    Ok(process)
+}
+
+/// As runc: the container's own process with what the command line changes.
+fn from_arguments(args: &ExecArgs, state: &State) -> anyhow::Result<Process> {
+    if args.command.is_empty() {
+        bail!("exec: process args cannot be empty");
+    }
+    let bundle = bundle::load(&state.bundle)?;
+    let mut process = bundle.spec.process().clone().context("config.json has no process")?;
+    process.set_args(Some(args.command.clone())).set_terminal(Some(args.tty));
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.into());
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(args.env.iter().cloned());
+    process.set_env(Some(env));
+    set_user(args, &mut process)?;
+    plan::add_capabilities(&mut process, &args.cap)?;
+    Ok(process)
+}
+
+fn set_user(args: &ExecArgs, process: &mut Process) -> anyhow::Result<()> {
+    let mut user = process.user().clone();
+    if let Some(text) = &args.user {
+        let number = |part: &str| part.parse::<u32>().with_context(|| format!("--user {text}: not UID[:GID]"));
+        let (uid, gid) = text.split_once(':').unzip();
+        user.set_uid(number(uid.unwrap_or(text))?);
+        if let Some(gid) = gid {
+            user.set_gid(number(gid)?);
+        }
+    }
+    if !args.additional_gids.is_empty() {
+        let mut gids = user.additional_gids().clone().unwrap_or_default();
+        gids.extend(&args.additional_gids);
+        user.set_additional_gids(Some(gids));
+    }
+    process.set_user(user);
+    Ok(())
+}
+
+fn check_terminal(args: &ExecArgs, terminal: bool) -> anyhow::Result<()> {
+    if args.detach && terminal && args.console_socket.is_none() {
+        bail!("cannot allocate tty if runvm will detach without setting console socket");
+    }
+    if (!args.detach || !terminal) && args.console_socket.is_some() {
+        bail!("cannot use console socket if runvm will not detach or allocate tty");
+    }
+    Ok(())
+}
+
+fn foreground(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals) -> anyhow::Result<u8> {
+    let started = || match &args.pid_file {
+        Some(path) => write_pid_file(path, std::process::id() as i32),
+        None => Ok(()),
+    };
+    if !process.terminal {
+        return stub::exec(dir, process.write_to_bytes()?, standard_streams()?, signals, started);
+    }
+    let Pty { master, slave, .. } = console::open()?;
+    console::copy_size(rustix::stdio::stdin(), &master);
+    let sized = with_size(process, &master);
+    let copy = TerminalCopy::start(&master)?;
+    let size_of = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let attachment = Attachment { fds: vec![slave], streams: [true, true, false], size_of: Some(size_of) };
+    let code = stub::exec(dir, sized.write_to_bytes()?, attachment, signals, started);
+    drop(copy);
+    code
+}
+
+/// Forks the stub that stays, and leaves once the process runs.
+fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals) -> anyhow::Result<u8> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // SAFETY: this process has a single thread, so the child may go on with ordinary code.
+    match unsafe { nix::unistd::fork() }.context("fork")? {
+        ForkResult::Child => {
+            drop(read);
+            std::process::exit(i32::from(stub(dir, process, args, signals, write)))
+        }
+        ForkResult::Parent { child } => {
+            drop(write);
+            let mut answer = String::new();
+            std::fs::File::from(read).read_to_string(&mut answer)?;
+            match answer.as_str() {
+                "started" => {}
+                "" => bail!("exec failed: the process that stands for it died (pid {child})"),
+                why => bail!("{why}"),
+            }
+            args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
+            Ok(0)
+        }
+    }
+}
+
+/// The child's whole life; tells the parent through the pipe how the start went.
+fn stub(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
+    let mut report = Some(std::fs::File::from(report));
+    let result = detached(dir, process, args).and_then(|(process, attachment)| {
+        let started = || {
+            let told = report.take().map(|mut pipe| pipe.write_all(b"started"));
+            told.transpose().map(|_| ()).context("report the start")
+        };
+        stub::exec(dir, process.write_to_bytes()?, attachment, signals, started)
+    });
+    match (result, report) {
+        (Ok(code), _) => code,
+        (Err(error), Some(mut pipe)) => {
+            let _ = pipe.write_all(format!("{error:#}").as_bytes());
+            1
+        }
+        (Err(error), None) => {
+            log::error(&format!("{error:#}"));
+            u8::MAX
+        }
+    }
+}
+
+/// The streams of a detached exec; with a terminal this process becomes the leader of its session.
+fn detached(
+    dir: &Path,
+    process: &protocol::Process,
+    args: &ExecArgs,
+) -> anyhow::Result<(protocol::Process, Attachment)> {
+    let _ = dir;
+    if !process.terminal {
+        let attachment = standard_streams()?;
+        forget_standard_streams()?;
+        return Ok((process.clone(), attachment));
+    }
+    let socket = args.console_socket.as_deref().context("no console socket")?;
+    let pty = console::open()?;
+    console::become_controlling(pty.slave.as_fd())?;
+    console::send_master(socket, &pty)?;
+    forget_standard_streams()?;
+    let sized = with_size(process, &pty.slave);
+    let size_of = Some(pty.slave.try_clone()?);
+    Ok((sized, Attachment { fds: vec![pty.slave], streams: [true, true, false], size_of }))
+}
+
+fn with_size(process: &protocol::Process, terminal: impl AsFd) -> protocol::Process {
+    let (rows, columns) = console::size(terminal);
+    let mut process = process.clone();
+    if rows > 0 && columns > 0 {
+        (process.rows, process.columns) = (u32::from(rows), u32::from(columns));
+    }
+    process
+}
+
+fn standard_streams() -> anyhow::Result<Attachment> {
+    let (mut fds, mut streams) = (Vec::new(), [false; 3]);
+    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for (fd, attached) in standard.into_iter().zip(&mut streams) {
+        // A caller may have closed one of them.
+        if let Ok(copy) = rustix::io::fcntl_dupfd_cloexec(fd, 3) {
+            fds.push(copy);
+            *attached = true;
+        }
+    }
+    Ok(Attachment { fds, streams, size_of: None })
+}
+
+/// The engine waits until nobody holds the process's pipes: the stub must not.
+fn forget_standard_streams() -> anyhow::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}

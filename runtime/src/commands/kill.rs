@@ -1,0 +1,100 @@
+//! `runvm kill`
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+
+use crate::cli::{Global, KillArgs};
+use crate::control::{self, Request};
+use crate::state::{Dir, State, Status};
+
+/// How long the guest may take to deliver a signal before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Sends a signal; never waits for the container's end.
+pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
+    let dir = Dir::open(&global.root(), &args.id)?;
+    let signal = parse(&args.signal)?;
+    let state = dir.state()?;
+    match state.status() {
+        Status::Created | Status::Running => {}
+        // runc: --all on a stopped container is no error, engines use it to sweep up.
+        Status::Stopped if args.all => return Ok(0),
+        Status::Stopped | Status::Creating => bail!("container not running"),
+    }
+    let sent = control::call(dir.path(), &Request::Kill { signal, all: args.all }, PATIENCE);
+    match sent {
+        Err(error) if state.status() == Status::Stopped => Err(error.context("container not running")),
+        Err(_) if signal == libc::SIGKILL as u32 && stuck(&state) => kill_monitor(&state).map(|()| 0),
+        other => other.map(|()| 0),
+    }
+}
+
+fn stuck(state: &State) -> bool {
+    matches!(state.status(), Status::Created | Status::Running)
+}
+
+/// Ends the VM from outside: what SIGKILL means when the guest does not answer.
+pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
+    let failed = || format!("kill the monitor of container {} (pid {})", state.id, state.pid);
+    let pid = rustix::process::Pid::from_raw(state.pid).with_context(failed)?;
+    // A pidfd names one process for good; the status check after opening it rules out a reused pid.
+    let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        opened => opened.with_context(failed)?,
+    };
+    if state.status() == Status::Stopped {
+        return Ok(());
+    }
+    match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
+        Err(rustix::io::Errno::SRCH) | Ok(()) => {}
+        Err(error) => return Err(error).with_context(failed),
+    }
+    let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+    match rustix::event::poll(&mut fds, Some(&patience)).with_context(failed)? {
+        0 => bail!("the monitor of container {} (pid {}) survived SIGKILL for 10 s", state.id, state.pid),
+        _ => Ok(()),
+    }
+}
+
+/// A signal by name (`TERM`, `SIGTERM`, `RTMIN+3`, any case) or by number, real-time ones included.
+pub fn parse(text: &str) -> anyhow::Result<u32> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let (lowest, highest) = (libc::SIGRTMIN() as u32, libc::SIGRTMAX() as u32);
+    let offset = |rest: &str| rest.parse::<u32>().ok();
+    let number = if let Ok(number) = name.parse::<u32>() {
+        Some(number).filter(|number| (1..=highest).contains(number))
+    } else if name == "RTMIN" || name == "RTMAX" {
+        Some(if name == "RTMIN" { lowest } else { highest })
+    } else if let Some(rest) = name.strip_prefix("RTMIN+") {
+        offset(rest).and_then(|n| lowest.checked_add(n)).filter(|number| *number <= highest)
+    } else if let Some(rest) = name.strip_prefix("RTMAX-") {
+        offset(rest).and_then(|n| highest.checked_sub(n)).filter(|number| *number >= lowest)
+    } else {
+        format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as u32)
+    };
+    number.with_context(|| format!("unknown signal {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("34", 34), ("RTMIN+3", 37)] {
+            assert_eq!(parse(text).unwrap(), number, "{text}");
+        }
+        assert_eq!(parse("SIGRTMAX-14").unwrap(), 50);
+    }
+
+    #[test]
+    fn what_is_no_signal_is_refused_by_name() {
+        for text in ["", "0", "65", "-1", "FOO", "SIG", "RTMIN+99", "RTMAX-99", "9x"] {
+            assert_eq!(parse(text).unwrap_err().to_string(), format!("unknown signal {text:?}"));
+        }
+    }
+}

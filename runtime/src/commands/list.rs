@@ -1,0 +1,69 @@
+//! `runvm list`
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::cli::{Global, ListArgs, ListFormat};
+use crate::log;
+use crate::state::{Dir, State, Status};
+
+/// Lists the containers under `--root`.
+pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
+    let states = states(&global.root())?;
+    if args.quiet {
+        states.iter().for_each(|state| println!("{}", state.id));
+    } else if args.format == ListFormat::Json {
+        let values: Vec<_> = states.iter().map(State::for_people).collect();
+        println!("{}", serde_json::to_string(&values)?);
+    } else {
+        print!("{}", table(&states));
+    }
+    Ok(0)
+}
+
+fn states(root: &Path) -> anyhow::Result<Vec<State>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", root.display())),
+    };
+    let mut states = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let loaded = Dir::open(root, &name.to_string_lossy()).and_then(|dir| dir.load());
+        match loaded {
+            Ok(state) => states.extend(state),
+            // One damaged container must not hide the others.
+            Err(error) => log::warning(&format!("{}: {error:#}", name.to_string_lossy())),
+        }
+    }
+    states.sort_by(|a, b| a.created.cmp(&b.created));
+    Ok(states)
+}
+
+fn table(states: &[State]) -> String {
+    let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+    let row = |state: &State| {
+        let status = state.status();
+        let pid = if status == Status::Stopped { 0 } else { state.pid };
+        let bundle = state.bundle.display().to_string();
+        [
+            state.id.clone(),
+            pid.to_string(),
+            status.as_str().to_owned(),
+            bundle,
+            state.created.clone(),
+            state.owner.clone(),
+        ]
+    };
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(states.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(9) + 3;
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    let line = |row: &[String; 6]| {
+        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.trim_end())
+    };
+    rows.iter().map(line).collect()
+}

@@ -1,0 +1,44 @@
+//! One file per command.
+
+pub mod create;
+pub mod delete;
+pub mod doctor;
+pub mod exec;
+pub mod features;
+pub mod kill;
+pub mod list;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod state;
+
+use anyhow::bail;
+
+use crate::cli::{Cli, Command};
+use crate::monitor;
+
+/// Does what the command line says; returns the exit code.
+pub fn run(cli: Cli) -> anyhow::Result<u8> {
+    let Cli { global, command } = cli;
+    if global.version {
+        println!("{}", crate::cli::version());
+        return Ok(0);
+    }
+    let Some(command) = command else {
+        bail!("no command given; runvm --help lists them");
+    };
+    match command {
+        Command::Create(args) => create::run(&global, &args),
+        Command::Start(args) => start::run(&global, &args.id),
+        Command::Run(args) => run::run(&global, &args),
+        Command::Exec(args) => exec::run(&global, &args),
+        Command::Kill(args) => kill::run(&global, &args),
+        Command::Delete(args) => delete::run(&global, &args),
+        Command::State(args) => state::run(&global, &args.id),
+        Command::List(args) => list::run(&global, &args),
+        Command::Spec(args) => spec::run(&args).map(|()| 0),
+        Command::Features => features::run().map(|()| 0),
+        Command::Doctor => doctor::run().map(|healthy| u8::from(!healthy)),
+        Command::Monitor { fd } => monitor::main(fd),
+    }
+}

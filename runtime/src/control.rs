@@ -1,0 +1,203 @@
+//! What the short-lived commands ask of a monitor, over the Unix socket in the container's directory.
+//!
+//! A message is a 32-bit little-endian length and that many bytes of JSON; descriptors travel with the
+//! first byte. A connection carries one request and its reply, except [`Request::Exec`]: there the
+//! connection *is* the process. It carries [`Reply::Started`], then [`Request::Signal`] and
+//! [`Request::Resize`] one way and [`Reply::Exited`] the other, and closing it kills the process.
+
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Longest message: a process with the largest environment that Linux takes, and some.
+const MAX_MESSAGE: usize = 8 << 20;
+
+/// Most descriptors with one message: the three standard ones.
+pub const MAX_FDS: usize = 3;
+
+/// A request to the monitor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Let the container's process run.
+    Start,
+    /// Send a signal to the container's init, or to every process.
+    Kill {
+        /// Signal number.
+        signal: u32,
+        /// Every process of the container.
+        all: bool,
+    },
+    /// Start another process. Its standard descriptors come with the message, as many as `streams`
+    /// names; with a terminal it is one: the slave end.
+    Exec {
+        /// `protocol::Process`, encoded.
+        process: Vec<u8>,
+        /// Which of stdin, stdout, stderr are attached.
+        streams: [bool; 3],
+    },
+    /// On the connection of an exec: send its process a signal.
+    Signal(u32),
+    /// On the connection of an exec: its terminal has a new size.
+    Resize {
+        /// Lines.
+        rows: u16,
+        /// Characters in a line.
+        columns: u16,
+    },
+}
+
+/// What the monitor answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// The process runs.
+    Started,
+    /// The process has ended with this code and all its output is delivered.
+    Exited(u8),
+    /// It did not work; the sentence for the user.
+    Failed(String),
+}
+
+/// Listens on the socket `control` in `dir`. Goes through `/proc/self/fd`, since an engine's state
+/// directory can be longer than the 107 bytes a Unix address holds.
+pub fn listen(dir: &Path) -> anyhow::Result<UnixListener> {
+    let at = |address: &Path| UnixListener::bind(address).with_context(|| format!("listen in {}", dir.display()));
+    through_fd(dir, at)
+}
+
+/// Connects to the monitor of the container in `dir`. Refused when the monitor is gone.
+pub fn connect(dir: &Path, patience: Duration) -> anyhow::Result<UnixStream> {
+    let at = |address: &Path| UnixStream::connect(address).context("container not running");
+    let stream = through_fd(dir, at)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(stream)
+}
+
+fn through_fd<T>(dir: &Path, f: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    use rustix::fs::{Mode, OFlags};
+    let opened = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let fd = opened.with_context(|| format!("open state directory {}", dir.display()))?;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
+    f(&Path::new("/proc/self/fd").join(number.to_string()).join("control"))
+}
+
+/// One request and its reply.
+pub fn call(dir: &Path, request: &Request, patience: Duration) -> anyhow::Result<()> {
+    let stream = connect(dir, patience)?;
+    send(&stream, request, &[])?;
+    match receive::<Reply>(&stream) {
+        Ok(Some((Reply::Failed(why), _))) => bail!("{why}"),
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => bail!("container not running"),
+        Err(error) => Err(error.context(format!("no answer from the container's monitor within {patience:?}"))),
+    }
+}
+
+/// A message as it travels.
+pub fn encode<T: Serialize>(message: &T) -> anyhow::Result<Vec<u8>> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MAX_MESSAGE {
+        bail!("a request of {} bytes is longer than {MAX_MESSAGE}", body.len());
+    }
+    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// The length of the body that follows these four bytes.
+pub fn body_length(header: [u8; 4]) -> anyhow::Result<usize> {
+    let length = u32::from_le_bytes(header) as usize;
+    if length > MAX_MESSAGE {
+        bail!("a message of {length} bytes is longer than {MAX_MESSAGE}");
+    }
+    Ok(length)
+}
+
+/// Sends a message with descriptors.
+pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T, fds: &[BorrowedFd]) -> anyhow::Result<()> {
+    let bytes = encode(message)?;
+    let sent = send_fds(stream, &bytes, fds).context("send to the container's monitor")?;
+    stream.write_all(bytes.get(sent..).unwrap_or_default()).context("send to the container's monitor")
+}
+
+/// Sends as many of the bytes as fit, with all the descriptors.
+pub fn send_fds(stream: impl AsFd, bytes: &[u8], fds: &[BorrowedFd]) -> std::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(std::io::Error::other("too many descriptors for one message"));
+    }
+    Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+}
+
+/// Receives the first bytes of a message with the descriptors that came along.
+pub fn receive_fds(stream: impl AsFd, bytes: &mut [u8]) -> std::io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok((got.bytes, fds))
+}
+
+/// Receives a message; `None` when the other side has closed.
+pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream) -> anyhow::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut header = [0; 4];
+    let (got, fds) = receive_fds(stream, &mut header)?;
+    if got == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut header[got..])?;
+    let mut body = vec![0; body_length(header)?];
+    stream.read_exact(&mut body)?;
+    Ok(Some((serde_json::from_slice(&body)?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_and_message_arrive_together() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        send(&a, &Request::Kill { signal: 15, all: true }, &[file.as_fd()]).unwrap();
+        let (request, fds) = receive::<Request>(&b).unwrap().unwrap();
+        assert!(matches!(request, Request::Kill { signal: 15, all: true }));
+        assert_eq!(fds.len(), 1);
+        drop(a);
+        assert!(receive::<Request>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_absurd_length_is_refused() {
+        assert!(body_length([0xff; 4]).is_err());
+    }
+
+    #[test]
+    fn a_directory_longer_than_a_unix_address_works() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("d".repeat(200));
+        std::fs::create_dir(&dir).unwrap();
+        let listener = listen(&dir).unwrap();
+        let client = connect(&dir, Duration::from_secs(1)).unwrap();
+        listener.accept().unwrap();
+        drop(client);
+    }
+}

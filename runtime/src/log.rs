@@ -1,0 +1,142 @@
+//! `--log`, `--log-format` and `--debug` as runc has them.
+//!
+//! Engines show their users the last `level: error` line of the log file. The same sentence goes to
+//! stderr. Without `--log`, lines go to stderr alone.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{Global, LogFormat};
+
+/// How this process logs; passed on to the monitor, which writes to the same file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// The log file, absolute; stderr when there is none.
+    pub path: Option<PathBuf>,
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Whether debug lines are written.
+    pub debug: bool,
+}
+
+struct Logger {
+    settings: Settings,
+    file: Option<File>,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Opens the log file; called once, before anything else can fail.
+pub fn init(global: &Global) -> anyhow::Result<()> {
+    let path = global.log.as_deref().map(absolute).transpose()?;
+    open(Settings { path, format: global.log_format, debug: global.debug })
+}
+
+/// The same from settings that another process of ours made.
+pub fn open(settings: Settings) -> anyhow::Result<()> {
+    let append = |path: &PathBuf| {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = OpenOptions::new().create(true).append(true).mode(0o644).open(path);
+        file.with_context(|| format!("open log file {}", path.display()))
+    };
+    let file = settings.path.as_ref().map(append).transpose()?;
+    let _ = LOGGER.set(Logger { settings, file });
+    Ok(())
+}
+
+/// Finds `--log` and `--log-format` when the command line as a whole could not be understood: the
+/// engine still looks for the reason in that file.
+pub fn init_from_arguments(arguments: impl Iterator<Item = OsString>) {
+    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let value = |name: &str| {
+        let joined = arguments.iter().find_map(|argument| argument.strip_prefix(&format!("{name}=")));
+        let apart = || arguments.iter().position(|argument| argument == name).and_then(|at| arguments.get(at + 1));
+        joined.or_else(|| apart().map(String::as_str)).map(str::to_owned)
+    };
+    let format = if value("--log-format").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
+    let path = value("--log").map(PathBuf::from);
+    let _ = open(Settings { path, format, debug: false });
+}
+
+/// What [`init`] was given.
+pub fn settings() -> Settings {
+    let default = || Settings { path: None, format: LogFormat::Text, debug: false };
+    LOGGER.get().map_or_else(default, |logger| logger.settings.clone())
+}
+
+/// The log file; none when lines go to stderr.
+pub fn file() -> Option<&'static File> {
+    LOGGER.get().and_then(|logger| logger.file.as_ref())
+}
+
+/// Why the command failed: a line in the log, and the sentence on stderr.
+pub fn fatal(message: &str) {
+    error(message);
+    if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
+        eprintln!("{message}");
+    }
+}
+
+/// A line of level error.
+pub fn error(message: &str) {
+    line("error", message);
+}
+
+/// A line of level warning.
+pub fn warning(message: &str) {
+    line("warning", message);
+}
+
+/// A line of level debug, when `--debug` was given.
+pub fn debug(message: &str) {
+    if LOGGER.get().is_some_and(|logger| logger.settings.debug) {
+        line("debug", message);
+    }
+}
+
+fn line(level: &str, message: &str) {
+    let format = LOGGER.get().map_or(LogFormat::Text, |logger| logger.settings.format);
+    let text = render(format, level, message, SystemTime::now());
+    // A log that cannot be written must not turn a success into a failure.
+    let _ = match LOGGER.get().and_then(|logger| logger.file.as_ref()) {
+        Some(mut file) => file.write_all(text.as_bytes()),
+        None => std::io::stderr().write_all(text.as_bytes()),
+    };
+}
+
+fn render(format: LogFormat, level: &str, message: &str, time: SystemTime) -> String {
+    let time = humantime::format_rfc3339_seconds(time).to_string();
+    match format {
+        LogFormat::Json => {
+            let line = serde_json::json!({"level": level, "msg": message, "time": time});
+            format!("{line}\n")
+        }
+        LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("log file {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_line_is_what_engines_parse() {
+        let line = render(LogFormat::Json, "error", "no \"x\"", SystemTime::UNIX_EPOCH);
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["level"], "error");
+        assert_eq!(value["msg"], "no \"x\"");
+        assert_eq!(value["time"], "1970-01-01T00:00:00Z");
+        assert!(line.ends_with('\n'));
+    }
+}

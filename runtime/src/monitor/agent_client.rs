@@ -1,0 +1,145 @@
+//! The guest's agent, as the monitor calls it.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use protocol::{
+    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, Process, ResizeTerminalRequest,
+    SignalProcessRequest, StartContainerRequest, WaitProcessRequest,
+};
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::{Context as Deadline, with_duration};
+
+/// A guest that has not done what was asked after this long is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of entropy given to a new VM.
+const ENTROPY: usize = 64;
+
+/// A connection to the agent.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    container_id: String,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// As a shell says it.
+    pub code: u8,
+    /// Whether the guest's kernel killed something in the container for lack of memory.
+    pub oom_killed: bool,
+}
+
+impl Agent {
+    /// Takes over a stream connected to the agent's port. Needs a running tokio runtime.
+    pub fn new(stream: UnixStream, container_id: &str) -> anyhow::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let stream = tokio::net::UnixStream::from_std(stream).context("talk to the guest's agent")?;
+        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        Ok(Self { client, container_id: container_id.to_owned() })
+    }
+
+    /// Gives the guest the time and randomness.
+    pub async fn configure(&self) -> anyhow::Result<()> {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let mut entropy = vec![0; ENTROPY];
+        let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
+        entropy.truncate(got.context("getrandom")?);
+        let request = ConfigureRequest {
+            realtime_sec: now.tv_sec,
+            realtime_nsec: now.tv_nsec as u32,
+            entropy,
+            ..Default::default()
+        };
+        self.client.configure(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Creates the container.
+    pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
+        self.client.create_container(within(PATIENCE), request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Lets its process run.
+    pub async fn start(&self) -> anyhow::Result<()> {
+        let request = StartContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        self.client.start_container(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Starts another process under a name of our choice.
+    pub async fn exec(&self, exec_id: &str, process: Process) -> anyhow::Result<()> {
+        let request = ExecProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            process: Some(process).into(),
+            ..Default::default()
+        };
+        self.client.exec_process(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Waits for the end of a process, however long it takes. `""` is the container's own.
+    pub async fn wait(&self, exec_id: &str) -> anyhow::Result<End> {
+        let request = WaitProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.client.wait_process(Deadline::default(), &request).await.map_err(sentence)?;
+        let code = u8::try_from(answer.exit_code).unwrap_or(u8::MAX);
+        Ok(End { code, oom_killed: answer.oom_killed })
+    }
+
+    /// Sends a signal.
+    pub async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> anyhow::Result<()> {
+        let request = SignalProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.client.signal_process(within(Duration::from_secs(4)), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Gives a terminal a new size.
+    pub async fn resize(&self, exec_id: &str, rows: u16, columns: u16) -> anyhow::Result<()> {
+        let request = ResizeTerminalRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            rows: u32::from(rows),
+            columns: u32::from(columns),
+            ..Default::default()
+        };
+        self.client.resize_terminal(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Has the guest write everything back that programs wrote; afterwards the VM may be stopped.
+    pub async fn shutdown(&self) -> anyhow::Result<()> {
+        self.client.shutdown(within(PATIENCE), &Empty::default()).await.map_err(sentence)?;
+        Ok(())
+    }
+}
+
+fn within(duration: Duration) -> Deadline {
+    with_duration(duration)
+}
+
+/// The agent's own sentence; failures of the connection are named as such.
+fn sentence(error: ttrpc::Error) -> anyhow::Error {
+    match error {
+        ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
+            anyhow!("the guest's agent did not answer in time")
+        }
+        ttrpc::Error::RpcStatus(status) => anyhow!("{}", status.message()),
+        other => anyhow!("the connection to the guest's agent failed: {other}"),
+    }
+}

@@ -1,0 +1,171 @@
+//! The monitor: the one long-lived process of a container.
+//!
+//! ```text
+//!  main thread (tokio, current_thread)                    other threads
+//!  ───────────────────────────────────                    ─────────────
+//!  set-up pipe ─▶ boot the VM ─▶ create the container      vcpuN, virtio-*: the VMM
+//!     └─▶ one answer on the ready pipe                     stdin, stdout, stderr: one pump per
+//!  then an inbox: control requests, the process's end,      attached descriptor, blocking
+//!  the VM's end, signals, a new terminal size
+//! ```
+//!
+//! It waits for its set-up, so that the engine's hooks can work on its pid before anything runs. It ends
+//! with the container's exit code, after the last byte of output: that exit status is the report.
+
+mod agent_client;
+mod lifecycle;
+mod server;
+mod stdio;
+mod vm;
+
+use std::io::{Read, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::rc::Rc;
+
+use anyhow::Context;
+use protobuf::Message;
+use tokio::net::UnixListener;
+
+use crate::control;
+use crate::launch::{Answer, Setup, inherited};
+use crate::{console, log};
+use agent_client::Agent;
+use server::Server;
+use stdio::Stdio;
+use vm::Vm;
+
+/// The descriptors named in the set-up, owned.
+struct Inherited {
+    shares: Vec<vmm::virtio::fs::Share>,
+    control: std::os::unix::net::UnixListener,
+    ready: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+/// Runs the monitor; `fd` is the pipe that the set-up comes from.
+pub fn main(fd: RawFd) -> anyhow::Result<u8> {
+    // A session of its own: what the user types at the terminal of `runvm run` is not for this process.
+    let _ = rustix::process::setsid();
+    // SAFETY: `create` opened this pipe for this process and passes its number only here.
+    let pipe = unsafe { inherited(fd) }?;
+    let Some(setup) = read_setup(pipe)? else {
+        // The command was killed before it gave the go signal; there is nobody to tell.
+        return Ok(1);
+    };
+    let inherited = Inherited::take(&setup)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let tasks = tokio::task::LocalSet::new();
+    let code = tasks.block_on(&runtime, live(setup, inherited));
+    // Threads and devices end with the process; the exit status must not wait for them.
+    std::process::exit(i32::from(code))
+}
+
+fn read_setup(pipe: OwnedFd) -> anyhow::Result<Option<Setup>> {
+    let mut pipe = std::fs::File::from(pipe);
+    let mut bytes = Vec::new();
+    pipe.read_to_end(&mut bytes).context("read the set-up")?;
+    let Some((header, body)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+    if body.len() != control::body_length(*header)? {
+        return Ok(None);
+    }
+    let setup: Setup = serde_json::from_slice(body).context("the set-up")?;
+    log::open(setup.log.clone())?;
+    Ok(Some(setup))
+}
+
+impl Inherited {
+    fn take(setup: &Setup) -> anyhow::Result<Self> {
+        // SAFETY: `create` left exactly these descriptors open for this process, each named once.
+        let take = |fd: RawFd| unsafe { inherited(fd) };
+        let share = |share: &crate::launch::ShareFd| {
+            let root = take(share.fd)?;
+            anyhow::Ok(vmm::virtio::fs::Share { name: share.name.clone(), root, read_only: share.read_only })
+        };
+        let taken = Self {
+            shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
+            control: take(setup.control)?.into(),
+            ready: take(setup.ready)?,
+            terminal: setup.terminal.map(take).transpose()?,
+        };
+        Ok(taken)
+    }
+}
+
+/// From the go signal to the exit code.
+async fn live(setup: Setup, inherited: Inherited) -> u8 {
+    let Inherited { shares, control, ready, terminal } = inherited;
+    let mut ready = Some(ready);
+    let debug = setup.log.debug;
+    let result = create(setup, shares, terminal).await;
+    let answer = match &result {
+        Ok(_) => Answer::Ready,
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    };
+    let told = ready.take().map(|pipe| tell(pipe, &answer));
+    match (result, told) {
+        (Ok(container), Some(Ok(()))) => serve(container, control, debug).await,
+        // Nobody heard that the container is ready: the command is gone, so is the container.
+        _ => 1,
+    }
+}
+
+fn tell(ready: OwnedFd, answer: &Answer) -> anyhow::Result<()> {
+    std::fs::File::from(ready).write_all(&serde_json::to_vec(answer)?).context("answer the command")
+}
+
+/// A created container.
+struct Container {
+    vm: Vm,
+    agent: Agent,
+    stdio: Stdio,
+    terminal: Option<OwnedFd>,
+}
+
+async fn create(
+    setup: Setup,
+    shares: Vec<vmm::virtio::fs::Share>,
+    terminal: Option<OwnedFd>,
+) -> anyhow::Result<Container> {
+    let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
+        .context("decode the container's request")?;
+    if let Some(slave) = &terminal {
+        console::become_controlling(std::os::fd::AsFd::as_fd(slave))?;
+    }
+    let mut vm = Vm::boot(setup, shares)?;
+    let agent = vm.agent().await?;
+    let files = match &terminal {
+        Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
+        None => stdio::take_standard_streams()?,
+    };
+    let mut stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
+    let process = request.process.mut_or_insert_default();
+    stdio.name_in(process);
+    if let Some(slave) = &terminal {
+        let (rows, columns) = console::size(slave);
+        if rows > 0 && columns > 0 {
+            (process.rows, process.columns) = (u32::from(rows), u32::from(columns));
+        }
+    }
+    vm.or_death(agent.create(&request)).await?;
+    vm.mark("container created");
+    Ok(Container { vm, agent, stdio, terminal })
+}
+
+async fn serve(container: Container, control: std::os::unix::net::UnixListener, debug: bool) -> u8 {
+    let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => {
+            log::error(&format!("listen for commands: {error}"));
+            return u8::MAX;
+        }
+    };
+    let Container { vm, agent, stdio, terminal } = container;
+    let server = Rc::new(Server::new(vm, agent));
+    server::follow_signals(&server, terminal);
+    let code = server.run(listener, stdio).await;
+    if debug {
+        log::debug(&server.timeline());
+    }
+    code
+}

@@ -1,0 +1,279 @@
+//! The monitor's inbox: requests of commands, the end of processes, the end of the VM, signals.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use protobuf::Message;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::agent_client::{Agent, End};
+use super::lifecycle::{self, Event, Phase};
+use super::stdio::Stdio;
+use super::vm::Vm;
+use crate::control::{self, Reply, Request};
+use crate::{console, log};
+
+/// How long output may stand still after the process's end before its reader counts as stuck.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a command gets when the VM died under its container.
+const GUEST_DIED: u8 = 255;
+
+/// Everything that requests work on. One thread, so no locks.
+pub struct Server {
+    vm: Vm,
+    agent: Agent,
+    vsock: vmm::virtio::vsock::Handle,
+    phase: Cell<Phase>,
+    execs: Cell<u64>,
+}
+
+impl Server {
+    /// A server for a created container.
+    pub fn new(vm: Vm, agent: Agent) -> Self {
+        let vsock = vm.vsock().clone();
+        let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
+        Self { vm, agent, vsock, phase, execs }
+    }
+
+    /// Serves until the container has ended and its output is delivered; returns its exit code.
+    pub async fn run(self: &Rc<Self>, listener: UnixListener, stdio: Stdio) -> u8 {
+        tokio::task::spawn_local(Rc::clone(self).accept(listener));
+        let end = self.alive(self.agent.wait("")).await;
+        self.apply(Event::End).ok();
+        let code = match end {
+            Ok(End { code, oom_killed }) => {
+                if oom_killed {
+                    log::warning("the guest's kernel killed a process of the container for lack of memory");
+                }
+                self.finish(stdio).await;
+                code
+            }
+            Err(error) => {
+                log::error(&format!("{error:#}"));
+                GUEST_DIED
+            }
+        };
+        code
+    }
+
+    /// Where the time of the start went.
+    pub fn timeline(&self) -> String {
+        self.vm.timeline()
+    }
+
+    async fn finish(&self, mut stdio: Stdio) {
+        if tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await.is_err() {
+            log::warning("nobody read the rest of the container's output");
+        }
+        if let Err(error) = self.alive(self.agent.shutdown()).await {
+            log::warning(&format!("stop the guest: {error:#}"));
+        }
+    }
+
+    /// Waits for the guest's answer, or says why it died.
+    async fn alive<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        self.vm.or_death(work).await
+    }
+
+    fn apply(&self, event: Event) -> anyhow::Result<()> {
+        let next = lifecycle::step(self.phase.get(), event).map_err(anyhow::Error::msg)?;
+        self.phase.set(next);
+        Ok(())
+    }
+
+    async fn accept(self: Rc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::task::spawn_local(Rc::clone(&self).converse(stream));
+                }
+                Err(error) => {
+                    log::warning(&format!("take a command: {error}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(self: Rc<Self>, stream: UnixStream) {
+        let reply = match receive(&stream).await {
+            Ok(Some((request, fds))) => self.answer(&stream, request, fds).await,
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        // A command that did not wait for the answer does not want it.
+        let _ = send(&stream, &reply).await;
+    }
+
+    async fn answer(self: &Rc<Self>, stream: &UnixStream, request: Request, fds: Vec<OwnedFd>) -> anyhow::Result<Reply> {
+        match request {
+            Request::Start => self.start().await,
+            Request::Kill { signal, all } => {
+                lifecycle::step(self.phase.get(), Event::Kill).map_err(anyhow::Error::msg)?;
+                self.alive(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
+            }
+            Request::Exec { process, streams } => {
+                lifecycle::step(self.phase.get(), Event::Exec).map_err(anyhow::Error::msg)?;
+                let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
+                self.exec(stream, process, arrange(fds, streams)?).await
+            }
+            Request::Signal(_) | Request::Resize { .. } => bail!("this connection has no process"),
+        }
+    }
+
+    async fn start(&self) -> anyhow::Result<Reply> {
+        self.apply(Event::Start)?;
+        self.alive(self.agent.start()).await?;
+        Ok(Reply::Done)
+    }
+
+    /// The whole life of an exec'd process.
+    async fn exec(
+        &self,
+        stream: &UnixStream,
+        mut process: protocol::Process,
+        files: [Option<OwnedFd>; 3],
+    ) -> anyhow::Result<Reply> {
+        let number = self.execs.replace(self.execs.get() + 1);
+        let exec_id = format!("exec{number}");
+        let mut stdio = Stdio::attach(&self.vsock, files, process.terminal)?;
+        stdio.name_in(&mut process);
+        self.alive(self.agent.exec(&exec_id, process)).await?;
+        // The stub may be gone already; then the first read below says so.
+        let _ = send(stream, &Reply::Started).await;
+        // One wait for the whole life: its answer is given once.
+        let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
+        let end = tokio::select! {
+            end = &mut wait => end?,
+            () = self.attend(stream, &exec_id) => wait.await?,
+        };
+        // The container's end is the end of its other processes too: they are not waited for longer.
+        let _ = tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await;
+        Ok(Reply::Exited(end.code))
+    }
+
+    /// Passes on what the stub sends; when the stub is gone, kills the process.
+    async fn attend(&self, stream: &UnixStream, exec_id: &str) {
+        loop {
+            let done = match receive(stream).await {
+                Ok(Some((Request::Signal(number), _))) => self.agent.signal(exec_id, number, false).await,
+                Ok(Some((Request::Resize { rows, columns }, _))) => self.agent.resize(exec_id, rows, columns).await,
+                Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
+                Ok(None) | Err(_) => {
+                    let _ = self.agent.signal(exec_id, libc::SIGKILL as u32, false).await;
+                    return;
+                }
+            };
+            if let Err(error) = done {
+                log::debug(&format!("{exec_id}: {error:#}"));
+            }
+        }
+    }
+}
+
+/// Passes on to the container what is sent to the monitor's own pid, as if the pid were the process.
+pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
+    let forwarded = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
+    for number in forwarded {
+        let Ok(mut signals) = signal(SignalKind::from_raw(number)) else { continue };
+        // The terminal's hang-up reaches the process through its own terminal.
+        let ignored = number == libc::SIGHUP && terminal.is_some();
+        let server = Rc::clone(server);
+        tokio::task::spawn_local(async move {
+            while signals.recv().await.is_some() {
+                if !ignored {
+                    let _ = server.agent.signal("", number as u32, false).await;
+                }
+            }
+        });
+    }
+    if let (Some(terminal), Ok(mut signals)) = (terminal, signal(SignalKind::window_change())) {
+        let server = Rc::clone(server);
+        tokio::task::spawn_local(async move {
+            // The size may have changed while nobody listened.
+            loop {
+                let (rows, columns) = console::size(&terminal);
+                if rows > 0 && columns > 0 {
+                    let _ = server.agent.resize("", rows, columns).await;
+                }
+                if signals.recv().await.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Puts the descriptors that came with an exec in their places.
+fn arrange(fds: Vec<OwnedFd>, streams: [bool; 3]) -> anyhow::Result<[Option<OwnedFd>; 3]> {
+    let mut fds = fds.into_iter();
+    let terminal = streams == [true, true, false] && fds.len() == 1;
+    if terminal {
+        let slave = fds.next().context("no descriptor came with the exec")?;
+        return Ok([Some(slave.try_clone()?), Some(slave), None]);
+    }
+    let mut files = [None, None, None];
+    for (file, attached) in files.iter_mut().zip(streams) {
+        if attached {
+            *file = Some(fds.next().context("fewer descriptors came with the exec than it names")?);
+        }
+    }
+    Ok(files)
+}
+
+async fn receive(stream: &UnixStream) -> anyhow::Result<Option<(Request, Vec<OwnedFd>)>> {
+    let mut header = [0; 4];
+    let (got, fds) = loop {
+        stream.readable().await?;
+        match stream.try_io(tokio::io::Interest::READABLE, || control::receive_fds(stream, &mut header)) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            received => break received?,
+        }
+    };
+    if got == 0 {
+        return Ok(None);
+    }
+    let mut reader = Reader(stream);
+    reader.fill(header.get_mut(got..).unwrap_or_default()).await?;
+    let mut body = vec![0; control::body_length(header)?];
+    reader.fill(&mut body).await?;
+    Ok(Some((serde_json::from_slice(&body).context("understand a request")?, fds)))
+}
+
+async fn send(stream: &UnixStream, reply: &Reply) -> anyhow::Result<()> {
+    let bytes = control::encode(reply)?;
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            written => rest = rest.get(written?..).unwrap_or_default(),
+        }
+    }
+    Ok(())
+}
+
+/// Reads whole buffers from a shared reference to a stream.
+struct Reader<'a>(&'a UnixStream);
+
+impl Reader<'_> {
+    async fn fill(&mut self, mut buffer: &mut [u8]) -> std::io::Result<()> {
+        while !buffer.is_empty() {
+            self.0.readable().await?;
+            match self.0.try_read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                read => buffer = buffer.get_mut(read?..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! The container's virtual machine, from its set-up to a connected agent.
+
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use protocol::{Hello, READY_PORT, RPC_PORT};
+use tokio::io::unix::AsyncFd;
+use vmm::virtio::fs::{Fs, Share};
+use vmm::virtio::rng::Rng;
+use vmm::virtio::vsock::{self, Handle, Listener};
+use vmm::{Machine, MachineSpec, Running};
+
+use super::agent_client::Agent;
+use crate::launch::Setup;
+use crate::timeline::Timeline;
+
+/// A guest that has not reported after this long never will. Generous: a host may be overloaded.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tag of the one file-system device; the agent mounts it by this name.
+const SHARES_TAG: &str = "shares";
+
+/// A running virtual machine.
+pub struct Vm {
+    running: Running,
+    ended: AsyncFd<OwnedFd>,
+    vsock: Handle,
+    ready: AsyncFd<Listener>,
+    container_id: String,
+    timeline: Timeline,
+}
+
+impl Vm {
+    /// Builds and starts the VM. Needs a running tokio runtime.
+    pub fn boot(setup: Setup, shares: Vec<Share>) -> anyhow::Result<Self> {
+        let mut timeline = setup.timeline;
+        timeline.mark("set-up read");
+        let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
+        let ready = vsock.listen(READY_PORT).context("listen for the guest")?;
+        let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let spec = MachineSpec {
+            memory_mib: setup.machine.memory_mib,
+            vcpus: setup.machine.vcpus,
+            kernel: setup.kernel,
+            initrd: setup.initrd,
+            cmdline: setup.machine.cmdline,
+            console: console(setup.log.debug)?,
+        };
+        let machine = Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng)])?;
+        timeline.mark("VM built");
+        let running = machine.start()?;
+        timeline.mark("VM started");
+        let ended = AsyncFd::new(running.ended().try_clone_to_owned()?)?;
+        let ready = AsyncFd::with_interest(ready, tokio::io::Interest::READABLE)?;
+        Ok(Self { running, ended, vsock, ready, container_id: setup.id, timeline })
+    }
+
+    /// Waits for the agent's report and connects to it.
+    pub async fn agent(&mut self) -> anyhow::Result<Agent> {
+        let started = crate::timeline::now_us();
+        let hello = self.or_death(self.hello()).await?;
+        if hello.version != protocol::VERSION {
+            let (theirs, ours) = (hello.version, protocol::VERSION);
+            bail!("the initrd's agent speaks protocol {theirs}, this runvm {ours}: install both from one build");
+        }
+        // The guest counts from where its kernel began; put that on our clock by the later end.
+        let begin = crate::timeline::now_us().saturating_sub(u64::from(hello.ready_us)).max(started);
+        self.timeline.mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
+        self.timeline.mark("agent ready");
+        let agent = Agent::new(self.vsock.connect(RPC_PORT)?, &self.container_id)?;
+        self.or_death(agent.configure()).await?;
+        self.timeline.mark("agent configured");
+        Ok(agent)
+    }
+
+    /// Where streams to the guest are opened.
+    pub fn vsock(&self) -> &Handle {
+        &self.vsock
+    }
+
+    /// Adds a moment to the timeline.
+    pub fn mark(&mut self, what: &str) {
+        self.timeline.mark(what);
+    }
+
+    /// Where the time went so far.
+    pub fn timeline(&self) -> String {
+        self.timeline.summary()
+    }
+
+    /// Returns when the VM has stopped by itself.
+    pub async fn ended(&self) {
+        let _ = self.ended.readable().await;
+    }
+
+    /// Waits for something the guest does, or says why it never will.
+    pub async fn or_death<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.ended() => Err(self.cause_of_death()),
+        }
+    }
+
+    /// Why the VM has stopped, with the guest kernel's last words.
+    pub fn cause_of_death(&self) -> anyhow::Error {
+        let exit = self.running.exit().map_or_else(|| "unknown reason".to_owned(), |exit| exit.to_string());
+        match self.running.last_words() {
+            Some(words) => anyhow!("the guest stopped ({exit}); its kernel's last words: {}", words.trim()),
+            None => anyhow!("the guest stopped ({exit})"),
+        }
+    }
+
+    async fn hello(&self) -> anyhow::Result<Hello> {
+        let report = tokio::time::timeout(BOOT_PATIENCE, self.report()).await;
+        report.map_err(|_| anyhow!("the guest did not report within {} s of its start", BOOT_PATIENCE.as_secs()))?
+    }
+
+    async fn report(&self) -> anyhow::Result<Hello> {
+        let stream = loop {
+            let mut guard = self.ready.readable().await?;
+            match guard.try_io(|listener| listener.get_ref().accept()) {
+                Ok(accepted) => break accepted.context("take the guest's report")?,
+                Err(_would_block) => {}
+            }
+        };
+        stream.set_nonblocking(true)?;
+        let mut stream = tokio::net::UnixStream::from_std(stream)?;
+        let mut bytes = [0; Hello::SIZE];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
+        Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
+    }
+}
+
+/// With `--debug` the guest's serial console goes where the log goes.
+fn console(debug: bool) -> anyhow::Result<Option<OwnedFd>> {
+    if !debug {
+        return Ok(None);
+    }
+    let fd = match crate::log::file() {
+        Some(file) => file.try_clone()?.into(),
+        None => std::io::stderr().as_fd().try_clone_to_owned()?,
+    };
+    Ok(Some(fd))
+}

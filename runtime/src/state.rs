@@ -1,0 +1,271 @@
+//! A container's state on disk: `<root>/<id>/state.json`, written whole and renamed into place.
+//!
+//! ```text
+//!  <root>/<id>/            0700; the directory itself reserves the id and is what commands lock
+//!     state.json           what every command reads
+//!     control              the monitor's socket
+//! ```
+//!
+//! Whether a container lives is never stored: it lives while the process `pid` with start time
+//! `pid_start` does. So a monitor that dies in whatever way reads as a stopped container.
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::HostCgroup;
+use crate::hooks::Hooks;
+
+/// How far a container has come, as far as files can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` has not finished.
+    Creating,
+    /// The process waits for `start`.
+    Created,
+    /// The process was started.
+    Running,
+    /// The monitor is gone.
+    Stopped,
+}
+
+impl Status {
+    /// The word the OCI runtime specification has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Everything the commands know of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the specification the bundle was written for.
+    pub oci_version: String,
+    /// Name of the container.
+    pub id: String,
+    /// How far `create` and `start` came; see [`State::status`] for the truth.
+    pub reached: Status,
+    /// The monitor; 0 before it was started.
+    pub pid: i32,
+    /// Start time of the monitor, field 22 of `/proc/PID/stat`: with the pid it is an identity.
+    pub pid_start: u64,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// The root file system on the host.
+    pub rootfs: PathBuf,
+    /// When the container was created, RFC 3339.
+    pub created: String,
+    /// Name of the user who created it.
+    pub owner: String,
+    /// Annotations of the bundle.
+    pub annotations: HashMap<String, String>,
+    /// The container's cgroups on the host.
+    pub cgroup: Option<HostCgroup>,
+    /// Hooks still to run.
+    pub hooks: Hooks,
+}
+
+impl State {
+    /// The status now.
+    pub fn status(&self) -> Status {
+        match self.pid {
+            0 if self.reached == Status::Creating => Status::Creating,
+            pid if process_start(pid) == Some(self.pid_start) => self.reached,
+            _ => Status::Stopped,
+        }
+    }
+
+    /// The state as the OCI specification's JSON, as hooks get it.
+    pub fn oci(&self, status: Status) -> serde_json::Value {
+        let mut value = serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": status.as_str(),
+            "pid": if status == Status::Stopped { 0 } else { self.pid },
+            "bundle": self.bundle,
+        });
+        if !self.annotations.is_empty() {
+            value["annotations"] = serde_json::json!(self.annotations);
+        }
+        value
+    }
+
+    /// The same with what runc adds for people: rootfs, created and owner.
+    pub fn for_people(&self) -> serde_json::Value {
+        let mut value = self.oci(self.status());
+        value["rootfs"] = serde_json::json!(self.rootfs);
+        value["created"] = serde_json::json!(self.created);
+        value["owner"] = serde_json::json!(self.owner);
+        value
+    }
+}
+
+/// Start time of a process in clock ticks since boot; `None` when it is gone or a zombie.
+pub fn process_start(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command may hold spaces and parentheses; fields are counted after the last one.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// The directory of one container.
+#[derive(Debug)]
+pub struct Dir {
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Reserves an id: only one of two callers at the same instant succeeds.
+    pub fn reserve(root: &Path, id: &str) -> anyhow::Result<Self> {
+        let mut builder = DirBuilder::new();
+        let make_root = builder.recursive(true).mode(0o711).create(root);
+        make_root.with_context(|| format!("create state directory {} (set --root?)", root.display()))?;
+        let path = root.join(id);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(Self { path }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                bail!("container with given ID already exists: {id}")
+            }
+            Err(error) => Err(error).with_context(|| format!("create state directory {}", path.display())),
+        }
+    }
+
+    /// The directory of an existing container.
+    pub fn open(root: &Path, id: &str) -> anyhow::Result<Self> {
+        crate::plan::validate_id(id)?;
+        let path = root.join(id);
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => Ok(Self { path }),
+            Ok(_) => bail!("{} is not a container's state directory", path.display()),
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!("container does not exist: {id}"),
+            Err(error) => Err(error).with_context(|| format!("look for container {id} in {}", root.display())),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Holds every other command that locks this container off until the lock is dropped. Waits for
+    /// at most `patience`: a stopped (SIGSTOP) command must not hang every other one.
+    pub fn lock(&self, patience: Duration) -> anyhow::Result<Lock> {
+        let opened = File::open(&self.path);
+        let dir = opened.with_context(|| format!("open state directory {}", self.path.display()))?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock { _dir: dir }),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => {
+                    let path = self.path.display();
+                    return Err(error).with_context(|| format!("another command still works on {path}"));
+                }
+            }
+        }
+    }
+
+    /// Reads the state; `None` when `create` died before it wrote any.
+    pub fn load(&self) -> anyhow::Result<Option<State>> {
+        let file = self.path.join("state.json");
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+        };
+        let state = serde_json::from_slice(&text);
+        state.map(Some).with_context(|| format!("{} is damaged; delete --force cleans it up", file.display()))
+    }
+
+    /// Reads the state of a container that must have one.
+    pub fn state(&self) -> anyhow::Result<State> {
+        let id = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.load()?.with_context(|| format!("container {} was not fully created; delete --force cleans it up", id()))
+    }
+
+    /// Writes the state: temporary file, then rename, so that no reader sees half of it.
+    pub fn save(&self, state: &State) -> anyhow::Result<()> {
+        let temporary = self.path.join("state.json.new");
+        let write = || -> anyhow::Result<()> {
+            let mut options = File::options();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&serde_json::to_vec(state)?)?;
+            std::fs::rename(&temporary, self.path.join("state.json"))?;
+            Ok(())
+        };
+        write().with_context(|| format!("write {}", self.path.join("state.json").display()))
+    }
+
+    /// Removes the directory and with it the id.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A container's lock; dropping it lets the next command in.
+#[derive(Debug)]
+pub struct Lock {
+    _dir: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_reserved_once() {
+        let root = tempfile::tempdir().unwrap();
+        let first = Dir::reserve(root.path(), "a").unwrap();
+        let again = Dir::reserve(root.path(), "a").unwrap_err().to_string();
+        assert_eq!(again, "container with given ID already exists: a");
+        first.remove().unwrap();
+        Dir::reserve(root.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn an_unknown_id_is_named_in_runcs_words() {
+        let root = tempfile::tempdir().unwrap();
+        let error = Dir::open(root.path(), "nope").unwrap_err().to_string();
+        assert!(error.starts_with("container does not exist"), "{error}");
+    }
+
+    #[test]
+    fn a_process_is_its_pid_and_start_time() {
+        let pid = std::process::id() as i32;
+        assert!(process_start(pid).is_some());
+        assert_eq!(process_start(-1), None);
+    }
+
+    #[test]
+    fn a_second_lock_waits_and_gives_up() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::reserve(root.path(), "a").unwrap();
+        let held = dir.lock(Duration::ZERO).unwrap();
+        assert!(dir.lock(Duration::from_millis(20)).is_err());
+        drop(held);
+        dir.lock(Duration::ZERO).unwrap();
+    }
+}
