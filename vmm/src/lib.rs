@@ -1,3 +1,4 @@
 //! A small virtual machine monitor.
+pub mod event_loop;
 pub mod interrupt;
 pub mod virtio;

@@ -1,1 +1,412 @@
-//! placeholder
+//! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2): registers of one device.
+//!
+//! ```text
+//!  Idle ──DRIVER_OK──▶ Active(worker) ──status := 0──▶ Idle
+//!    ▲                    │      ▲
+//!    └──────pause─────────┘      └── resume
+//! ```
+//!
+//! A queue's settings live here until `DRIVER_OK`; from then on the worker owns the queues, and what
+//! it returns when stopped takes the settings' place. Wrong accesses are ignored, as hardware would.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::worker::{Idle, Wiring, Worker};
+use super::{Device, Error};
+
+/// Version of [`DeviceState`] that this build writes and reads.
+pub const STATE_VERSION: u32 = 1;
+
+/// "virt", little endian.
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "rvm", little endian: the vendor id says which monitor this is; drivers don't look.
+const VENDOR: u32 = 0x006d_7672;
+/// Where the configuration space starts.
+const CONFIG: u64 = 0x100;
+
+/// `VIRTIO_RING_F_INDIRECT_DESC`, `VIRTIO_RING_F_EVENT_IDX` and `VIRTIO_F_VERSION_1`.
+const INDIRECT_DESC: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+const VERSION_1: u64 = 1 << 32;
+
+/// Bits of the `Status` register (section 2.1).
+mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
+    pub const FAILED: u32 = 128;
+}
+
+/// Offsets of the registers (section 4.2.2, table 4.1).
+mod register {
+    pub const MAGIC_VALUE: u64 = 0x000;
+    pub const VERSION: u64 = 0x004;
+    pub const DEVICE_ID: u64 = 0x008;
+    pub const VENDOR_ID: u64 = 0x00c;
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub const QUEUE_SEL: u64 = 0x030;
+    pub const QUEUE_SIZE_MAX: u64 = 0x034;
+    pub const QUEUE_SIZE: u64 = 0x038;
+    pub const QUEUE_READY: u64 = 0x044;
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    pub const STATUS: u64 = 0x070;
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+}
+
+/// The `QueueNotify` register, where the machine puts the ioeventfds.
+pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
+
+/// State of one device with its transport, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// Device id (virtio 1.2, section 5); must match on restore.
+    pub id: u32,
+    /// The registers the driver wrote.
+    pub registers: Registers,
+    /// The queues, in the device's order.
+    pub queues: Vec<SavedQueue>,
+    /// `InterruptStatus`.
+    pub interrupt: u32,
+    /// The device had set `DEVICE_NEEDS_RESET`.
+    pub broken: bool,
+    /// What [`Device::save`] gave.
+    pub device: Vec<u8>,
+}
+
+/// Registers that the driver writes and that are not part of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers {
+    /// `Status` without `DEVICE_NEEDS_RESET`.
+    pub status: u32,
+    /// Features the driver accepted.
+    pub driver_features: u64,
+    /// `DeviceFeaturesSel`.
+    pub device_features_sel: u32,
+    /// `DriverFeaturesSel`.
+    pub driver_features_sel: u32,
+    /// `QueueSel`.
+    pub queue_sel: u32,
+}
+
+/// `virtio_queue::QueueState` in a form that can be saved; the fields are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SavedQueue {
+    pub max_size: u16,
+    pub next_avail: u16,
+    pub next_used: u16,
+    pub event_idx_enabled: bool,
+    pub size: u16,
+    pub ready: bool,
+    pub desc_table: u64,
+    pub avail_ring: u64,
+    pub used_ring: u64,
+}
+
+enum Side {
+    Idle(Box<dyn Device>),
+    Active(Worker),
+    /// The worker panicked: the device is gone and answers with `DEVICE_NEEDS_RESET` for ever.
+    Lost,
+}
+
+/// The registers of one device, and the device itself while no worker has it.
+pub struct Transport {
+    side: Side,
+    wiring: Wiring,
+    registers: Registers,
+    queues: Vec<QueueState>,
+    id: u32,
+    features: u64,
+    config: Vec<u8>,
+}
+
+impl Transport {
+    /// A transport in its reset state. `wiring.notified` has one event per queue of the device.
+    pub fn new(device: Box<dyn Device>, wiring: Wiring) -> Self {
+        Self {
+            registers: Registers::default(),
+            queues: device.queue_sizes().iter().map(|&size| fresh_queue(size)).collect(),
+            id: device.id(),
+            features: device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC,
+            config: device.config(),
+            side: Side::Idle(device),
+            wiring,
+        }
+    }
+
+    /// The notification event of each queue, to be registered as ioeventfd.
+    pub fn notified(&self) -> &[Arc<EventFd>] {
+        &self.wiring.notified
+    }
+
+    /// The driver reads `data.len()` bytes at `offset` of the device's 4 KiB.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= CONFIG {
+            let at = usize::try_from(offset - CONFIG).unwrap_or(usize::MAX);
+            for (out, byte) in data.iter_mut().zip(self.config.iter().skip(at)) {
+                *out = *byte;
+            }
+        } else if data.len() == 4 {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC_VALUE => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.id,
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.features, self.registers.device_features_sel),
+            register::QUEUE_SIZE_MAX => self.queue().map_or(0, |queue| queue.max_size.into()),
+            register::QUEUE_READY => self.queue().is_some_and(|queue| queue.ready).into(),
+            register::INTERRUPT_STATUS => self.wiring.interrupt.status(),
+            register::STATUS => self.status(),
+            // There are no shared memory regions: all lengths are -1.
+            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
+            // The configuration doesn't change while a driver may look.
+            register::CONFIG_GENERATION => 0,
+            _ => 0,
+        }
+    }
+
+    /// The driver writes `data` at `offset`. Activation and reset happen in here.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(bytes) = data.try_into() else { return };
+        let value = u32::from_le_bytes(bytes);
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
+            register::DRIVER_FEATURES => self.accept_features(value),
+            register::QUEUE_SEL => self.registers.queue_sel = value,
+            register::QUEUE_NOTIFY => self.notify(value),
+            register::INTERRUPT_ACK => self.wiring.interrupt.acknowledge(value),
+            register::STATUS if value == 0 => self.reset(),
+            register::STATUS => self.set_status(value),
+            _ => self.write_queue(offset, value),
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        // Settings are open from FEATURES_OK to DRIVER_OK, and not once the queue is ready.
+        if self.registers.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(self.registers.queue_sel as usize) else { return };
+        if queue.ready {
+            queue.ready = offset != register::QUEUE_READY || value & 1 != 0;
+            return;
+        }
+        match offset {
+            // A size that doesn't fit becomes 0, which activation refuses.
+            register::QUEUE_SIZE => queue.size = u16::try_from(value).unwrap_or(0),
+            register::QUEUE_READY => queue.ready = value & 1 != 0,
+            register::QUEUE_DESC_LOW => set_half(&mut queue.desc_table, 0, value),
+            register::QUEUE_DESC_HIGH => set_half(&mut queue.desc_table, 1, value),
+            register::QUEUE_DRIVER_LOW => set_half(&mut queue.avail_ring, 0, value),
+            register::QUEUE_DRIVER_HIGH => set_half(&mut queue.avail_ring, 1, value),
+            register::QUEUE_DEVICE_LOW => set_half(&mut queue.used_ring, 0, value),
+            register::QUEUE_DEVICE_HIGH => set_half(&mut queue.used_ring, 1, value),
+            _ => {}
+        }
+    }
+
+    fn queue(&self) -> Option<&QueueState> {
+        self.queues.get(self.registers.queue_sel as usize)
+    }
+
+    fn status(&self) -> u32 {
+        let broken = self.wiring.interrupt.is_broken() || matches!(self.side, Side::Lost);
+        self.registers.status | if broken { status::NEEDS_RESET } else { 0 }
+    }
+
+    fn accept_features(&mut self, value: u32) {
+        let open = self.registers.status & (status::DRIVER | status::FEATURES_OK) == status::DRIVER;
+        if open {
+            set_half(&mut self.registers.driver_features, self.registers.driver_features_sel, value);
+        }
+    }
+
+    /// Notifications usually end in the kernel, at the ioeventfd; what comes here is a wrong index or
+    /// a host that has none. Before `DRIVER_OK` the event keeps it for the worker to come.
+    fn notify(&self, queue: u32) {
+        if let Some(notified) = self.wiring.notified.get(queue as usize) {
+            // A full counter is a pending notification already.
+            let _ = notified.write(1);
+        }
+    }
+
+    fn set_status(&mut self, value: u32) {
+        let before = self.registers.status;
+        let known = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK | status::FAILED;
+        // Bits are only ever added; taking one back takes a reset.
+        let mut new = before | (value & known);
+        let features = self.registers.driver_features;
+        if new & !before & status::FEATURES_OK != 0 && (features & !self.features != 0 || features & VERSION_1 == 0) {
+            new &= !status::FEATURES_OK;
+        }
+        if new & status::FEATURES_OK == 0 {
+            new &= !status::DRIVER_OK;
+        }
+        self.registers.status = new;
+        if new & !before & status::DRIVER_OK != 0 {
+            let event_idx = features & EVENT_IDX != 0;
+            self.queues.iter_mut().for_each(|queue| queue.event_idx_enabled = event_idx);
+            self.activate();
+        }
+    }
+
+    fn activate(&mut self) {
+        match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Idle(device) => {
+                let idle = Idle { device, queues: self.queues.clone() };
+                match Worker::start(idle, self.registers.driver_features, self.wiring.clone()) {
+                    Ok(worker) => self.side = Side::Active(worker),
+                    Err((idle, error)) => {
+                        self.side = Side::Idle(idle.device);
+                        (self.wiring.on_fault)(format!("{}: start its thread: {error}", self.wiring.name));
+                        // The status register shows it even if the interrupt fails.
+                        let _ = self.wiring.interrupt.needs_reset();
+                    }
+                }
+            }
+            other => self.side = other,
+        }
+    }
+
+    /// Stops the worker, if there is one; device and queues are here again afterwards.
+    fn deactivate(&mut self) {
+        match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Active(worker) => {
+                if let Some(idle) = worker.stop() {
+                    self.queues = idle.queues;
+                    self.side = Side::Idle(idle.device);
+                }
+            }
+            other => self.side = other,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.deactivate();
+        self.registers = Registers::default();
+        self.queues.iter_mut().for_each(|queue| *queue = fresh_queue(queue.max_size));
+        self.wiring.interrupt.set(0, false);
+        if let Side::Idle(device) = &mut self.side {
+            device.reset();
+        }
+    }
+
+    /// Stops the worker and keeps everything, so that [`Transport::resume`] goes on from here. Call
+    /// it while no vCPU runs.
+    pub fn pause(&mut self) {
+        self.deactivate();
+    }
+
+    /// Starts the worker again if the driver had activated the device.
+    pub fn resume(&mut self) {
+        if self.registers.status & status::DRIVER_OK != 0 {
+            self.activate();
+        }
+    }
+
+    /// State of a device whose worker is not running.
+    ///
+    /// # Errors
+    /// The device is active or lost, or cannot be saved.
+    pub fn save(&self) -> Result<DeviceState, Error> {
+        let Side::Idle(device) = &self.side else {
+            return Err(Error::Protocol("a device that runs or is lost cannot be saved"));
+        };
+        Ok(DeviceState {
+            version: STATE_VERSION,
+            id: self.id,
+            registers: self.registers,
+            queues: self.queues.iter().map(SavedQueue::from).collect(),
+            interrupt: self.wiring.interrupt.status(),
+            broken: self.wiring.interrupt.is_broken(),
+            device: device.save()?,
+        })
+    }
+
+    /// Takes back what [`Transport::save`] gave; [`Transport::resume`] then starts the worker.
+    ///
+    /// # Errors
+    /// The state is of another version or another device, or the device refuses it.
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), Error> {
+        let sizes = self.queues.iter().map(|queue| queue.max_size);
+        let same = state.id == self.id && sizes.eq(state.queues.iter().map(|queue| queue.max_size));
+        if state.version != STATE_VERSION || !same || state.registers.driver_features & !self.features != 0 {
+            return Err(Error::Protocol("saved state of another device or version"));
+        }
+        let Side::Idle(device) = &mut self.side else {
+            return Err(Error::Protocol("a device that runs or is lost cannot be restored"));
+        };
+        device.restore(&state.device)?;
+        self.registers = state.registers;
+        self.queues = state.queues.iter().map(QueueState::from).collect();
+        self.wiring.interrupt.set(state.interrupt, state.broken);
+        Ok(())
+    }
+}
+
+/// A queue in its reset state.
+fn fresh_queue(max_size: u16) -> QueueState {
+    QueueState { max_size, size: max_size, ..QueueState::default() }
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_half(value: &mut u64, select: u32, half: u32) {
+    match select {
+        0 => *value = (*value & !u64::from(u32::MAX)) | u64::from(half),
+        1 => *value = (*value & u64::from(u32::MAX)) | (u64::from(half) << 32),
+        _ => {}
+    }
+}
+
+impl From<&QueueState> for SavedQueue {
+    fn from(queue: &QueueState) -> Self {
+        let QueueState { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = *queue;
+        let QueueState { desc_table, avail_ring, used_ring, .. } = *queue;
+        Self { max_size, next_avail, next_used, event_idx_enabled, size, ready, desc_table, avail_ring, used_ring }
+    }
+}
+
+impl From<&SavedQueue> for QueueState {
+    fn from(queue: &SavedQueue) -> Self {
+        let SavedQueue { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } = *queue;
+        let SavedQueue { desc_table, avail_ring, used_ring, .. } = *queue;
+        Self { max_size, next_avail, next_used, event_idx_enabled, size, ready, desc_table, avail_ring, used_ring }
+    }
+}

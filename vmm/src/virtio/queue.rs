@@ -48,9 +48,11 @@ impl Ring {
         if !self.queue.ready() {
             return Ok(());
         }
+        let before = self.queue.next_used();
         let result = self.serve_all(memory, &mut serve);
-        // Even when a chain was bad, the driver hears of those before it.
-        if self.queue.needs_notification(memory)? {
+        // Even when a chain was bad, the driver hears of those before it. Without EVENT_IDX
+        // `needs_notification` says yes even when nothing was used.
+        if self.queue.next_used() != before && self.queue.needs_notification(memory)? {
             self.interrupt.queue()?;
         }
         result
@@ -123,7 +125,7 @@ impl<'m> Buffers<'m> {
     fn push(&mut self, slice: VolatileSlice<'m>) -> Result<(), Error> {
         let left = self.left.checked_add(slice.len()).filter(|&left| left <= u32::MAX as usize);
         self.left = left.ok_or(Error::Protocol("a descriptor chain of more than 4 GiB"))?;
-        if slice.len() > 0 {
+        if !slice.is_empty() {
             self.slices.push_back(slice);
         }
         Ok(())
@@ -191,7 +193,7 @@ impl<'m> Buffers<'m> {
                 Ok((front, back)) => {
                     todo -= front.len();
                     take(front);
-                    if back.len() > 0 {
+                    if !back.is_empty() {
                         self.slices.push_front(back);
                     }
                 }
