@@ -15,9 +15,11 @@
 //! Everything read from guest memory is data that lies. A device answers it with [`Error`]; the worker
 //! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
 
+pub mod fs;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 use std::os::fd::RawFd;

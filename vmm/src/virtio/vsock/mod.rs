@@ -1,0 +1,43 @@
+//! Socket device (virtio 1.2, section 5.10): streams between processes of the host and of the guest.
+//!
+//! ```text
+//!  any thread of the host          the device's worker thread                         guest
+//!  ──────────────────────          ──────────────────────────                         ─────
+//!  Handle::connect ──commands───▶  device   rings, budgets, the wake-up descriptor
+//!  Handle::listen ─▶ Listeners ◀─   │
+//!  Listener::accept ◀───────────   muxer    table of connections, who sends next  ◀─▶ tx, rx ring
+//!                                   │
+//!  UnixStream ◀── socket pair ──▶  connection   credit, half-close, phases; no I/O of its own
+//! ```
+//!
+//! A stream is a Unix socket pair: the host's side holds one end, the device the other. Bytes from the
+//! guest go from its buffers into the socket; what the socket cannot take waits in a [`backlog`] that
+//! never exceeds the credit given to the guest. Bytes for the guest are read from the socket straight
+//! into a buffer of the rx ring, so while there is no buffer or no credit they stay in the socket.
+//!
+//! Life of a connection, seen from the device (see [`connection`]):
+//!
+//! ```text
+//!   connect() ─▶ Requested ──RESPONSE──▶ Open ◀──RESPONSE sent── REQUEST from the guest
+//!                    │ RST                │ │
+//!                    ▼                    │ └─ host closed: SHUTDOWN sent ─▶ Lingering ─RST─▶ gone
+//!                  gone                   └─ SHUTDOWN (both) or RST ─▶ Draining ─backlog empty─▶ gone
+//! ```
+//!
+//! Only the stream type is offered. A snapshot keeps no connection: see [`Vsock`].
+
+mod backlog;
+mod connection;
+mod device;
+mod handle;
+mod muxer;
+mod packet;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use device::{Vsock, new};
+pub use handle::{Handle, Listener};
+
+/// The host's context identifier (virtio 1.2, section 5.10.4).
+pub const HOST_CID: u64 = 2;

@@ -1,0 +1,1 @@
+//! Tests with a fake driver on the rings.
