@@ -1,0 +1,169 @@
+//! The container's cgroup: one directory below the guest's cgroup2 root, with its limits.
+
+use crate::error::{Context, Error, Result};
+use crate::sys;
+use protocol::KeyValue;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::path::{Component, Path, PathBuf};
+
+/// How deep below the container's own cgroup its processes are looked for.
+const MAX_DEPTH: usize = 32;
+
+/// A container's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes it, with every controller available, and applies `files` in order.
+    pub fn create(root: &Path, path: &str, files: &[KeyValue]) -> Result<Self> {
+        let mut directory = root.to_owned();
+        for component in Path::new(path).components() {
+            match component {
+                Component::Normal(name) => {
+                    enable_controllers(&directory);
+                    directory.push(name);
+                    make_directory(&directory)?;
+                }
+                Component::RootDir | Component::CurDir => {}
+                _ => return Err(Error::invalid(format!("cgroup path {path:?} leads out of its root"))),
+            }
+        }
+        if directory == root {
+            return Err(Error::invalid("cgroup path is empty"));
+        }
+        let this = Self { directory };
+        files.iter().try_for_each(|file| this.write(&file.key, &file.value))?;
+        Ok(this)
+    }
+
+    /// Writes an interface file.
+    fn write(&self, name: &str, value: &str) -> Result<()> {
+        if name.is_empty() || name.contains('/') {
+            return Err(Error::invalid(format!("cgroup file {name:?} is not a name")));
+        }
+        let file = self.directory.join(name);
+        sys::write_file(&file, value).context(|| format!("write {value:?} to cgroup file {name}"))
+    }
+
+    /// Its directory, open: for `CLONE_INTO_CGROUP`.
+    pub fn open(&self) -> Result<OwnedFd> {
+        open_directory(&self.directory).context(|| format!("open cgroup {}", self.directory.display()))
+    }
+
+    /// How often the kernel killed a process here because memory ran out.
+    pub fn oom_kills(&self) -> u64 {
+        let events = std::fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
+        count_in(&events, "oom_kill")
+    }
+
+    /// Pids in it and below it.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        collect_pids(&self.directory, MAX_DEPTH, &mut pids);
+        pids
+    }
+
+    /// Sends SIGKILL to everything in it and below it.
+    pub fn kill(&self) {
+        if sys::write_file(self.directory.join("cgroup.kill"), "1").is_err() {
+            // A kernel older than 5.14, or a test without cgroup2.
+            self.signal(libc::SIGKILL as u32);
+        }
+    }
+
+    /// Sends a signal to everything in it and below it. What ended meanwhile needs none.
+    pub fn signal(&self, signal: u32) {
+        for pid in self.pids().into_iter().filter_map(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 1) {
+            let _ = sys::kill(pid, signal);
+        }
+    }
+}
+
+/// The directory of the cgroup2 that a process is in.
+pub fn of_process(root: &Path, pid: i32) -> Result<OwnedFd> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context(|| "read cgroup of init")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    open_directory(&root.join(path.trim_start_matches('/'))).context(|| "open cgroup of init")
+}
+
+fn open_directory(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno).context(|| format!("make cgroup {}", path.display())),
+    }
+}
+
+/// Hands every controller that a cgroup has to its children; one that refuses does not stop the others.
+fn enable_controllers(directory: &Path) {
+    let available = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let control = directory.join("cgroup.subtree_control");
+    let enabled = std::fs::read_to_string(&control).unwrap_or_default();
+    let missing: Vec<String> = available
+        .split_whitespace()
+        .filter(|name| !enabled.split_whitespace().any(|on| on == *name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() || sys::write_file(&control, &missing.join(" ")).is_ok() {
+        return;
+    }
+    for one in missing {
+        let _ = sys::write_file(&control, &one);
+    }
+}
+
+fn collect_pids(directory: &Path, depth: usize, pids: &mut Vec<u32>) {
+    let text = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    // Processes of pid namespaces that can't be seen from here read as 0.
+    pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0));
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|_| depth > 0) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_pids(&entry.path(), depth - 1, pids);
+        }
+    }
+}
+
+fn count_in(events: &str, name: &str) -> u64 {
+    events.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(key: &str, value: &str) -> KeyValue {
+        KeyValue { key: key.into(), value: value.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn oom_kills_are_counted() {
+        let events = "low 0\nhigh 0\nmax 4\noom 2\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(count_in(events, "oom_kill"), 1);
+        assert_eq!(count_in("", "oom_kill"), 0);
+    }
+
+    #[test]
+    fn paths_stay_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(Cgroup::create(root.path(), "/../x", &[]).is_err());
+        assert!(Cgroup::create(root.path(), "/", &[]).is_err());
+        let made = Cgroup::create(root.path(), "/docker/abc", &[]).unwrap();
+        assert_eq!(made.directory, root.path().join("docker/abc"));
+    }
+
+    #[test]
+    fn an_error_names_file_and_value() {
+        let root = tempfile::tempdir().unwrap();
+        let error = Cgroup::create(root.path(), "/c", &[file("cpu.max", "100 100")]).unwrap_err();
+        assert_eq!(error.message, "write \"100 100\" to cgroup file cpu.max: no such file or directory");
+        assert!(Cgroup::create(root.path(), "/c", &[file("../x", "1")]).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! The containers of this guest and their processes: a table and what may happen to its entries.
+//!
+//! ```text
+//!              CreateContainer          StartContainer
+//!   (nothing) ───────────────▶ Created ───────────────▶ Running
+//!                                 │    init ended          │
+//!                                 └──────────▶ Stopped ◀───┘
+//! ```
+//!
+//! An entry is there as soon as its process is, so that the reaper can't miss its end; it stays until
+//! the VM goes. Processes that were executed later leave with the answer to the one who waited.
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::event::Fd;
+use crate::link::Link;
+use crate::namespaces::Namespaces;
+use crate::rootfs::Places;
+use crate::sys::{self, Spawned};
+use crate::terminal;
+use rustix::fd::OwnedFd;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use tokio::sync::watch;
+
+/// How many exit statuses of executed processes are kept for somebody who may still ask.
+const MAX_FINISHED: usize = 1024;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// As a shell says it: 128+n for signal n.
+    pub code: u32,
+    /// The kernel killed something in the container's cgroup for want of memory.
+    pub oom_killed: bool,
+}
+
+/// One process that the host asked for.
+pub struct Process {
+    /// In the guest's initial pid namespace.
+    pub pid: i32,
+    /// The same process, also when the pid has been used again.
+    pub pidfd: OwnedFd,
+    exit: watch::Sender<Option<Exit>>,
+    terminal: OnceLock<Weak<Fd>>,
+}
+
+impl Process {
+    /// A process just made.
+    pub fn new(spawned: Spawned) -> Self {
+        let (exit, _) = watch::channel(None);
+        Self { pid: spawned.pid, pidfd: spawned.pidfd, exit, terminal: OnceLock::new() }
+    }
+
+    /// Remembers the master of its terminal.
+    pub fn set_terminal(&self, master: Weak<Fd>) {
+        // Set once, by whoever made the process.
+        let _ = self.terminal.set(master);
+    }
+
+    /// Whether it has been reaped.
+    pub fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Result<Exit> {
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        ended.ok().flatten().ok_or_else(|| Error::internal("exit status lost"))
+    }
+
+    /// Changes the size of its terminal.
+    pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
+        match self.terminal.get().and_then(Weak::upgrade) {
+            Some(master) => terminal::set_size(master.get_ref(), terminal::size(rows, columns)),
+            None => Err(Error::precondition("process has no terminal")),
+        }
+    }
+
+    /// Ends it, whatever it is doing.
+    pub fn kill(&self) {
+        // One that has ended already needs none.
+        let _ = sys::pidfd_send_signal(&self.pidfd, libc::SIGKILL as u32);
+    }
+}
+
+/// What later processes need to know of their container; does not change.
+pub struct Shape {
+    /// Its namespaces.
+    pub namespaces: Namespaces,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// How many CPUs the guest should have once it runs; 0: as many as now.
+    pub online_cpus: u32,
+}
+
+/// One container.
+struct Container {
+    shape: Arc<Shape>,
+    init: Arc<Process>,
+    /// To the init process that waits to be started.
+    gate: Option<Link>,
+    execs: HashMap<String, Arc<Process>>,
+    finished: VecDeque<String>,
+}
+
+impl Container {
+    fn process(&self, exec_id: &str) -> Result<&Arc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(&self.init);
+        }
+        self.execs.get(exec_id).ok_or_else(|| Error::not_found(format!("process {exec_id} does not exist")))
+    }
+
+    /// Notes a finished exec; forgets the oldest that nobody waited for.
+    fn finish(&mut self, exec_id: String) {
+        self.finished.push_back(exec_id);
+        if self.finished.len() > MAX_FINISHED
+            && let Some(oldest) = self.finished.pop_front()
+        {
+            self.execs.remove(&oldest);
+        }
+    }
+}
+
+/// All containers of the guest; usually one.
+pub struct Containers {
+    /// Where things are in the guest.
+    pub places: Places,
+    table: Mutex<HashMap<String, Container>>,
+}
+
+impl Containers {
+    /// None yet.
+    pub fn new(places: Places) -> Self {
+        Self { places, table: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Container>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, id: &str, act: impl FnOnce(&mut Container) -> Result<T>) -> Result<T> {
+        match self.lock().get_mut(id) {
+            Some(container) => act(container),
+            None => Err(Error::not_found(format!("container {id} does not exist"))),
+        }
+    }
+
+    /// An error if there is a container of that name.
+    pub fn check_free(&self, id: &str) -> Result<()> {
+        match self.lock().contains_key(id) {
+            true => Err(Error::precondition(format!("container with id exists: {id}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Enters a container whose init process has just been made.
+    pub fn insert(&self, id: &str, shape: Arc<Shape>, init: Arc<Process>) -> Result<()> {
+        self.check_free(id)?;
+        let container = Container { shape, init, gate: None, execs: HashMap::new(), finished: VecDeque::new() };
+        self.lock().insert(id.to_owned(), container);
+        Ok(())
+    }
+
+    /// Forgets a container whose making failed, ending what there is of it.
+    pub fn discard(&self, id: &str) {
+        if let Some(container) = self.lock().remove(id) {
+            container.init.kill();
+            container.shape.cgroup.kill();
+        }
+    }
+
+    /// Its init process is ready to be started.
+    pub fn set_gate(&self, id: &str, gate: Link) -> Result<()> {
+        self.with(id, |container| {
+            container.gate = Some(gate);
+            Ok(())
+        })
+    }
+
+    /// Takes the right to start it.
+    pub fn take_gate(&self, id: &str) -> Result<(Link, Arc<Shape>)> {
+        self.with(id, |container| {
+            if container.init.has_ended() {
+                return Err(Error::precondition("cannot start a container that has stopped"));
+            }
+            match container.gate.take() {
+                Some(gate) => Ok((gate, container.shape.clone())),
+                None => Err(Error::precondition("cannot start an already running container")),
+            }
+        })
+    }
+
+    /// What is needed to execute another process in it.
+    pub fn joinable(&self, id: &str, exec_id: &str) -> Result<(Arc<Shape>, Arc<Process>)> {
+        self.with(id, |container| {
+            if container.init.has_ended() {
+                return Err(Error::precondition("cannot exec in a stopped container"));
+            }
+            if exec_id.is_empty() || container.execs.contains_key(exec_id) {
+                return Err(Error::precondition(format!("exec id {exec_id:?} is taken")));
+            }
+            Ok((container.shape.clone(), container.init.clone()))
+        })
+    }
+
+    /// Enters a later process that has just been made.
+    pub fn insert_exec(&self, id: &str, exec_id: &str, process: Arc<Process>) -> Result<()> {
+        self.with(id, |container| {
+            if container.execs.contains_key(exec_id) {
+                return Err(Error::precondition(format!("exec id {exec_id:?} is taken")));
+            }
+            container.execs.insert(exec_id.to_owned(), process);
+            Ok(())
+        })
+    }
+
+    /// Forgets a later process: its making failed, or its end has been told.
+    pub fn remove_exec(&self, id: &str, exec_id: &str) {
+        if let Some(container) = self.lock().get_mut(id) {
+            container.execs.remove(exec_id);
+            container.finished.retain(|finished| finished != exec_id);
+        }
+    }
+
+    /// A process; `""` is init.
+    pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
+        self.with(id, |container| container.process(exec_id).cloned())
+    }
+
+    /// The pids of everything in it.
+    pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        self.with(id, |container| Ok(container.shape.cgroup.pids()))
+    }
+
+    /// Sends a signal to one process, or to all of the container.
+    pub fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
+        self.with(id, |container| {
+            let process = container.process(exec_id)?;
+            if process.has_ended() {
+                let init = exec_id.is_empty();
+                return Err(Error::precondition(if init {
+                    "container not running"
+                } else {
+                    "process already finished"
+                }));
+            }
+            match (all, signal) {
+                (false, _) => send(process, signal),
+                (true, 9) => {
+                    container.shape.cgroup.kill();
+                    Ok(())
+                }
+                (true, _) => {
+                    container.shape.cgroup.signal(signal);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// A child of the agent has been reaped.
+    pub fn ended(&self, pid: i32, code: u32) {
+        let mut table = self.lock();
+        for container in table.values_mut() {
+            let exit = || Exit { code, oom_killed: container.shape.cgroup.oom_kills() > 0 };
+            if container.init.pid == pid && !container.init.has_ended() {
+                container.init.exit.send_replace(Some(exit()));
+                container.gate = None;
+                // With a pid namespace the kernel has done that.
+                if !container.shape.namespaces.has(libc::CLONE_NEWPID) {
+                    container.shape.cgroup.kill();
+                }
+                return;
+            }
+            let exec = container.execs.iter().find(|(_, process)| process.pid == pid && !process.has_ended());
+            if let Some((exec_id, process)) = exec {
+                process.exit.send_replace(Some(exit()));
+                let exec_id = exec_id.clone();
+                container.finish(exec_id);
+                return;
+            }
+        }
+    }
+
+    /// Ends every container; gives the processes whose end is to be awaited.
+    pub fn kill_all(&self) -> Vec<Arc<Process>> {
+        let table = self.lock();
+        for container in table.values() {
+            container.init.kill();
+            container.shape.cgroup.kill();
+        }
+        table.values().map(|container| container.init.clone()).collect()
+    }
+}
+
+fn send(process: &Process, signal: u32) -> Result<()> {
+    use rustix::io::Errno;
+    match sys::pidfd_send_signal(&process.pidfd, signal) {
+        Ok(()) => Ok(()),
+        Err(Errno::SRCH) => Err(Error::precondition("process already finished")),
+        Err(Errno::INVAL) => Err(Error::invalid(format!("invalid signal {signal}"))),
+        Err(errno) => Err(Error::internal(format!("signal {signal}: {}", crate::error::errno_text(errno)))),
+    }
+}

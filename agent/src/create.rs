@@ -1,0 +1,199 @@
+//! CreateContainer: from a request to an init process that only has to exec.
+//!
+//! The agent clones the child into its namespaces and cgroup; the child builds the rest from inside.
+//! How the two talk is in [`crate::link`].
+
+use crate::cgroup::Cgroup;
+use crate::container::{Containers, Process, Shape};
+use crate::error::{Context, Error, Result};
+use crate::link::{ChildLink, Link};
+use crate::namespaces::{self, Namespaces};
+use crate::rootfs::{self, Places};
+use crate::stdio::{self, AgentStdio, ChildStdio};
+use crate::streams::Streams;
+use crate::sys::{self, SpawnArgs};
+use crate::terminal::Pty;
+use crate::{link, process};
+use protocol::{CreateContainerRequest, KeyValue};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use rustix::thread::UnshareFlags;
+use std::sync::Arc;
+
+/// Soft limit of open files of a process that has none given: programs walk through all of a large one.
+const DEFAULT_DESCRIPTORS: u64 = 1024;
+
+/// Makes the container; returns the pid of its init.
+pub async fn create(containers: &Containers, streams: &Streams, request: CreateContainerRequest) -> Result<i32> {
+    let id = request.container_id.as_str();
+    if id.is_empty() {
+        return Err(Error::invalid("container id is empty"));
+    }
+    process::validate(&request.process)?;
+    containers.check_free(id)?;
+    let namespaces = Namespaces::new(&request)?;
+    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
+    mount_shares(&containers.places)?;
+    let path = if request.cgroup_path.is_empty() { id } else { &request.cgroup_path };
+    let cgroup = Cgroup::create(&containers.places.cgroup_root, path, &request.cgroup_files)?;
+    let shape = Arc::new(Shape { namespaces, cgroup, online_cpus: request.online_cpus });
+    let (link, child_link) = link::pair()?;
+    let init = Arc::new(spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
+    if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
+        init.kill();
+        return Err(error);
+    }
+    match settle(&init, &request.process, link, agent_stdio).await {
+        Ok(gate) => containers.set_gate(id, gate).map(|()| init.pid),
+        Err(error) => {
+            containers.discard(id);
+            Err(error)
+        }
+    }
+}
+
+/// The agent's part, from the clone until the child is ready. Later processes have the same.
+pub async fn settle(child: &Process, process: &protocol::Process, mut link: Link, stdio: AgentStdio) -> Result<Link> {
+    set_oom_score(child.pid, process)?;
+    link.go().await?;
+    let master = link.ready(&child.pidfd).await?;
+    sys::set_soft_limit(child.pid, libc::RLIMIT_NOFILE, DEFAULT_DESCRIPTORS).context(|| "set default rlimits")?;
+    for limit in &process.rlimits {
+        sys::set_rlimit(child.pid, limit.resource, limit.soft, limit.hard)
+            .context(|| format!("error setting rlimit type {}", limit.resource))?;
+    }
+    child.set_terminal(stdio.run(master)?);
+    Ok(link)
+}
+
+/// From outside, where there is the capability to lower it; the agent's own is never inherited.
+fn set_oom_score(pid: i32, process: &protocol::Process) -> Result<()> {
+    let score = if process.has_oom_score_adj { process.oom_score_adj } else { 0 };
+    sys::write_file(format!("/proc/{pid}/oom_score_adj"), &score.to_string()).context(|| "write oom_score_adj")
+}
+
+/// The one virtio-fs mount; when the first container needs it, not before, so that a template of
+/// the machine has nothing of the host's files in it.
+fn mount_shares(places: &Places) -> Result<()> {
+    use rustix::io::Errno;
+    let target = places.shares.to_string_lossy();
+    match sys::mount("shares", &target, "virtiofs", 0, "") {
+        // Already mounted.
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(errno) => Err(errno).context(|| "mount virtio-fs"),
+    }
+}
+
+fn spawn(
+    request: &CreateContainerRequest,
+    places: &Places,
+    shape: &Shape,
+    (stdio, link): (ChildStdio, ChildLink),
+) -> Result<Process> {
+    let cgroup = shape.cgroup.open()?;
+    let args = SpawnArgs { flags: shape.namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
+    let spawned = sys::spawn(&args, || {
+        let child = Child { request, places, namespaces: &shape.namespaces, link: &link };
+        link.failed(&child.run(&stdio));
+    });
+    let spawned = spawned.context(|| "clone init process")?;
+    let process = Process::new(spawned);
+    shape.namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
+    Ok(process)
+}
+
+/// What the init process knows before it is one.
+struct Child<'a> {
+    request: &'a CreateContainerRequest,
+    places: &'a Places,
+    namespaces: &'a Namespaces,
+    link: &'a ChildLink,
+}
+
+impl Child<'_> {
+    /// Returns only an error.
+    fn run(&self, stdio: &ChildStdio) -> Error {
+        match self.prepare(stdio) {
+            Ok(pty) => {
+                let master = pty.as_ref().map(|pty| pty.master.as_raw_fd());
+                process::run(&self.request.process, self.link, master)
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn prepare(&self, stdio: &ChildStdio) -> Result<Option<Pty>> {
+        begin(stdio, self.link, None)?;
+        if self.namespaces.has(libc::CLONE_NEWUSER) {
+            namespaces::become_root()?;
+        }
+        self.fill_namespaces()?;
+        let mut pty = None;
+        let root = rootfs::build(self.request, self.places, |root| {
+            let open = |path: &str, flags| root.open_with(path, flags);
+            match stdio {
+                ChildStdio::Pipes(pipes) => {
+                    stdio::install_pipes(pipes, &stdio::open_null(open, stdio::guest_null()?))?;
+                }
+                ChildStdio::Terminal(size) => {
+                    let opened = Pty::open(open, *size)?;
+                    opened.bind_console(root)?;
+                    stdio::install_terminal(&opened, self.request.process.uid)?;
+                    pty = Some(opened);
+                }
+            }
+            Ok(())
+        })?;
+        self.request.sysctls.iter().try_for_each(set_sysctl)?;
+        rootfs::enter(root, &self.request.rootfs_propagation)?;
+        Ok(pty)
+    }
+
+    /// What is inside the new namespaces besides mounts.
+    fn fill_namespaces(&self) -> Result<()> {
+        if self.namespaces.has(libc::CLONE_NEWCGROUP) {
+            // SAFETY: a cgroup namespace has nothing to do with memory or descriptors.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+                .context(|| "unshare cgroup namespace")?;
+        }
+        if self.namespaces.has(libc::CLONE_NEWNET) {
+            sys::link_up("lo").context(|| "set lo up")?;
+        }
+        if self.namespaces.has(libc::CLONE_NEWUTS) && !self.request.hostname.is_empty() {
+            rustix::system::sethostname(self.request.hostname.as_bytes()).context(|| "sethostname")?;
+        }
+        if self.namespaces.has(libc::CLONE_NEWUTS) && !self.request.domainname.is_empty() {
+            rustix::system::setdomainname(self.request.domainname.as_bytes()).context(|| "setdomainname")?;
+        }
+        Ok(())
+    }
+}
+
+/// The first steps of every child: a clean process of its own session, with no descriptors but its
+/// standard streams to be, the link and `extra`.
+pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: Option<RawFd>) -> Result<()> {
+    sys::reset_signals();
+    sys::die_of_signals();
+    let mut keep = stdio.raw_fds();
+    keep.push(link.raw_fd());
+    keep.extend(extra);
+    sys::close_all_but(&keep);
+    link.wait_go()?;
+    rustix::process::setsid().context(|| "setsid").map(drop)
+}
+
+/// Writes a sysctl through the guest's /proc, which shows each caller its own namespaces' values.
+fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
+    let name = &sysctl.key;
+    let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+    if path.split('/').any(|part| part == "..") {
+        return Err(Error::invalid(format!("sysctl {name:?} is not a name")));
+    }
+    let write = sys::write_file(format!("/proc/sys/{path}"), &sysctl.value);
+    write.context(|| format!("write sysctl {name} = {:?}", sysctl.value))
+}
+
+/// A descriptor of the agent's own pid namespace, by way of its own process.
+pub fn own_pidfd() -> Result<OwnedFd> {
+    let own = rustix::process::getpid();
+    rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).context(|| "pidfd of the agent")
+}

@@ -1,0 +1,119 @@
+//! ExecProcess: another process in a container that is there already.
+//!
+//! One fork is enough although a pid namespace can only be entered by being born in it: the agent
+//! names the container's as the one for its next child and takes that back afterwards. It has one
+//! thread, so no other child comes between. The child joins the other namespaces itself.
+
+use crate::cgroup;
+use crate::container::{Containers, Process, Shape};
+use crate::create::{begin, own_pidfd, settle};
+use crate::error::{Context, Error, Result};
+use crate::link::ChildLink;
+use crate::stdio::{self, ChildStdio};
+use crate::streams::Streams;
+use crate::sys::{self, SpawnArgs, Spawned};
+use crate::terminal::{Pty, open_here};
+use crate::{link, namespaces, process};
+use protocol::ExecProcessRequest;
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use std::sync::Arc;
+
+/// Starts the process; returns its pid when its exec has succeeded.
+pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProcessRequest) -> Result<i32> {
+    let (id, exec_id) = (request.container_id.as_str(), request.exec_id.as_str());
+    process::validate(&request.process)?;
+    let (shape, init) = containers.joinable(id, exec_id)?;
+    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &shape.namespaces).await?;
+    let (link, child_link) = link::pair()?;
+    let joiner = Joiner { containers, shape: &shape, init: &init };
+    let child = Arc::new(Process::new(joiner.spawn(&request.process, child_stdio, child_link)?));
+    if let Err(error) = containers.insert_exec(id, exec_id, child.clone()) {
+        child.kill();
+        return Err(error);
+    }
+    let started = match settle(&child, &request.process, link, agent_stdio).await {
+        Ok(link) => link.start().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = started {
+        child.kill();
+        containers.remove_exec(id, exec_id);
+        return Err(if init.has_ended() { stopped() } else { error });
+    }
+    Ok(child.pid)
+}
+
+fn stopped() -> Error {
+    Error::precondition("cannot exec in a stopped container")
+}
+
+/// Makes children inside a container.
+struct Joiner<'a> {
+    containers: &'a Containers,
+    shape: &'a Shape,
+    init: &'a Process,
+}
+
+impl Joiner<'_> {
+    fn spawn(&self, process: &protocol::Process, stdio: ChildStdio, link: ChildLink) -> Result<Spawned> {
+        let child = || {
+            let error = match self.join(process, &stdio, &link) {
+                Ok(pty) => process::run(process, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd())),
+                Err(error) => error,
+            };
+            link.failed(&error);
+        };
+        let mut result = self.spawn_in(&self.shape.cgroup.open()?, child)?;
+        if result.as_ref().is_err_and(|&errno| errno == Errno::BUSY) {
+            // The container hands controllers to cgroups of its own: its init is in one of them.
+            let cgroup = cgroup::of_process(&self.containers.places.cgroup_root, self.init.pid)?;
+            result = self.spawn_in(&cgroup, child)?;
+        }
+        match result {
+            // No process can be born in a pid namespace whose init is gone.
+            Err(Errno::NOMEM) if !sys::is_alive(&self.init.pidfd) => Err(stopped()),
+            result => result.context(|| "clone process"),
+        }
+    }
+
+    /// Clones into the container's pid namespace, and puts the agent's own back in any case.
+    fn spawn_in(&self, cgroup: &OwnedFd, child: impl FnOnce()) -> Result<std::result::Result<Spawned, Errno>> {
+        let args = SpawnArgs { flags: 0, cgroup: Some(cgroup.as_fd()) };
+        if !self.shape.namespaces.has(libc::CLONE_NEWPID) {
+            return Ok(sys::spawn(&args, child));
+        }
+        let own = own_pidfd()?;
+        let pid = ThreadNameSpaceType::PROCESS_ID;
+        if let Err(errno) = move_into_thread_name_spaces(self.init.pidfd.as_fd(), pid) {
+            return if errno == Errno::SRCH { Err(stopped()) } else { Err(errno).context(|| "join pid namespace") };
+        }
+        let result = sys::spawn(&args, child);
+        move_into_thread_name_spaces(own.as_fd(), pid).context(|| "return to own pid namespace")?;
+        Ok(result)
+    }
+
+    /// In the child: the other namespaces and the standard streams.
+    fn join(&self, process: &protocol::Process, stdio: &ChildStdio, link: &ChildLink) -> Result<Option<Pty>> {
+        let init = self.init.pidfd.as_fd();
+        begin(stdio, link, Some(init.as_raw_fd()))?;
+        let null = stdio::guest_null()?;
+        let flags = ThreadNameSpaceType::from_bits_retain(self.shape.namespaces.join_flags() as u32);
+        move_into_thread_name_spaces(init, flags).context(|| "join namespaces of the container")?;
+        if self.shape.namespaces.has(libc::CLONE_NEWUSER) {
+            namespaces::become_root()?;
+        }
+        match stdio {
+            ChildStdio::Pipes(pipes) => {
+                stdio::install_pipes(pipes, &stdio::open_null(open_here, null))?;
+                Ok(None)
+            }
+            ChildStdio::Terminal(size) => {
+                let pty = Pty::open(open_here, *size)?;
+                stdio::install_terminal(&pty, process.uid)?;
+                Ok(Some(pty))
+            }
+        }
+    }
+}

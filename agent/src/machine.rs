@@ -1,0 +1,61 @@
+//! The guest as a machine: clock, randomness, CPUs, its end.
+
+use crate::error::{Context, Error, Result};
+use crate::{log, sys};
+use protocol::ConfigureRequest;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the host has to stop the machine after Shutdown was answered.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long after StartContainer's answer the other CPUs are brought up: it goes out first.
+const AFTER_ANSWER: Duration = Duration::from_millis(2);
+
+/// Sets the clock and mixes the host's entropy into the random pool.
+pub fn configure(request: &ConfigureRequest) -> Result<()> {
+    if request.realtime_nsec >= 1_000_000_000 {
+        return Err(Error::invalid("realtime_nsec is not below a second"));
+    }
+    if request.realtime_sec != 0 {
+        sys::set_realtime(request.realtime_sec, request.realtime_nsec).context(|| "set clock")?;
+    }
+    if request.entropy.is_empty() {
+        return Ok(());
+    }
+    let random = rustix::fs::open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let random = random.context(|| "open /dev/urandom")?;
+    match sys::add_entropy(&random, &request.entropy) {
+        // Reseeding is refused while the pool has never been ready; it seeds itself then.
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(errno) => Err(errno).context(|| "add entropy"),
+    }
+}
+
+/// Brings CPUs up until `count` are online, soon.
+pub async fn bring_up_cpus(count: u32) {
+    tokio::time::sleep(AFTER_ANSWER).await;
+    for cpu in 1..count {
+        let file = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
+        if std::fs::read_to_string(&file).is_ok_and(|online| online.trim() == "0")
+            && let Err(error) = sys::write_file(&file, "1")
+        {
+            log::error(&format!("cpu {cpu}: {error}"));
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Writes all file systems back.
+pub fn sync() {
+    rustix::fs::sync();
+}
+
+/// Ends the machine if the host doesn't.
+pub async fn end() {
+    tokio::time::sleep(SHUTDOWN_PATIENCE).await;
+    let result = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    log::error(&format!("the machine did not end: {result:?}"));
+}

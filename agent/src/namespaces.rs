@@ -1,0 +1,138 @@
+//! Which namespaces a container has, as clone(2) and setns(2) want to hear it.
+
+use crate::error::{Context, Error, Result};
+use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
+use rustix::process::{Gid, Uid};
+use std::fmt::Write;
+
+/// The namespaces of one container. A mount namespace of its own is always among them: without one
+/// its root file system could not be made without disturbing the guest's.
+#[derive(Clone, Debug, Default)]
+pub struct Namespaces {
+    flags: u64,
+    uid_mappings: Vec<IdMapping>,
+    gid_mappings: Vec<IdMapping>,
+}
+
+impl Namespaces {
+    /// Reads and checks the request.
+    pub fn new(request: &CreateContainerRequest) -> Result<Self> {
+        let mut flags = libc::CLONE_NEWNS as u64;
+        for namespace in &request.namespaces {
+            let kind =
+                namespace.kind.enum_value().map_err(|n| Error::invalid(format!("unknown namespace kind {n}")))?;
+            flags |= clone_flag(kind)?;
+        }
+        let this =
+            Self { flags, uid_mappings: request.uid_mappings.clone(), gid_mappings: request.gid_mappings.clone() };
+        let mapped = !this.uid_mappings.is_empty() && !this.gid_mappings.is_empty();
+        if this.has(libc::CLONE_NEWUSER) && !mapped {
+            return Err(Error::invalid("user namespace without uid and gid mappings"));
+        }
+        Ok(this)
+    }
+
+    /// Whether it has a new one of this `CLONE_NEW*` kind.
+    pub fn has(&self, flag: libc::c_int) -> bool {
+        self.flags & flag as u64 != 0
+    }
+
+    /// Flags to make them with. The cgroup namespace is not among them: its root is the cgroup of
+    /// whoever makes it, so the child does it once it is there.
+    pub fn clone_flags(&self) -> u64 {
+        self.flags & !(libc::CLONE_NEWCGROUP as u64)
+    }
+
+    /// Flags for a child to join them with. The pid namespace is not among them: it is joined by being
+    /// born there.
+    pub fn join_flags(&self) -> u64 {
+        self.flags & !(libc::CLONE_NEWPID as u64)
+    }
+
+    /// Tells the kernel the id mappings of the child that was just cloned.
+    pub fn write_mappings(&self, pid: i32) -> Result<()> {
+        if !self.has(libc::CLONE_NEWUSER) {
+            return Ok(());
+        }
+        let write = |file: &str, mappings: &[IdMapping]| {
+            let path = format!("/proc/{pid}/{file}");
+            crate::sys::write_file(&path, &mapping_text(mappings)).context(|| format!("write {file}"))
+        };
+        write("uid_map", &self.uid_mappings)?;
+        write("gid_map", &self.gid_mappings)
+    }
+
+    /// The guest's number for a user of the container; `None` when it has none.
+    pub fn guest_uid(&self, uid: u32) -> Option<u32> {
+        if !self.has(libc::CLONE_NEWUSER) {
+            return Some(uid);
+        }
+        self.uid_mappings.iter().find_map(|m| {
+            let offset = uid.checked_sub(m.container_id).filter(|&offset| offset < m.size)?;
+            m.host_id.checked_add(offset)
+        })
+    }
+}
+
+/// Becomes root of the user namespace the caller is in: after it was made or joined the caller's own
+/// ids mean nothing there.
+pub fn become_root() -> Result<()> {
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context(|| "setgid in user namespace")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context(|| "setuid in user namespace")
+}
+
+fn clone_flag(kind: NamespaceKind) -> Result<u64> {
+    let flag = match kind {
+        NamespaceKind::PID => libc::CLONE_NEWPID,
+        NamespaceKind::NETWORK => libc::CLONE_NEWNET,
+        NamespaceKind::MOUNT => libc::CLONE_NEWNS,
+        NamespaceKind::IPC => libc::CLONE_NEWIPC,
+        NamespaceKind::UTS => libc::CLONE_NEWUTS,
+        NamespaceKind::USER => libc::CLONE_NEWUSER,
+        NamespaceKind::CGROUP => libc::CLONE_NEWCGROUP,
+        NamespaceKind::TIME => libc::CLONE_NEWTIME,
+        NamespaceKind::NAMESPACE_UNKNOWN => return Err(Error::invalid("unknown namespace kind 0")),
+    };
+    Ok(flag as u64)
+}
+
+fn mapping_text(mappings: &[IdMapping]) -> String {
+    mappings.iter().fold(String::new(), |mut text, m| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{} {} {}", m.container_id, m.host_id, m.size);
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Namespace;
+
+    fn request(kinds: &[NamespaceKind]) -> CreateContainerRequest {
+        let mut request = CreateContainerRequest::new();
+        request.namespaces = kinds.iter().map(|&kind| Namespace { kind: kind.into(), ..Default::default() }).collect();
+        request
+    }
+
+    #[test]
+    fn cgroup_is_not_cloned_and_pid_not_joined() {
+        let all = Namespaces::new(&request(&[NamespaceKind::PID, NamespaceKind::CGROUP])).unwrap();
+        assert_eq!(all.clone_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64);
+        assert_eq!(all.join_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP) as u64);
+    }
+
+    #[test]
+    fn ids_are_mapped() {
+        let mut request = request(&[NamespaceKind::USER]);
+        assert!(Namespaces::new(&request).is_err());
+        let mapping = IdMapping { container_id: 0, host_id: 1000, size: 10, ..Default::default() };
+        request.uid_mappings = vec![mapping.clone()];
+        request.gid_mappings = vec![mapping];
+        let namespaces = Namespaces::new(&request).unwrap();
+        assert_eq!(namespaces.guest_uid(9), Some(1009));
+        assert_eq!(namespaces.guest_uid(10), None);
+        assert_eq!(mapping_text(&namespaces.uid_mappings), "0 1000 10\n");
+    }
+}

@@ -1,0 +1,116 @@
+//! The calls of the protocol, each handed to whoever does the work.
+
+use crate::container::Containers;
+use crate::error::Result;
+use crate::rootfs::Places;
+use crate::streams::Streams;
+use crate::{create, exec, machine};
+use async_trait::async_trait;
+use protocol::*;
+use std::sync::Arc;
+use std::time::Duration;
+use ttrpc::r#async::TtrpcContext;
+
+/// How long Shutdown waits for killed containers to be gone before it flushes file systems.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The agent as its caller sees it.
+pub struct Service {
+    /// Shared with the reaper.
+    pub containers: Arc<Containers>,
+    /// Shared with the one who accepts them.
+    pub streams: Arc<Streams>,
+}
+
+impl Service {
+    /// Nothing there yet.
+    pub fn new(places: Places) -> Self {
+        Self { containers: Arc::new(Containers::new(places)), streams: Arc::default() }
+    }
+
+    async fn start(&self, id: &str) -> Result<()> {
+        let (gate, shape) = self.containers.take_gate(id)?;
+        gate.start().await?;
+        if shape.online_cpus > 1 {
+            tokio::spawn(machine::bring_up_cpus(shape.online_cpus));
+        }
+        Ok(())
+    }
+
+    async fn wait(&self, id: &str, exec_id: &str) -> Result<WaitProcessResponse> {
+        let exit = self.containers.process(id, exec_id)?.wait().await?;
+        if !exec_id.is_empty() {
+            self.containers.remove_exec(id, exec_id);
+        }
+        Ok(WaitProcessResponse { exit_code: exit.code, oom_killed: exit.oom_killed, ..Default::default() })
+    }
+}
+
+/// What a handler gives back.
+type Reply<T> = ttrpc::Result<T>;
+
+/// A pid on the wire.
+fn wire(pid: i32) -> u32 {
+    pid.unsigned_abs()
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> Reply<Empty> {
+        machine::configure(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Reply<CreateContainerResponse> {
+        let pid = create::create(&self.containers, &self.streams, request).await?;
+        Ok(CreateContainerResponse { pid: wire(pid), ..Default::default() })
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> Reply<Empty> {
+        self.start(&request.container_id).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Reply<ExecProcessResponse> {
+        let pid = exec::exec(&self.containers, &self.streams, request).await?;
+        Ok(ExecProcessResponse { pid: wire(pid), ..Default::default() })
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, request: WaitProcessRequest) -> Reply<WaitProcessResponse> {
+        Ok(self.wait(&request.container_id, &request.exec_id).await?)
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> Reply<Empty> {
+        self.containers.signal(&request.container_id, &request.exec_id, request.signal, request.all)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> Reply<Empty> {
+        let process = self.containers.process(&request.container_id, &request.exec_id)?;
+        process.resize(request.rows, request.columns)?;
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, request: ListProcessesRequest) -> Reply<ListProcessesResponse> {
+        let pids = self.containers.pids(&request.container_id)?;
+        Ok(ListProcessesResponse { pids, ..Default::default() })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
+        let gone = async {
+            for process in self.containers.kill_all() {
+                // A lost status is an end as well.
+                let _ = process.wait().await;
+            }
+        };
+        // What can't be killed must not keep the machine from ending.
+        let _ = tokio::time::timeout(KILL_PATIENCE, gone).await;
+        machine::sync();
+        tokio::spawn(machine::end());
+        Ok(Empty::new())
+    }
+}
