@@ -1,0 +1,103 @@
+//! The virtio side: two queues into one server.
+
+use std::sync::Arc;
+
+use super::server::Server;
+use super::session::Session;
+use super::{Counters, Share};
+use crate::virtio::queue::Outcome;
+use crate::virtio::{Context, Device, Error, Event};
+
+/// Bytes of the tag in the configuration space (virtio 1.2, section 5.11.4).
+const TAG_SIZE: usize = 36;
+/// The high-priority queue (for `FORGET`) and the request queue. The second bounds a request: Linux puts
+/// a page in a descriptor and needs four more, so 512 is the first size that carries 1 MiB.
+const QUEUE_SIZES: [u16; 2] = [64, 512];
+
+/// The file system device: all shares behind one tag.
+pub struct Fs {
+    tag: String,
+    server: Server,
+}
+
+impl Fs {
+    /// A device of this tag (1 to 36 bytes, no NUL), whose root directory holds these shares.
+    ///
+    /// Raise `RLIMIT_NOFILE` first: it bounds how many files the guest can know at a time. Keep the
+    /// descriptors open in the process that calls this, since `/proc/self/fd` of it is used.
+    /// Fails on bad or repeated names and when `/proc` is not mounted.
+    pub fn new(tag: &str, shares: Vec<Share>) -> Result<Self, Error> {
+        check_tag(tag)?;
+        Ok(Self { tag: tag.to_owned(), server: Server::new(shares)? })
+    }
+
+    /// How often each request came, to be read while the device is in use.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(self.server.counters())
+    }
+
+    /// The device with tables of these sizes.
+    #[cfg(test)]
+    pub(super) fn with_limits(shares: Vec<Share>, inodes: usize, handles: usize) -> Result<Self, Error> {
+        Ok(Self { tag: "test".to_owned(), server: Server::with_limits(shares, inodes, handles)? })
+    }
+
+    /// The server, to look at its tables.
+    #[cfg(test)]
+    pub(super) fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+fn check_tag(tag: &str) -> Result<(), Error> {
+    if tag.is_empty() || tag.len() > TAG_SIZE || tag.contains('\0') {
+        return Err(Error::Protocol("the tag of a file system has 1 to 36 bytes"));
+    }
+    Ok(())
+}
+
+impl Device for Fs {
+    fn id(&self) -> u32 {
+        virtio_bindings::virtio_ids::VIRTIO_ID_FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// Tag, padded with NUL, and the number of request queues (`struct virtio_fs_config`).
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.tag.clone().into_bytes();
+        config.resize(TAG_SIZE, 0);
+        config.extend_from_slice(&1u32.to_le_bytes());
+        config
+    }
+
+    fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {
+        self.server.enter_thread()
+    }
+
+    fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
+        let Event::Queue(index) = event else { return Ok(()) };
+        let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
+        ring.serve(context.memory, |chain| self.server.serve(chain).map(Outcome::Used))
+    }
+
+    fn reset(&mut self) {
+        self.server.forget_guest();
+    }
+
+    /// What was agreed on with the guest. Fails when the guest knows any object or has one open: their
+    /// tables can't be saved yet (the modules `inodes` and `handles` say what it takes).
+    fn save(&self) -> Result<Vec<u8>, Error> {
+        if !self.server.handles.is_empty() || self.server.inodes.known().next().is_some() {
+            return Err(Error::Protocol("a file system in use cannot be saved yet"));
+        }
+        Ok(self.server.session.save())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+        self.server.session = Session::restore(state)?;
+        Ok(())
+    }
+}

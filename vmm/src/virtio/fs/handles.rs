@@ -1,0 +1,81 @@
+//! What the guest has open.
+//!
+//! To build the table again after a restore one needs, of each handle: its slot, its nodeid (open it
+//! again through the inode), the flags it was opened with, and of a directory nothing more, since the
+//! guest says in each request where it is.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::request::{Errno, Served};
+use super::slab::Slab;
+
+/// An open file of the guest's.
+pub(super) enum Handle {
+    /// The device's root directory, which is not on the host.
+    Root,
+    /// A directory.
+    Directory(OwnedFd),
+    /// A regular file, with the access mode that the guest opened it with.
+    File(OwnedFd),
+}
+
+/// The table of handles.
+pub(super) struct Handles {
+    slab: Slab<Handle>,
+}
+
+impl Handles {
+    /// An empty table of at most `limit` handles.
+    pub fn new(limit: usize) -> Self {
+        Self { slab: Slab::new(limit) }
+    }
+
+    /// Adds a handle and returns its number. `ENFILE` when the table is full.
+    pub fn insert(&mut self, handle: Handle) -> Served<u64> {
+        self.slab.insert(handle).map_err(|_| Errno(libc::ENFILE))
+    }
+
+    /// The handle of this number. `EBADF` when there is none.
+    pub fn get(&self, fh: u64) -> Served<&Handle> {
+        self.slab.get(fh).ok_or(Errno(libc::EBADF))
+    }
+
+    /// The descriptor of an open regular file. `EBADF` when the handle is none.
+    pub fn file(&self, fh: u64) -> Served<BorrowedFd<'_>> {
+        match self.get(fh)? {
+            Handle::File(fd) => Ok(fd.as_fd()),
+            Handle::Directory(_) | Handle::Root => Err(Errno(libc::EBADF)),
+        }
+    }
+
+    /// The descriptor of an open directory. `ENOTDIR` when the handle is none.
+    pub fn directory(&self, fh: u64) -> Served<BorrowedFd<'_>> {
+        match self.get(fh)? {
+            Handle::Directory(fd) => Ok(fd.as_fd()),
+            Handle::File(_) | Handle::Root => Err(Errno(libc::ENOTDIR)),
+        }
+    }
+
+    /// Closes a handle. `EBADF` when there is none.
+    pub fn remove(&mut self, fh: u64) -> Served {
+        self.slab.remove(fh).map(drop).ok_or(Errno(libc::EBADF))
+    }
+
+    /// Closes a handle that the guest never heard of.
+    pub fn discard(&mut self, fh: u64) {
+        self.slab.remove(fh);
+    }
+
+    /// Whether nothing is open.
+    pub fn is_empty(&self) -> bool {
+        self.slab.len() == 0
+    }
+
+    /// Closes all.
+    pub fn close_all(&mut self) {
+        let open: Vec<u64> = self.slab.iter().map(|(fh, _)| fh).collect();
+        for fh in open {
+            self.slab.remove(fh);
+        }
+    }
+}

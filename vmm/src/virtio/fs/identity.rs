@@ -1,0 +1,102 @@
+//! As whom the worker's thread acts on the host.
+//!
+//! A new object has to belong to the caller from its first moment, so it is created with the caller's
+//! `fsuid` and `fsgid`, which Linux keeps per thread. Everything else is done as the monitor: the guest's
+//! kernel has already checked the caller's permissions, with groups and capabilities unknown here.
+//!
+//! On activation the thread gets, for good:
+//! * a file-system context of its own (`CLONE_FS`), so that the `umask` of a request (the host applies
+//!   it, or a directory's default ACL instead) and the working directory are this thread's only;
+//! * `/proc/self/fd` as that directory: extended attributes have no call with a directory descriptor,
+//!   and this works where `/proc` is no longer mounted;
+//! * `SECBIT_NO_SETUID_FIXUP`, if it may: then changing `fsuid` keeps the capabilities. Otherwise the
+//!   host checks the caller's permissions once more when it creates something, without its groups.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::request::{Errno, Served};
+use crate::virtio::Error;
+
+/// `SECBIT_NO_SETUID_FIXUP` of `linux/securebits.h`.
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+/// No id: the calls then only tell the present one.
+const NO_ID: u32 = u32::MAX;
+
+/// The identity that the thread has between requests.
+#[derive(Debug)]
+pub(super) struct Identity {
+    uid: u32,
+    gid: u32,
+    /// The umask now set; it is left as the last request wanted it.
+    umask: Cell<u32>,
+}
+
+impl Identity {
+    /// Prepares the calling thread, see above; `proc_fd` is `/proc/self/fd` of this process.
+    pub fn adopt_thread(proc_fd: &OwnedFd) -> Result<Self, Error> {
+        // SAFETY: plain system calls without pointers; they change this thread's own context only.
+        unsafe {
+            checked("unshare the file-system context", libc::unshare(libc::CLONE_FS))?;
+            checked("enter /proc/self/fd", libc::fchdir(proc_fd.as_raw_fd()))?;
+            libc::umask(0);
+            let bits = libc::prctl(libc::PR_GET_SECUREBITS);
+            if bits >= 0 {
+                libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong | SECBIT_NO_SETUID_FIXUP, 0, 0, 0);
+            }
+        }
+        Ok(Self { uid: set_fsuid(NO_ID), gid: set_fsgid(NO_ID), umask: Cell::new(0) })
+    }
+
+    /// Acts as these ids and with this umask until the guard is dropped. `EPERM` if the host refuses.
+    pub fn act_as(&self, uid: u32, gid: u32, umask: u32) -> Served<ActingAs<'_>> {
+        let umask = umask & 0o777;
+        if self.umask.replace(umask) != umask {
+            // SAFETY: umask has no pointers and cannot fail; the mask is this thread's own.
+            unsafe { libc::umask(umask) };
+        }
+        let guard = ActingAs { identity: self, changed: (uid, gid) != (self.uid, self.gid) };
+        if guard.changed {
+            set_fsgid(gid);
+            set_fsuid(uid);
+            if (set_fsuid(NO_ID), set_fsgid(NO_ID)) != (uid, gid) {
+                return Err(Errno(libc::EPERM));
+            }
+        }
+        Ok(guard)
+    }
+}
+
+/// While it lives the thread acts as a caller.
+#[must_use]
+pub(super) struct ActingAs<'a> {
+    identity: &'a Identity,
+    changed: bool,
+}
+
+impl Drop for ActingAs<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            set_fsuid(self.identity.uid);
+            set_fsgid(self.identity.gid);
+        }
+    }
+}
+
+/// Sets this thread's `fsuid` and returns the one before. glibc's wrapper is per thread too, but the
+/// raw call says so.
+fn set_fsuid(uid: u32) -> u32 {
+    // SAFETY: setfsuid has no pointers.
+    unsafe { libc::syscall(libc::SYS_setfsuid, uid) as u32 }
+}
+
+/// Sets this thread's `fsgid` and returns the one before.
+fn set_fsgid(gid: u32) -> u32 {
+    // SAFETY: setfsgid has no pointers.
+    unsafe { libc::syscall(libc::SYS_setfsgid, gid) as u32 }
+}
+
+fn checked(what: &'static str, result: libc::c_int) -> Result<(), Error> {
+    if result < 0 { Err(Error::Host(what, io::Error::last_os_error())) } else { Ok(()) }
+}

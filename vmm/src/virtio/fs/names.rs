@@ -1,0 +1,194 @@
+//! Requests about names: finding, making, renaming and removing them.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType, RenameFlags};
+
+use super::attributes::decode_device;
+use super::fuse::{
+    ATTR_SUBMOUNT, Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In,
+    RenameIn, init,
+};
+use super::inodes::Key;
+use super::request::{Errno, Output, Request, Served};
+use super::server::Server;
+use super::sys::{self, Stat};
+
+/// Longest target of a symbolic link, its NUL included (`PATH_MAX`).
+const TARGET_MAX: usize = libc::PATH_MAX as usize;
+
+impl Server {
+    /// `LOOKUP`. A name that doesn't exist is an error, so the guest doesn't remember its absence.
+    pub(super) fn lookup(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let name = request.last_name()?;
+        let entry = self.find(request.header.nodeid, name)?;
+        self.reply_entry(entry, output)
+    }
+
+    /// Writes an entry that was counted as a lookup; if there is no room the guest never learns of it.
+    pub(super) fn reply_entry(&mut self, entry: EntryOut, output: &mut Output) -> Served {
+        output.put(&entry).inspect_err(|_| self.inodes.forget(entry.nodeid, 1))
+    }
+
+    /// Finds a name in a directory and counts a lookup of its object.
+    pub(super) fn find(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
+        if parent == ROOT_ID {
+            return self.find_share(name);
+        }
+        let directory = self.inode(parent)?;
+        let above = directory.key;
+        let stat = sys::stat_at(directory.fd(), name)?;
+        if let Some(nodeid) = self.inodes.find(&Key::new(&stat, above.share())) {
+            return Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)));
+        }
+        let fd = sys::open_path(self.inode(parent)?.fd(), name)?;
+        // By now the name may stand for something else: what counts is what we hold.
+        let stat = sys::stat(fd.as_fd())?;
+        let nodeid = self.inodes.adopt(fd, &stat, above.share())?;
+        Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)))
+    }
+
+    fn find_share(&mut self, name: &CStr) -> Served<EntryOut> {
+        let nodeid = self.share(name)?.nodeid;
+        let inode = self.inodes.get_mut(nodeid)?;
+        let stat = sys::stat(inode.fd())?;
+        inode.lookups = inode.lookups.saturating_add(1);
+        Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat))))
+    }
+
+    /// Attributes of an object in a directory. Where another mount begins the guest gets one, too: then
+    /// device and inode numbers are as distinct there as they are on the host.
+    fn attributes_below(&self, parent: &Key, stat: &Stat) -> Attr {
+        let same = Key::new(stat, parent.share()).same_mount(parent);
+        Attr::new(stat, if same { 0 } else { self.submount(stat) })
+    }
+
+    fn submount(&self, stat: &Stat) -> u32 {
+        let directory = sys::kind(stat) == libc::S_IFDIR;
+        if directory && self.session.has(init::SUBMOUNTS) { ATTR_SUBMOUNT } else { 0 }
+    }
+
+    /// `FORGET`; there is no reply.
+    pub(super) fn forget(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: ForgetIn = request.take()?;
+        self.inodes.forget(request.header.nodeid, args.nlookup);
+        Ok(())
+    }
+
+    /// `BATCH_FORGET`; there is no reply.
+    pub(super) fn batch_forget(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: BatchForgetIn = request.take()?;
+        for _ in 0..args.count {
+            let one: ForgetOne = request.take()?;
+            self.inodes.forget(one.nodeid, one.nlookup);
+        }
+        Ok(())
+    }
+
+    /// `READLINK`. The target goes to the guest as it is: only the guest ever follows it.
+    pub(super) fn readlink(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let inode = self.inode(request.header.nodeid)?;
+        let mut target = [0u8; TARGET_MAX];
+        let length = rustix::fs::readlinkat_raw(inode.fd(), c"", &mut target)?;
+        output.bytes(target.get(..length).unwrap_or_default())
+    }
+
+    /// `SYMLINK`.
+    pub(super) fn symlink(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (name, target) = (request.name()?, request.string()?);
+        request.end()?;
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, 0)?;
+            rustix::fs::symlinkat(target, directory.fd(), name)?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    /// `MKNOD`: files, FIFOs, sockets, devices; what the process may make, as root in a container may.
+    pub(super) fn mknod(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<MknodIn>()?, request.last_name()?);
+        let kind = match args.mode & libc::S_IFMT {
+            0 | libc::S_IFREG => FileType::RegularFile,
+            libc::S_IFIFO => FileType::Fifo,
+            libc::S_IFSOCK => FileType::Socket,
+            libc::S_IFCHR => FileType::CharacterDevice,
+            libc::S_IFBLK => FileType::BlockDevice,
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, args.umask)?;
+            rustix::fs::mknodat(directory.fd(), name, kind, sys::mode(args.mode), decode_device(args.rdev))?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    /// `MKDIR`.
+    pub(super) fn mkdir(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<MkdirIn>()?, request.last_name()?);
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, args.umask)?;
+            rustix::fs::mkdirat(directory.fd(), name, sys::mode(args.mode))?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    fn reply_made(&mut self, request: &Request, name: &CStr, output: &mut Output) -> Served {
+        let entry = self.find(request.header.nodeid, name)?;
+        self.reply_entry(entry, output)
+    }
+
+    /// `UNLINK`.
+    pub(super) fn unlink(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        self.remove(request, AtFlags::empty())
+    }
+
+    /// `RMDIR`.
+    pub(super) fn rmdir(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        self.remove(request, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, request: &mut Request, flags: AtFlags) -> Served {
+        let name = request.last_name()?;
+        let directory = self.writable(request.header.nodeid)?;
+        Ok(rustix::fs::unlinkat(directory.fd(), name, flags)?)
+    }
+
+    /// `RENAME`.
+    pub(super) fn rename(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: RenameIn = request.take()?;
+        self.move_name(request, args.newdir, 0)
+    }
+
+    /// `RENAME2`: with `NOREPLACE` or `EXCHANGE`. `WHITEOUT` is refused: whoever wants one can make it.
+    pub(super) fn rename2(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: Rename2In = request.take()?;
+        self.move_name(request, args.newdir, args.flags)
+    }
+
+    fn move_name(&self, request: &mut Request, to: u64, flags: u32) -> Served {
+        let (old, new) = (request.name()?, request.last_name()?);
+        let flags = RenameFlags::from_bits(flags).filter(|flags| !flags.contains(RenameFlags::WHITEOUT));
+        let flags = flags.ok_or(Errno(libc::EINVAL))?;
+        let (from, to) = (self.writable(request.header.nodeid)?, self.writable(to)?);
+        if from.key.share() != to.key.share() {
+            return Err(Errno(libc::EXDEV));
+        }
+        Ok(rustix::fs::renameat_with(from.fd(), old, to.fd(), new, flags)?)
+    }
+
+    /// `LINK`.
+    pub(super) fn link(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<LinkIn>()?, request.last_name()?);
+        let (object, directory) = (self.writable(args.oldnodeid)?, self.writable(request.header.nodeid)?);
+        if object.key.share() != directory.key.share() {
+            return Err(Errno(libc::EXDEV));
+        }
+        let source = sys::proc_name(object.fd());
+        rustix::fs::linkat(&self.proc_fd, source, directory.fd(), name, AtFlags::SYMLINK_FOLLOW)?;
+        self.reply_made(request, name, output)
+    }
+}

@@ -1,0 +1,106 @@
+//! Host system calls on descriptors, as the server needs them: no path but a single checked name.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::path::DecInt;
+
+use super::request::{Errno, Served};
+
+/// Attributes of a host object.
+pub(super) type Stat = rustix::fs::Statx;
+
+/// The attributes asked for with every `statx`: one call serves table key, reply and birth time.
+fn wanted() -> StatxFlags {
+    StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
+}
+
+/// Attributes of what a descriptor stands for.
+pub(super) fn stat(fd: BorrowedFd) -> Served<Stat> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted())?)
+}
+
+/// Attributes of a directory entry, a symbolic link itself included.
+pub(super) fn stat_at(directory: BorrowedFd, name: &CStr) -> Served<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(directory, name, flags, wanted())?)
+}
+
+/// `S_IFREG`, `S_IFDIR`, … of attributes.
+pub(super) fn kind(stat: &Stat) -> u32 {
+    u32::from(stat.stx_mode) & libc::S_IFMT
+}
+
+/// Permission bits of attributes.
+pub(super) fn permissions(stat: &Stat) -> u32 {
+    u32::from(stat.stx_mode) & 0o7777
+}
+
+/// Permission bits for a call.
+pub(super) fn mode(bits: u32) -> Mode {
+    Mode::from_bits_retain(bits & 0o7777)
+}
+
+/// An `O_PATH` descriptor of a directory entry, never following a link.
+pub(super) fn open_path(directory: BorrowedFd, name: &CStr) -> Served<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+}
+
+/// Opens a directory entry with flags that include `O_CREAT | O_EXCL`, or `.` with `O_TMPFILE`.
+pub(super) fn create(directory: BorrowedFd, name: &CStr, flags: OFlags, bits: u32) -> Served<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, mode(bits))?)
+}
+
+/// The name of a descriptor of ours in `/proc/self/fd`.
+pub(super) fn proc_name(fd: BorrowedFd) -> DecInt {
+    DecInt::from_fd(fd)
+}
+
+/// Opens what another descriptor of ours stands for once more, whatever has become of its name.
+pub(super) fn reopen(proc_fd: &OwnedFd, fd: BorrowedFd, flags: OFlags) -> Served<OwnedFd> {
+    Ok(rustix::fs::openat(proc_fd, proc_name(fd), flags | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Drops setuid, and setgid where the group may execute, as a write by an ordinary user does.
+pub(super) fn drop_suid(file: BorrowedFd) -> Served {
+    let bits = permissions(&stat(file)?);
+    let group = libc::S_ISGID | libc::S_IXGRP;
+    let dropped = libc::S_ISUID | if bits & group == group { libc::S_ISGID } else { 0 };
+    if bits & dropped != 0 {
+        rustix::fs::fchmod(file, mode(bits & !dropped))?;
+    }
+    Ok(())
+}
+
+/// Reads directory entries (`struct linux_dirent64`) from where the descriptor is. 0 at the end.
+pub(super) fn getdents(directory: BorrowedFd, out: &mut [u8]) -> Served<usize> {
+    // SAFETY: the pointer and length describe `out`, which lives across the call.
+    let got = unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), out.as_mut_ptr(), out.len()) };
+    result(got as isize)
+}
+
+/// `lseek`, with the result as the file system gives it: a cookie where it is a directory.
+pub(super) fn seek(fd: BorrowedFd, offset: u64, whence: i32) -> Served<u64> {
+    let offset = i64::try_from(offset).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: lseek has no pointers.
+    let at = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
+    result(at as isize).map(|at| at as u64)
+}
+
+/// Turns what a system call returned into its result.
+pub(super) fn result(returned: isize) -> Served<usize> {
+    usize::try_from(returned).map_err(|_| {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        Errno(errno)
+    })
+}
+
+/// Closes a descriptor and tells what its file system has to say about that.
+pub(super) fn close(fd: OwnedFd) -> Served {
+    // SAFETY: the descriptor was owned and is given up, so it is closed exactly once.
+    let returned = unsafe { libc::close(fd.into_raw_fd()) };
+    result(returned as isize).map(drop)
+}

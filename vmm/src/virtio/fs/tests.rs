@@ -1,0 +1,8 @@
+//! The device as a guest's kernel sees it: requests through a real ring, over a directory of the host.
+
+mod guest;
+mod hostile;
+mod listing;
+mod passthrough;
+mod random;
+mod rights;

@@ -1,0 +1,280 @@
+//! A driver small enough for a test: one ring in guest memory, one request at a time.
+
+use std::ffi::CString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::super::fuse::*;
+use super::super::{Fs, Share};
+use crate::interrupt::Interrupt;
+use crate::virtio::queue::Ring;
+use crate::virtio::{Context, Device, Error, Event, Watcher};
+
+const SIZE: u16 = 512;
+const DESCRIPTORS: u64 = 0;
+const AVAILABLE: u64 = 0x3000;
+const USED: u64 = 0x5000;
+const READABLE: u64 = 0x1_0000;
+const WRITABLE: u64 = 0x30_0000;
+const MEMORY: usize = 0x60_0000;
+/// Descriptors of a request's buffers are this long, as pages are.
+const PIECE: usize = 4096;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+struct Silent;
+
+impl Watcher for Silent {
+    fn add(&mut self, _: RawFd, _: u64, _: u32) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn modify(&mut self, _: RawFd, _: u64, _: u32) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn remove(&mut self, _: RawFd) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The driver with its device.
+pub struct Guest {
+    pub device: Fs,
+    pub uid: u32,
+    pub gid: u32,
+    memory: GuestMemoryMmap,
+    rings: Vec<Ring>,
+    available: u16,
+}
+
+/// An `O_PATH` descriptor.
+pub fn path(path: &Path) -> OwnedFd {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+/// A share of a directory.
+pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
+    Share { name: name.to_owned(), root: path(directory), read_only }
+}
+
+impl Guest {
+    /// A guest of this device, `INIT` done with all flags.
+    pub fn of(device: Fs) -> Self {
+        let mut guest = Self::unborn(device);
+        guest.init(u64::MAX);
+        guest
+    }
+
+    /// A guest that has said nothing yet.
+    pub fn unborn(mut device: Fs) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let interrupt = Interrupt::new(Arc::new(EventFd::new(0).unwrap()));
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_size(SIZE);
+        queue.set_ready(true);
+        assert!(queue.is_valid(&memory));
+        let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
+        let mut rings = vec![idle, Ring::new(queue, interrupt)];
+        let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
+        device.activate(0, &mut context).unwrap();
+        Self { device, uid: 0, gid: 0, memory, rings, available: 0 }
+    }
+
+    /// A guest with one writable share `s` of an empty directory, and its nodeid.
+    pub fn with_share() -> (Self, tempfile::TempDir, u64) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = Self::of(Fs::new("test", vec![share("s", directory.path(), false)]).unwrap());
+        let root = guest.lookup(1, "s").unwrap().nodeid;
+        (guest, directory, root)
+    }
+
+    pub fn init(&mut self, flags: u64) -> InitOut {
+        let first = InitIn { major: 7, minor: 41, max_readahead: 1 << 17, flags: flags as u32 };
+        let second = InitIn2 { flags2: (flags >> 32) as u32, ..InitIn2::default() };
+        self.call(opcode::INIT, 0, &first, second.as_bytes()).unwrap()
+    }
+
+    /// Puts bytes into the ring as one chain; gives back what the device wrote.
+    pub fn raw(&mut self, request: &[u8], room: usize) -> Result<Vec<u8>, Error> {
+        self.memory.write_slice(request, GuestAddress(READABLE)).unwrap();
+        let mut index = 0u64;
+        let pieces = |base: u64, length: usize, flags: u16| {
+            let starts = (0..length).step_by(PIECE);
+            starts.map(move |at| (base + at as u64, (length - at).min(PIECE) as u32, flags))
+        };
+        // The headers have descriptors of their own, as Linux lays requests out.
+        let header = request.len().min(40);
+        let head = pieces(READABLE, header, 0).chain(pieces(READABLE + header as u64, request.len() - header, 0));
+        let answer = room.min(16);
+        let tail = pieces(WRITABLE, answer, WRITE).chain(pieces(WRITABLE + answer as u64, room - answer, WRITE));
+        let all: Vec<_> = head.chain(tail).collect();
+        for (at, &(address, length, flags)) in all.iter().enumerate() {
+            let next = if at + 1 < all.len() { NEXT } else { 0 };
+            let base = DESCRIPTORS + index * 16;
+            self.memory.write_obj(address, GuestAddress(base)).unwrap();
+            self.memory.write_obj(length, GuestAddress(base + 8)).unwrap();
+            self.memory.write_obj(flags | next, GuestAddress(base + 12)).unwrap();
+            index += 1;
+            self.memory.write_obj(index as u16, GuestAddress(base + 14)).unwrap();
+        }
+        assert!(index <= u64::from(SIZE), "the test's request has too many descriptors");
+        let place = AVAILABLE + 4 + u64::from(self.available % SIZE) * 2;
+        self.memory.write_obj(0u16, GuestAddress(place)).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.memory.write_obj(self.available, GuestAddress(AVAILABLE + 2)).unwrap();
+        let mut context = Context { memory: &self.memory, rings: &mut self.rings, watcher: &mut Silent };
+        self.device.handle(Event::Queue(1), &mut context)?;
+        let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        assert_eq!(used, self.available, "the request was not given back");
+        let place = USED + 4 + u64::from((used.wrapping_sub(1)) % SIZE) * 8;
+        let length: u32 = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
+        let mut reply = vec![0; length as usize];
+        self.memory.read_slice(&mut reply, GuestAddress(WRITABLE)).unwrap();
+        Ok(reply)
+    }
+
+    /// One request with room for `room` bytes after the reply's header: its body, or an errno.
+    pub fn request(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Result<Vec<u8>, i32> {
+        let len = (40 + body.len()) as u32;
+        let header =
+            InHeader { len, opcode: code, unique: 77, nodeid, uid: self.uid, gid: self.gid, ..Default::default() };
+        let reply = self.raw(&[header.as_bytes(), body].concat(), 16 + room).unwrap();
+        if reply.is_empty() {
+            return Ok(reply);
+        }
+        let (header, body) = OutHeader::read_from_prefix(&reply).unwrap();
+        assert_eq!((header.len as usize, header.unique), (reply.len(), 77));
+        if header.error == 0 { Ok(body.to_vec()) } else { Err(-header.error) }
+    }
+
+    /// A request of a structure and what follows it, whose reply is a structure.
+    pub fn call<A: IntoBytes + Immutable, R: FromBytes>(
+        &mut self,
+        code: u32,
+        nodeid: u64,
+        args: &A,
+        rest: &[u8],
+    ) -> Result<R, i32> {
+        let body = [args.as_bytes(), rest].concat();
+        let reply = self.request(code, nodeid, &body, size_of::<R>())?;
+        Ok(R::read_from_prefix(&reply).expect("a reply too short").0)
+    }
+
+    /// A request whose reply is empty.
+    pub fn tell<A: IntoBytes + Immutable>(&mut self, code: u32, nodeid: u64, args: &A, rest: &[u8]) -> Result<(), i32> {
+        let body = [args.as_bytes(), rest].concat();
+        let reply = self.request(code, nodeid, &body, 0)?;
+        assert!(reply.is_empty());
+        Ok(())
+    }
+
+    pub fn lookup(&mut self, parent: u64, name: &str) -> Result<EntryOut, i32> {
+        self.call(opcode::LOOKUP, parent, &(), &z(name))
+    }
+
+    pub fn forget(&mut self, nodeid: u64, nlookup: u64) {
+        self.tell(opcode::FORGET, nodeid, &ForgetIn { nlookup }, &[]).unwrap();
+    }
+
+    pub fn getattr(&mut self, nodeid: u64) -> Result<Attr, i32> {
+        let out: AttrOut = self.call(opcode::GETATTR, nodeid, &GetattrIn::default(), &[])?;
+        Ok(out.attr)
+    }
+
+    pub fn setattr(&mut self, nodeid: u64, args: SetattrIn) -> Result<Attr, i32> {
+        let out: AttrOut = self.call(opcode::SETATTR, nodeid, &args, &[])?;
+        Ok(out.attr)
+    }
+
+    pub fn create(&mut self, parent: u64, name: &str, flags: i32, mode: u32) -> Result<(EntryOut, OpenOut), i32> {
+        let args = CreateIn { flags: (flags | libc::O_CREAT) as u32, mode, ..CreateIn::default() };
+        self.create_with(opcode::CREATE, parent, name, args)
+    }
+
+    pub fn create_with(
+        &mut self,
+        code: u32,
+        parent: u64,
+        name: &str,
+        args: CreateIn,
+    ) -> Result<(EntryOut, OpenOut), i32> {
+        let body = [args.as_bytes(), &z(name)].concat();
+        let reply = self.request(code, parent, &body, size_of::<EntryOut>() + size_of::<OpenOut>())?;
+        let (entry, rest) = EntryOut::read_from_prefix(&reply).unwrap();
+        Ok((entry, OpenOut::read_from_prefix(rest).unwrap().0))
+    }
+
+    pub fn mkdir(&mut self, parent: u64, name: &str, mode: u32) -> Result<EntryOut, i32> {
+        self.call(opcode::MKDIR, parent, &MkdirIn { mode, umask: 0 }, &z(name))
+    }
+
+    pub fn open(&mut self, nodeid: u64, flags: i32) -> Result<OpenOut, i32> {
+        self.call(opcode::OPEN, nodeid, &OpenIn { flags: flags as u32, open_flags: 0 }, &[])
+    }
+
+    pub fn opendir(&mut self, nodeid: u64) -> Result<OpenOut, i32> {
+        self.call(opcode::OPENDIR, nodeid, &OpenIn::default(), &[])
+    }
+
+    pub fn release(&mut self, fh: u64) -> Result<(), i32> {
+        self.tell(opcode::RELEASE, 0, &ReleaseIn { fh, ..ReleaseIn::default() }, &[])
+    }
+
+    pub fn read(&mut self, fh: u64, offset: u64, size: usize) -> Result<Vec<u8>, i32> {
+        let args = ReadIn { fh, offset, size: size as u32, ..ReadIn::default() };
+        self.request(opcode::READ, 0, args.as_bytes(), size)
+    }
+
+    pub fn write(&mut self, fh: u64, offset: u64, data: &[u8]) -> Result<u32, i32> {
+        self.write_with(WriteIn { fh, offset, ..WriteIn::default() }, data)
+    }
+
+    pub fn write_with(&mut self, args: WriteIn, data: &[u8]) -> Result<u32, i32> {
+        let args = WriteIn { size: data.len() as u32, ..args };
+        let out: WriteOut = self.call(opcode::WRITE, 0, &args, data)?;
+        Ok(out.size)
+    }
+
+    pub fn readlink(&mut self, nodeid: u64) -> Result<Vec<u8>, i32> {
+        self.request(opcode::READLINK, nodeid, &[], 4096)
+    }
+
+    pub fn setxattr(&mut self, nodeid: u64, name: &str, value: &[u8], setxattr_flags: u32) -> Result<(), i32> {
+        let args = SetxattrIn { size: value.len() as u32, setxattr_flags, ..SetxattrIn::default() };
+        self.tell(opcode::SETXATTR, nodeid, &args, &[&z(name), value].concat())
+    }
+
+    pub fn getxattr(&mut self, nodeid: u64, name: &str, size: u32) -> Result<Vec<u8>, i32> {
+        let args = GetxattrIn { size, padding: 0 };
+        self.request(opcode::GETXATTR, nodeid, &[args.as_bytes(), &z(name)].concat(), size.max(8) as usize)
+    }
+
+    pub fn listxattr(&mut self, nodeid: u64, size: u32) -> Result<Vec<u8>, i32> {
+        let args = GetxattrIn { size, padding: 0 };
+        self.request(opcode::LISTXATTR, nodeid, args.as_bytes(), size.max(8) as usize)
+    }
+}
+
+/// A string with its NUL.
+pub fn z(string: &str) -> Vec<u8> {
+    CString::new(string).unwrap().into_bytes_with_nul()
+}
+
+/// Two strings with their NULs.
+pub fn zz(one: &str, two: &str) -> Vec<u8> {
+    [z(one), z(two)].concat()
+}
+
+/// A path below a temporary directory.
+pub fn at(directory: &tempfile::TempDir, name: &str) -> PathBuf {
+    directory.path().join(name)
+}
