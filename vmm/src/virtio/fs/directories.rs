@@ -139,7 +139,7 @@ impl Server {
     }
 
     /// `READDIRPLUS`: entries with what a lookup of each would give. Where one fails, or the table of
-    /// inodes is full, nodeid 0 says that the guest has to look the name up itself.
+    /// inodes is crowded, nodeid 0 says that the guest has to look the name up itself.
     pub(super) fn readdirplus(&mut self, request: &mut Request, output: &mut Output) -> Served {
         self.list(request, output, true)
     }
@@ -183,7 +183,7 @@ impl Server {
     }
 
     fn find_listed(&mut self, parent: u64, entry: &Entry) -> EntryOut {
-        if entry.is_dot() || self.inodes.is_full() {
+        if entry.is_dot() || self.inodes.is_crowded() {
             return EntryOut::default();
         }
         self.find(parent, entry.name).unwrap_or_default()

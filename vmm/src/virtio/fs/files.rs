@@ -47,7 +47,13 @@ impl Server {
 
     fn open_inode(&self, nodeid: u64, flags: u32, open_flags: u32) -> Served<OwnedFd> {
         let inode = self.inode(nodeid)?;
+        let append = OFlags::from_bits_retain(flags) & OFlags::APPEND;
         let flags = self.host_flags(inode, flags)?;
+        let changes = flags.intersects(OFlags::ACCMODE | OFlags::TRUNC);
+        if changes && !append.is_empty() && sys::is_append_only(inode.fd())? {
+            // Linux opens such a file in no other way, and nothing is ever written at an offset there.
+            return self.reopen(inode, flags | append);
+        }
         if !flags.contains(OFlags::TRUNC) || open_flags & OPEN_KILL_SUIDGID == 0 {
             return self.reopen(inode, flags);
         }
@@ -70,7 +76,7 @@ impl Server {
         if !self.is_read_only(inode) {
             return Ok(flags);
         }
-        // Not even a time stamp changes there; but not everybody may ask for that.
+        // Not even a time stamp changes there.
         if reads && !flags.contains(OFlags::TRUNC) { Ok(flags | OFlags::NOATIME) } else { Err(Errno(libc::EROFS)) }
     }
 
@@ -112,9 +118,9 @@ impl Server {
 
     fn make(&self, request: &Request, name: &CStr, args: &CreateIn, how: OFlags) -> Served<OwnedFd> {
         let directory = self.writable(request.header.nodeid)?;
-        let flags = OFlags::from_bits_retain(args.flags) & PASSED - OFlags::TRUNC;
+        let flags = OFlags::from_bits_retain(args.flags) & PASSED.difference(OFlags::TRUNC);
         // Without a name only O_EXCL says that there will never be one.
-        let flags = flags | how | OFlags::from_bits_retain(args.flags) & OFlags::EXCL;
+        let flags = flags | how | (OFlags::from_bits_retain(args.flags) & OFlags::EXCL);
         let _caller = self.act_as_caller(&request.header, args.umask)?;
         sys::create(directory.fd(), name, flags, args.mode)
     }
@@ -238,5 +244,5 @@ impl Server {
 }
 
 fn has_silent_close(file: BorrowedFd) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|host| SILENT_CLOSE.contains(&(host.f_type as i64)))
+    rustix::fs::fstatfs(file).is_ok_and(|host| SILENT_CLOSE.contains(&host.f_type))
 }

@@ -2,7 +2,8 @@
 //!
 //! Every object has one `O_PATH` descriptor, which pins it: while an entry lives, the host cannot give
 //! its inode number to another object. The limit comes from `RLIMIT_NOFILE`; beyond it lookups fail
-//! with `ENFILE` and directory listings come without attributes, until the guest forgets something.
+//! with `ENFILE`, and from seven eighths of it on directory listings come without attributes, until the
+//! guest forgets something.
 //!
 //! [`Inode::fd`] is private so that a cold entry can later hold a file handle (`name_to_handle_at`)
 //! in place of the descriptor, which is also what saving the table needs: the key, a handle or path,
@@ -96,9 +97,10 @@ impl Inodes {
         self.slab.get_mut(nodeid.wrapping_sub(FIRST_ID)).ok_or(Errno(libc::ESTALE))
     }
 
-    /// Whether there is no room for one more.
-    pub fn is_full(&self) -> bool {
-        self.slab.is_full()
+    /// Whether what is left should be kept for objects that the guest asks for by name.
+    pub fn is_crowded(&self) -> bool {
+        let limit = self.slab.limit();
+        self.slab.len() >= limit - limit / 8
     }
 
     /// Counts one more lookup of a known object and returns its nodeid.

@@ -117,7 +117,9 @@ impl Server {
             return self.sync_below(request.header.nodeid);
         }
         let shares = self.shares.iter().filter(|share| !share.read_only);
-        shares.map(|share| self.sync_below(share.nodeid)).fold(Ok(()), |all, one| all.and(one))
+        // All of them, whatever becomes of one.
+        let results: Vec<Served> = shares.map(|share| self.sync_below(share.nodeid)).collect();
+        results.into_iter().collect()
     }
 
     fn sync_below(&self, nodeid: u64) -> Served {

@@ -25,8 +25,13 @@ impl<T> Slab<T> {
     }
 
     /// Whether [`Slab::insert`] would refuse.
-    pub fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.len() >= self.limit
+    }
+
+    /// Most entries.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Adds an entry and returns its key, or gives the entry back when the table is full.

@@ -75,6 +75,11 @@ pub(super) fn drop_suid(file: BorrowedFd) -> Served {
     Ok(())
 }
 
+/// Whether a file can only be appended to (`chattr +a` on the host).
+pub(super) fn is_append_only(fd: BorrowedFd) -> Served<bool> {
+    Ok(stat(fd)?.stx_attributes.contains(rustix::fs::StatxAttributes::APPEND))
+}
+
 /// Reads directory entries (`struct linux_dirent64`) from where the descriptor is. 0 at the end.
 pub(super) fn getdents(directory: BorrowedFd, out: &mut [u8]) -> Served<usize> {
     // SAFETY: the pointer and length describe `out`, which lives across the call.

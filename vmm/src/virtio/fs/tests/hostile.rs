@@ -1,1 +1,195 @@
-//! Bad input of every kind.
+//! A guest that lies: bad names, bad sizes, traps in the tree, and tables that it tries to fill.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use zerocopy::IntoBytes;
+
+use super::super::Fs;
+use super::super::fuse::*;
+use super::guest::*;
+use crate::virtio::Error;
+
+/// Requests of one name each, as (opcode, bytes before the name).
+fn requests_of_a_name() -> Vec<(u32, Vec<u8>)> {
+    vec![
+        (opcode::LOOKUP, vec![]),
+        (opcode::UNLINK, vec![]),
+        (opcode::RMDIR, vec![]),
+        (opcode::MKDIR, vec![0; size_of::<MkdirIn>()]),
+        (opcode::MKNOD, vec![0; size_of::<MknodIn>()]),
+        (opcode::CREATE, vec![0; size_of::<CreateIn>()]),
+        (opcode::LINK, vec![0; size_of::<LinkIn>()]),
+    ]
+}
+
+#[test]
+fn only_single_components_are_names() {
+    let (mut guest, directory, root) = Guest::with_share();
+    fs::create_dir(at(&directory, "a")).unwrap();
+    fs::write(at(&directory, "a/b"), "").unwrap();
+    let outside = directory.path().parent().unwrap().join("runvm-fs-victim");
+    let bad: [&[u8]; 9] =
+        [b"", b"\0", b".\0", b"..\0", b"a/b\0", b"/\0", b"../runvm-fs-victim\0", b"a\0b\0", b"unterminated"];
+    for (code, args) in requests_of_a_name() {
+        for name in bad {
+            let result = guest.request(code, root, &[&args, name].concat(), 400);
+            assert_eq!(result.unwrap_err(), libc::EINVAL, "{code} {name:?}");
+        }
+        let long = [&args, &vec![b'x'; 256][..], &[0]].concat();
+        assert_eq!(guest.request(code, root, &long, 400).unwrap_err(), libc::ENAMETOOLONG);
+    }
+    for (old, new) in [("..", "a"), ("a", ".."), ("a/b", "c"), ("a", "c/d"), ("", "x"), ("a", "")] {
+        let result = guest.tell(opcode::RENAME, root, &RenameIn { newdir: root }, &zz(old, new));
+        assert_eq!(result.unwrap_err(), libc::EINVAL);
+    }
+    let result = guest.call::<_, EntryOut>(opcode::SYMLINK, root, &(), &zz("../link", "target"));
+    assert_eq!(result.unwrap_err(), libc::EINVAL);
+    assert!(at(&directory, "a/b").exists() && !outside.exists());
+}
+
+#[test]
+fn links_are_never_followed_on_the_host() {
+    let (mut guest, directory, root) = Guest::with_share();
+    let secret = tempfile::tempdir().unwrap();
+    fs::write(at(&secret, "key"), "secret").unwrap();
+    symlink(secret.path(), at(&directory, "out")).unwrap();
+    symlink(at(&secret, "key"), at(&directory, "key")).unwrap();
+    let out = guest.lookup(root, "out").unwrap();
+    assert_eq!(out.attr.mode & libc::S_IFMT, libc::S_IFLNK);
+    assert_eq!(guest.lookup(out.nodeid, "key").unwrap_err(), libc::ENOTDIR);
+    assert_eq!(guest.mkdir(out.nodeid, "new", 0o700).unwrap_err(), libc::ENOTDIR);
+    assert_eq!(guest.opendir(out.nodeid).unwrap_err(), libc::ENXIO);
+    let key = guest.lookup(root, "key").unwrap().nodeid;
+    assert_eq!(guest.open(key, libc::O_RDONLY).unwrap_err(), libc::ENXIO);
+    let cut = SetattrIn { valid: fattr::SIZE, ..SetattrIn::default() };
+    assert_eq!(guest.setattr(key, cut).unwrap_err(), libc::ENXIO);
+    let mode = SetattrIn { valid: fattr::MODE, mode: 0, ..SetattrIn::default() };
+    assert!(guest.setattr(key, mode).is_err());
+    guest.setxattr(key, "user.x", b"x", 0).unwrap_err();
+    assert_eq!(fs::read(at(&secret, "key")).unwrap(), b"secret");
+    guest.tell(opcode::UNLINK, root, &(), &z("key")).unwrap();
+    assert!(at(&secret, "key").exists());
+}
+
+#[test]
+fn a_directory_swapped_for_a_link_leads_nowhere() {
+    let (mut guest, directory, root) = Guest::with_share();
+    let secret = tempfile::tempdir().unwrap();
+    fs::create_dir(at(&directory, "dir")).unwrap();
+    let dir = guest.lookup(root, "dir").unwrap().nodeid;
+    fs::rename(at(&directory, "dir"), at(&directory, "moved")).unwrap();
+    symlink(secret.path(), at(&directory, "dir")).unwrap();
+    guest.create(dir, "file", libc::O_RDWR, 0o600).unwrap();
+    assert!(at(&directory, "moved/file").exists() && !at(&secret, "file").exists());
+    // Moved out of the share it stays what the guest held, and no way leads up from it.
+    fs::rename(at(&directory, "moved"), at(&secret, "moved")).unwrap();
+    assert_eq!(guest.lookup(dir, "..").unwrap_err(), libc::EINVAL);
+    assert_eq!(guest.tell(opcode::RENAME, dir, &RenameIn { newdir: root }, &zz("file", "back")), Ok(()));
+}
+
+#[test]
+fn shares_do_not_mix() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shares = vec![share("rw", one.path(), false), share("ro", one.path(), true), share("b", two.path(), false)];
+    let mut guest = Guest::of(Fs::new("test", shares).unwrap());
+    fs::write(at(&one, "file"), "x").unwrap();
+    let mut enter = |name| guest.lookup(1, name).unwrap().nodeid;
+    let (rw, ro, b) = (enter("rw"), enter("ro"), enter("b"));
+    let (file_rw, file_ro) = (guest.lookup(rw, "file").unwrap().nodeid, guest.lookup(ro, "file").unwrap().nodeid);
+    assert_ne!(file_rw, file_ro, "the same file, but with other rights");
+    assert_eq!(guest.open(file_ro, libc::O_WRONLY).unwrap_err(), libc::EROFS);
+    guest.open(file_rw, libc::O_WRONLY).unwrap();
+    let moved = |guest: &mut Guest, to| guest.tell(opcode::RENAME, rw, &RenameIn { newdir: to }, &zz("file", "f"));
+    assert_eq!(moved(&mut guest, b).unwrap_err(), libc::EXDEV);
+    assert_eq!(moved(&mut guest, ro).unwrap_err(), libc::EROFS);
+    let link = LinkIn { oldnodeid: file_rw };
+    assert_eq!(guest.call::<_, EntryOut>(opcode::LINK, b, &link, &z("f")).unwrap_err(), libc::EXDEV);
+    let link = LinkIn { oldnodeid: file_ro };
+    assert_eq!(guest.call::<_, EntryOut>(opcode::LINK, rw, &link, &z("f")).unwrap_err(), libc::EROFS);
+}
+
+#[test]
+fn lies_about_sizes_are_answered_or_stop_the_device() {
+    let (mut guest, _directory, _) = Guest::with_share();
+    assert!(matches!(guest.raw(&[0; 39], 100), Err(Error::Protocol(_))));
+    let (mut guest, _directory, root) = Guest::with_share();
+    let header = InHeader { len: 40, opcode: opcode::GETATTR, unique: 1, nodeid: root, ..InHeader::default() };
+    let answer = |reply: Vec<u8>| i32::from_ne_bytes(reply[4..8].try_into().unwrap());
+    assert_eq!(answer(guest.raw(header.as_bytes(), 200).unwrap()), -libc::EINVAL, "without its structure");
+    let longer = InHeader { len: 5000, ..header };
+    assert_eq!(answer(guest.raw(longer.as_bytes(), 200).unwrap()), -libc::EINVAL);
+    let extended = InHeader { total_extlen: 1, ..header };
+    assert_eq!(answer(guest.raw(extended.as_bytes(), 200).unwrap()), -libc::EINVAL);
+    let unknown = InHeader { opcode: 4711, ..header };
+    assert_eq!(answer(guest.raw(unknown.as_bytes(), 200).unwrap()), -libc::ENOSYS);
+    let huge =
+        [InHeader { len: 40 + (1 << 20), opcode: opcode::SETXATTR, ..header }.as_bytes(), &[0; 1 << 20]].concat();
+    assert_eq!(answer(guest.raw(&huge, 200).unwrap()), -libc::E2BIG);
+    assert!(matches!(guest.raw(header.as_bytes(), 15), Err(Error::Protocol(_))));
+}
+
+#[test]
+fn a_reply_without_room_leaves_nothing_behind() {
+    let (mut guest, directory, root) = Guest::with_share();
+    fs::write(at(&directory, "file"), "x").unwrap();
+    let known = guest.device.server().inodes.len();
+    assert_eq!(guest.request(opcode::LOOKUP, root, &z("file"), 10).unwrap_err(), libc::EINVAL);
+    let create = [CreateIn { flags: libc::O_RDWR as u32, ..CreateIn::default() }.as_bytes(), &z("new")].concat();
+    assert_eq!(guest.request(opcode::CREATE, root, &create, size_of::<EntryOut>()).unwrap_err(), libc::EINVAL);
+    assert_eq!(guest.request(opcode::OPENDIR, root, &[0; 8], 3).unwrap_err(), libc::EINVAL);
+    assert_eq!(guest.device.server().inodes.len(), known);
+    assert!(guest.device.server().handles.is_empty());
+}
+
+#[test]
+fn forgetting_is_accounted_for() {
+    let (mut guest, directory, root) = Guest::with_share();
+    fs::write(at(&directory, "file"), "x").unwrap();
+    let file = guest.lookup(root, "file").unwrap().nodeid;
+    assert_eq!(guest.lookup(root, "file").unwrap().nodeid, file);
+    guest.forget(file, 1);
+    guest.getattr(file).unwrap();
+    guest.forget(file, 1);
+    assert_eq!(guest.getattr(file).unwrap_err(), libc::ESTALE);
+    guest.forget(file, 1);
+    let again = guest.lookup(root, "file").unwrap().nodeid;
+    assert_ne!(again, file, "an old nodeid never means a new object");
+    let batch = [(again, u64::MAX), (root, u64::MAX), (4711, 1), (1, 1), (0, 1)];
+    let ones: Vec<u8> =
+        batch.iter().flat_map(|&(nodeid, nlookup)| ForgetOne { nodeid, nlookup }.as_bytes().to_vec()).collect();
+    guest.tell(opcode::BATCH_FORGET, 0, &BatchForgetIn { count: 1000, padding: 0 }, &ones).unwrap();
+    assert_eq!(guest.device.server().inodes.len(), 1, "the share stays");
+    guest.lookup(1, "s").unwrap();
+    guest.tell(opcode::DESTROY, 0, &(), &[]).unwrap();
+    assert_eq!(guest.lookup(1, "s").unwrap_err(), libc::ENOTCONN);
+}
+
+#[test]
+fn tables_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in 0..40 {
+        fs::write(at(&directory, &name.to_string()), "x").unwrap();
+    }
+    let mut guest = Guest::of(Fs::with_limits(vec![share("s", directory.path(), false)], 16, 4).unwrap());
+    let root = guest.lookup(1, "s").unwrap().nodeid;
+    let results: Vec<_> = (0..40).map(|name| guest.lookup(root, &name.to_string())).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 15);
+    assert!(results.iter().flatten().all(|entry| entry.nodeid > 1));
+    assert_eq!(results[39].unwrap_err(), libc::ENFILE);
+    guest.lookup(root, "3").unwrap();
+    let fh = guest.opendir(root).unwrap().fh;
+    let read = ReadIn { fh, size: 1 << 16, ..ReadIn::default() };
+    assert!(guest.request(opcode::READDIRPLUS, root, read.as_bytes(), 1 << 16).unwrap().len() > 40 * 128);
+    guest.forget(results[0].unwrap().nodeid, 100);
+    guest.lookup(root, "39").unwrap();
+    for _ in 0..3 {
+        guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap();
+    }
+    assert_eq!(guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap_err(), libc::ENFILE);
+    guest.release(fh).unwrap();
+    guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap();
+    assert!(
+        Fs::with_limits(vec![share("a", directory.path(), false), share("b", directory.path(), false)], 1, 1).is_err()
+    );
+}
