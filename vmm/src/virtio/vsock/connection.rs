@@ -120,6 +120,12 @@ impl<S: Stream> Connection<S> {
         self.stream.as_ref()
     }
 
+    /// The stream, to act on it from outside.
+    #[cfg(test)]
+    pub fn stream_mut(&mut self) -> Option<&mut S> {
+        self.stream.as_mut()
+    }
+
     /// Closes the stream if the host is done with it. Don't watch it any more by then.
     pub fn release(&mut self) {
         if matches!(self.phase, Phase::Lingering(_)) {
@@ -157,16 +163,17 @@ impl<S: Stream> Connection<S> {
 
     /// The stream has input or room for output, or its other end is gone.
     pub fn on_stream(&mut self, input: bool, output: bool, hung_up: bool) {
-        if output {
-            self.flush();
-        }
-        self.hung_up |= hung_up;
         self.readable |= (input || hung_up) && !self.no_more_input();
-        if hung_up && !self.readable {
-            self.host_closed = SHUTDOWN_BOTH;
-        }
+        self.hung_up |= hung_up;
         if hung_up && self.phase == Phase::Draining {
-            self.end_of_output();
+            self.flush();
+            // Were it not gone after all, then watching it again says so.
+            self.hung_up = false;
+        } else if hung_up && !self.readable {
+            self.end_of_input();
+        } else if output && !(hung_up && self.can_read()) {
+            // If it is gone and can be read, reading finds the end of both directions: one packet.
+            self.flush();
         }
     }
 
@@ -277,7 +284,10 @@ impl<S: Stream> Connection<S> {
 
     fn end_of_input(&mut self) {
         self.readable = false;
-        self.host_closed |= if self.hung_up { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+        self.host_closed |= SHUTDOWN_SEND;
+        if self.hung_up {
+            self.end_of_output();
+        }
     }
 
     /// After a `SHUTDOWN` went out: when it said everything, the host's side is done.
