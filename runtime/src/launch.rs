@@ -123,14 +123,8 @@ fn make_plan(global: &Global, args: &CreateArgs) -> anyhow::Result<(Bundle, Plan
         bail!("--preserve-fds {}: open descriptors of the host cannot be passed into a VM", args.preserve_fds);
     }
     let bundle = bundle::load(&args.bundle)?;
-    let options = plan::Options {
-        id: args.id.clone(),
-        systemd_cgroup: global.systemd_cgroup,
-        no_pivot: args.no_pivot,
-        no_new_keyring: args.no_new_keyring,
-        preserve_fds: args.preserve_fds,
-    };
-    let facts = facts::gather(&bundle, &options)?;
+    let options = plan::Options { id: args.id.clone(), systemd_cgroup: global.systemd_cgroup };
+    let facts = facts::gather(&bundle)?;
     let plan = plan::plan(&bundle, &facts, &options)?;
     plan.notes.iter().for_each(|note| log::debug(note));
     Ok((bundle, plan))

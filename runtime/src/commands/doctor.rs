@@ -1,0 +1,112 @@
+//! `runvm doctor`: can this host run containers in VMs? A line for each check, with what to do.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::artifacts;
+use crate::cgroup::Hierarchy;
+
+/// What a check found.
+enum Finding {
+    /// Fine; what was seen.
+    Ok(String),
+    /// Works, but not everything; what and what to do.
+    Warn(String, &'static str),
+    /// Containers will not run; what and what to do.
+    Fail(String, String),
+}
+
+/// Prints every finding; `true` when containers can run.
+pub fn run() -> anyhow::Result<bool> {
+    let checks: [(&str, fn() -> Finding); 7] = [
+        ("user", user),
+        ("/dev/kvm", kvm),
+        ("ring 0", ring0),
+        ("guest", guest),
+        ("cgroups", cgroups),
+        ("tun", tun),
+        ("/proc", proc),
+    ];
+    let mut healthy = true;
+    for (name, check) in checks {
+        match check() {
+            Finding::Ok(seen) => println!("ok    {name}: {seen}"),
+            Finding::Warn(seen, remedy) => println!("warn  {name}: {seen} → {remedy}"),
+            Finding::Fail(seen, remedy) => {
+                healthy = false;
+                println!("FAIL  {name}: {seen} → {remedy}");
+            }
+        }
+    }
+    Ok(healthy)
+}
+
+fn user() -> Finding {
+    match rustix::process::geteuid().as_raw() {
+        0 => Finding::Ok("root".to_owned()),
+        uid => Finding::Warn(format!("uid {uid}"), "run as root: network and cgroups need it"),
+    }
+}
+
+fn kvm() -> Finding {
+    let path = Path::new("/dev/kvm");
+    match File::options().read(true).write(true).open(path) {
+        Ok(_) => Finding::Ok(format!("present and permitted{}", module())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::Fail(
+            "missing".to_owned(),
+            "modprobe kvm_intel or kvm_amd; in a virtual machine, enable nested virtualization".to_owned(),
+        ),
+        Err(error) => Finding::Fail(error.to_string(), "run as root or join the group kvm".to_owned()),
+    }
+}
+
+/// Which module serves it; KVM may also be built in.
+fn module() -> String {
+    let modules = ["kvm_intel", "kvm_amd"].into_iter().filter(|name| Path::new("/sys/module").join(name).exists());
+    modules.map(|name| format!(", {name}")).collect()
+}
+
+fn ring0() -> Finding {
+    match vmm::probe::ring0() {
+        Ok(report) => Finding::Ok(report.to_string()),
+        Err(error) => Finding::Fail(
+            error.to_string(),
+            "use a host with hardware virtualization, or nested virtualization enabled".to_owned(),
+        ),
+    }
+}
+
+fn guest() -> Finding {
+    let found = artifacts::find().and_then(|found| found.manifest.verify().map(|()| found));
+    match found {
+        Ok(found) => {
+            let (release, place) = (&found.manifest.kernel.release, found.dir.display());
+            Finding::Ok(format!("kernel {release} and initrd in {place} are whole and match this version"))
+        }
+        Err(error) => Finding::Fail(format!("{error:#}"), "make build, or make install".to_owned()),
+    }
+}
+
+fn cgroups() -> Finding {
+    match Hierarchy::find(Path::new("/sys/fs/cgroup")) {
+        Ok(found) if found.unified.is_none() && found.legacy.is_empty() => {
+            Finding::Fail("none mounted at /sys/fs/cgroup".to_owned(), "mount cgroup2 there".to_owned())
+        }
+        Ok(found) => Finding::Ok(found.describe()),
+        Err(error) => Finding::Fail(format!("{error:#}"), "mount cgroup2 at /sys/fs/cgroup".to_owned()),
+    }
+}
+
+fn tun() -> Finding {
+    if Path::new("/dev/net/tun").exists() {
+        return Finding::Ok("present".to_owned());
+    }
+    Finding::Warn("/dev/net/tun is missing".to_owned(), "modprobe tun: networks need it")
+}
+
+fn proc() -> Finding {
+    if Path::new("/proc/self/exe").exists() {
+        return Finding::Ok("mounted".to_owned());
+    }
+    Finding::Fail("not mounted".to_owned(), "mount -t proc proc /proc".to_owned())
+}
