@@ -2,6 +2,7 @@
 
 mod guest;
 mod hostile;
+mod kernel;
 mod listing;
 mod passthrough;
 mod random;

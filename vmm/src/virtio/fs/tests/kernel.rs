@@ -1,0 +1,232 @@
+//! The server under this machine's own kernel: requests from `/dev/fuse` go through the ring, replies
+//! go back. Linux' FUSE client is the same there and in a guest, but for automatic submounts.
+//!
+//! Every test mounts in a mount namespace of its thread's, so nothing stays behind. Where `/dev/fuse`
+//! can't be opened a test says so and does nothing.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use zerocopy::FromBytes;
+
+use super::super::fuse::*;
+use super::super::{Counters, Fs};
+use super::guest::*;
+
+/// Largest request: a write of 1 MiB with its headers.
+const REQUEST: usize = (1 << 20) + 4096;
+/// Room for any reply but that of a read.
+const REPLY: usize = 80 << 10;
+
+/// A mounted device, its share's directory and where the share is in the mount.
+struct Mounted {
+    directory: tempfile::TempDir,
+    mount: tempfile::TempDir,
+    counters: Arc<Counters>,
+    bridge: Option<JoinHandle<()>>,
+}
+
+impl Mounted {
+    fn new() -> Option<Self> {
+        let device = match File::options().read(true).write(true).open("/dev/fuse") {
+            Ok(device) => device,
+            Err(error) => {
+                eprintln!("SKIPPED: /dev/fuse: {error}");
+                return None;
+            }
+        };
+        let (directory, mount) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // SAFETY: plain flags; the namespace is this test's thread's only.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let fd = device.as_raw_fd();
+        let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other");
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount("shares", mount.path(), "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+        // As a monitor does: each object that the guest knows costs a descriptor.
+        let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            eprintln!("RLIMIT_NOFILE stays as it is: {error}");
+        }
+        let fs = Fs::new("test", vec![share("s", directory.path(), false)]).unwrap();
+        let counters = fs.counters();
+        let bridge = Some(std::thread::spawn(move || bridge(device, fs)));
+        Some(Self { directory, mount, counters, bridge })
+    }
+
+    /// The share as the kernel sees it.
+    fn share(&self) -> PathBuf {
+        self.mount.path().join("s")
+    }
+
+    /// Runs a shell script in the mounted share, whose host directory is `$HOST`.
+    fn run(&self, script: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-euc", script]).current_dir(self.share()).env("HOST", self.directory.path());
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script}\n{}\n{errors}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// Runs a script and tells how many requests it took, and which.
+    fn count(&self, what: &str, script: &str) {
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+        let before = self.counters.named();
+        let start = std::time::Instant::now();
+        self.run(script);
+        let time = start.elapsed().as_millis();
+        let earlier = |name| before.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count);
+        let counts = self.counters.named().into_iter().map(|(name, count)| (name, count - earlier(name)));
+        let counts: Vec<_> = counts.filter(|(_, count)| *count > 0).collect();
+        let total: u64 = counts.iter().map(|(_, count)| count).sum();
+        println!("{what}: {total} requests, {time} ms: {counts:?}");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.mount.path(), UnmountFlags::DETACH);
+        let result = self.bridge.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(result, Some(Ok(()))), "the bridge failed");
+    }
+}
+
+fn bridge(mut device: File, fs: Fs) {
+    let mut guest = Guest::unborn(fs);
+    let mut request = vec![0; REQUEST];
+    while let Ok(length) = device.read(&mut request) {
+        let request = &request[..length];
+        let (header, body) = InHeader::read_from_prefix(request).unwrap();
+        let room = match header.opcode {
+            opcode::READ => ReadIn::read_from_prefix(body).unwrap().0.size as usize,
+            _ => REPLY,
+        };
+        let reply = guest.raw(request, 16 + room).unwrap();
+        if !reply.is_empty() {
+            // Whoever waited for it may be gone.
+            let _ = device.write(&reply);
+        }
+    }
+}
+
+/// A tree of small files of all kinds.
+fn make_tree(root: &Path, directories: usize, files: usize) {
+    for directory in 0..directories {
+        let path = root.join(format!("dir-{directory}"));
+        fs::create_dir_all(&path).unwrap();
+        for file in 0..files {
+            fs::write(path.join(format!("file-{file}")), format!("{directory} {file}").repeat(file + 1)).unwrap();
+        }
+        std::os::unix::fs::symlink("file-0", path.join("link")).unwrap();
+        fs::hard_link(path.join("file-1"), path.join("hard")).unwrap();
+    }
+}
+
+#[test]
+fn trees_are_copied_packed_compared_and_removed() {
+    let Some(mounted) = Mounted::new() else { return };
+    make_tree(&mounted.directory.path().join("tree"), 20, 40);
+    mounted
+        .run("cp -a tree copy && diff -r --no-dereference tree copy && diff -r --no-dereference $HOST/tree $HOST/copy");
+    mounted.run("tar cf all.tar tree && mkdir out && tar xf all.tar -C out && diff -r --no-dereference tree out/tree");
+    mounted.run("test $(find tree | wc -l) = $(find $HOST/tree | wc -l)");
+    mounted.run("test $(stat -c %h copy/dir-3/hard) = 2 && test copy/dir-3/hard -ef copy/dir-3/file-1");
+    mounted.run("rm -r tree copy out all.tar && test -z \"$(ls -A $HOST)\"");
+}
+
+#[test]
+fn big_files_keep_every_byte() {
+    let Some(mounted) = Mounted::new() else { return };
+    mounted.run(
+        "head -c 60000001 /dev/urandom > big && cmp big $HOST/big && cp big copy && cmp copy $HOST/big
+         dd if=big of=part bs=65537 skip=3 count=50 2>/dev/null
+         dd if=$HOST/big bs=65537 skip=3 count=50 2>/dev/null | cmp - $HOST/part
+         dd if=big of=direct bs=1M iflag=direct 2>/dev/null && cmp direct $HOST/big
+         dd if=big of=direct bs=1M count=20 oflag=direct 2>/dev/null && cmp -n 20971520 direct $HOST/big
+         truncate -s 5000000000 sparse && echo end >> sparse && test $(stat -c %s $HOST/sparse) = 5000000004
+         test $(stat -c %b $HOST/sparse) -lt 100 && tail -c 4 sparse | grep -q end",
+    );
+}
+
+#[test]
+fn shells_append_truncate_execute_and_keep_open_files() {
+    let Some(mounted) = Mounted::new() else { return };
+    mounted.run(
+        "for i in 1 2 3 4; do (for j in $(seq 200); do echo line-$i-$j >> log; done) & done; wait
+         test $(sort -u log | wc -l) = 800 && test $(sort -u $HOST/log | wc -l) = 800
+         exec 3>>log; echo host >> $HOST/log; echo guest >&3; tail -n 2 $HOST/log | tr '\\n' ' ' | grep -q 'host guest'
+         echo short > log && test $(cat $HOST/log) = short
+         cp /bin/true program && ./program && cp /bin/sh $HOST/shell && ./shell -c 'exit 0'
+         exec 4<log; rm log; read line <&4; test $line = short
+         mkfifo pipe; (echo through > pipe) & read line < pipe; test $line = through
+         mknod null c 1 3 && echo x > null && test -c $HOST/null
+         ln -s nowhere dangling && test -L dangling && ! test -e dangling
+         echo one > a; echo two > b; mv a b; test $(cat b) = one; mv -n b program; test -e b",
+    );
+}
+
+#[test]
+fn owners_modes_and_setuid() {
+    let Some(mounted) = Mounted::new() else { return };
+    mounted.run(
+        "chmod 755 . && mkdir -m 1777 public && cp /bin/true program && chmod 6755 program
+         chown 1000:1000 program && test $(stat -c %a program) = 755
+         chmod 4777 program && setpriv --reuid 1000 --regid 1000 --clear-groups sh -c 'echo x >> program'
+         test $(stat -c %a $HOST/program) = 777
+         chmod 4777 program && echo x >> program && test $(stat -c %a $HOST/program) = 4777
+         cd public && setpriv --reuid 1000 --regid 1001 --clear-groups sh -c 'umask 027; touch f; mkdir d; ln -s x l'
+         test $(stat -c %u:%g:%a $HOST/public/f) = 1000:1001:640 && test $(stat -c %u:%g:%a d) = 1000:1001:750
+         test $(stat -c %u l) = 1000
+         ! setpriv --reuid 2000 --regid 2000 --clear-groups rm -f f 2>/dev/null
+         mkdir -m 2770 team && chown 0:500 team && chmod 2770 team
+         setpriv --reuid 2000 --regid 2000 --groups 500 touch team/file
+         test $(stat -c %u:%g $HOST/public/team/file) = 2000:500",
+    );
+}
+
+#[test]
+fn many_entries() {
+    let Some(mounted) = Mounted::new() else { return };
+    fs::create_dir(mounted.directory.path().join("many")).unwrap();
+    for number in 0..5000 {
+        File::create(mounted.directory.path().join(format!("many/file-{number}"))).unwrap();
+    }
+    mounted.run("test $(ls many | sort -u | wc -l) = 5000 && test $(ls -l many | wc -l) = 5001");
+    mounted.run("rm many/file-1* && test $(ls many | wc -l) = $(ls $HOST/many | wc -l) && rm -r many");
+}
+
+/// Not a test but a report: `cargo test -p vmm --release requests_per -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints counts"]
+fn requests_per_operation() {
+    let Some(mounted) = Mounted::new() else { return };
+    fs::write(mounted.directory.path().join("small"), "x").unwrap();
+    fs::write(mounted.directory.path().join("big"), vec![1; 64 << 20]).unwrap();
+    fs::copy("/bin/sh", mounted.directory.path().join("shell")).unwrap();
+    mounted.count("nothing but a shell", "true");
+    mounted.count("read a small file", "read x < small || true");
+    mounted.count("again after a second", "read x < small || true");
+    mounted.count("append to it", "echo y >> small");
+    mounted.count("overwrite it", "echo y > small");
+    mounted.count("create a file", "echo y > new");
+    mounted.count("execute", "./shell -c true");
+    mounted.count("execute again", "./shell -c true");
+    mounted.count("read 64 MiB", "cat big > /dev/null");
+    mounted.count("write 64 MiB", "dd if=/dev/zero of=out bs=1M count=64 2>/dev/null");
+    make_tree(&mounted.directory.path().join("tree"), 100, 50);
+    mounted.run("tar cf $HOST/tree.tar -C $HOST tree");
+    mounted.count("find 5,200 files", "find tree > /dev/null");
+    mounted.count("find again", "find tree > /dev/null");
+    mounted.count("ls -lR", "ls -lR tree > /dev/null");
+    mounted.count("read all", "cat tree/*/file-* > /dev/null");
+    mounted.count("untar", "mkdir unpacked && tar xf $HOST/tree.tar -C unpacked");
+    mounted.count("cp -a", "cp -a tree copy");
+    mounted.count("rm -r", "rm -r copy");
+}
