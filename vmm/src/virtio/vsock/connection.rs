@@ -7,12 +7,10 @@ use std::num::Wrapping;
 use std::time::{Duration, Instant};
 
 use super::backlog::Backlog;
+use super::credit::Credit;
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::stream::Stream;
 use crate::virtio::queue::Buffers;
-
-/// How long the guest may take to answer the end of a connection before its ports may be used again.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,28 +34,6 @@ pub enum Verdict {
     End,
     /// It is over and the guest is to be told so with `RST`.
     Reset,
-}
-
-/// What the guest can still take, as far as it told.
-#[derive(Default)]
-struct Credit {
-    sent: Wrapping<u32>,
-    alloc: u32,
-    forwarded: Wrapping<u32>,
-    /// Whether we asked for more since we last had any.
-    asked: bool,
-}
-
-impl Credit {
-    fn update(&mut self, packet: &Header) {
-        self.alloc = packet.buf_alloc.get();
-        self.forwarded = Wrapping(packet.fwd_cnt.get());
-        self.asked &= self.free() == 0;
-    }
-
-    fn free(&self) -> u32 {
-        self.alloc.saturating_sub((self.sent - self.forwarded).0)
-    }
 }
 
 /// A connection over a stream `S` of the host.
@@ -148,9 +124,9 @@ impl<S: Stream> Connection<S> {
         self.phase == Phase::Draining && self.backlog.is_empty()
     }
 
-    /// Whether the guest had its time to answer the end of the connection.
-    pub fn is_expired(&self) -> bool {
-        matches!(self.phase, Phase::Lingering(since) if since.elapsed() >= LINGER)
+    /// Whether the guest had this time to answer the end of the connection.
+    pub fn is_expired(&self, time: Duration) -> bool {
+        matches!(self.phase, Phase::Lingering(since) if since.elapsed() >= time)
     }
 
     /// What the stream is to be watched for: whether for input and for output, or `None` for not at
@@ -247,7 +223,7 @@ impl<S: Stream> Connection<S> {
             return Some((Op::CreditUpdate, 0));
         }
         self.must_ask().then(|| {
-            self.credit.asked = true;
+            self.credit.ask();
             (Op::CreditRequest, 0)
         })
     }
@@ -263,7 +239,7 @@ impl<S: Stream> Connection<S> {
         match result {
             Ok(0) => self.end_of_input(),
             Ok(len) => {
-                self.credit.sent += len as u32;
+                self.credit.spend(len as u32);
                 // A short read emptied the socket; but one that is not watched says nothing of its end.
                 self.readable = len == limit || self.hung_up;
                 return Some(len as u32);
@@ -392,7 +368,7 @@ impl<S: Stream> Connection<S> {
     }
 
     fn can_read(&self) -> bool {
-        self.readable && !self.no_more_input() && self.credit.free() > 0
+        self.readable && !self.no_more_input() && !self.credit.is_empty()
     }
 
     fn untold(&self) -> bool {
@@ -406,6 +382,6 @@ impl<S: Stream> Connection<S> {
     }
 
     fn must_ask(&self) -> bool {
-        self.readable && !self.no_more_input() && self.credit.free() == 0 && !self.credit.asked
+        self.readable && !self.no_more_input() && self.credit.must_ask()
     }
 }

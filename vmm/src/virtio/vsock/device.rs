@@ -137,6 +137,12 @@ impl Device for Vsock {
 }
 
 impl Vsock {
+    /// The table of connections.
+    #[cfg(test)]
+    pub(super) fn muxer(&mut self) -> &mut Muxer {
+        &mut self.muxer
+    }
+
     /// Serves both rings in turn, then has the sockets watched for what is missing. What is left when
     /// the time is up goes on with the next wake-up.
     fn serve(&mut self, context: &mut Context) -> Result<(), Error> {

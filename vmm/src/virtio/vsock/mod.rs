@@ -11,11 +11,11 @@
 //! ```
 //!
 //! A stream is a Unix socket pair: the host's side holds one end, the device the other. Bytes from the
-//! guest go from its buffers into the socket; what the socket cannot take waits in a [`backlog`] that
+//! guest go from its buffers into the socket; what the socket cannot take waits in a `backlog` that
 //! never exceeds the credit given to the guest. Bytes for the guest are read from the socket straight
 //! into a buffer of the rx ring, so while there is no buffer or no credit they stay in the socket.
 //!
-//! Life of a connection, seen from the device (see [`connection`]):
+//! Life of a connection, seen from the device (see `connection`):
 //!
 //! ```text
 //!   connect() ─▶ Requested ──RESPONSE──▶ Open ◀──RESPONSE sent── REQUEST from the guest
@@ -28,6 +28,7 @@
 
 mod backlog;
 mod connection;
+mod credit;
 mod device;
 mod handle;
 mod muxer;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
@@ -11,7 +12,7 @@ use super::connection::{Connection, Verdict};
 use super::handle::{Connect, FIRST_OWN_PORT, Listeners};
 use super::packet::{HEADER_SIZE, Header, Op, PORT_ANY, Ports, TYPE_STREAM};
 use super::stream::Socket;
-use crate::virtio::queue::{Chain, Outcome};
+use crate::virtio::queue::{Buffers, Chain, Outcome};
 use crate::virtio::{Error, Watcher};
 
 /// Most connections at a time.
@@ -24,6 +25,9 @@ pub const MAX_RESETS: usize = 256;
 const LARGE_BUFFERS: usize = 64;
 const LARGE_BUFFER: u32 = 256 << 10;
 const SMALL_BUFFER: u32 = 16 << 10;
+
+/// How long the guest may take to answer the end of a connection before its place may be used again.
+const LINGER: Duration = Duration::from_secs(10);
 
 struct Entry {
     connection: Connection<Socket>,
@@ -48,6 +52,7 @@ pub struct Muxer {
     /// `RST`s for connections that are not in the table (any more).
     resets: VecDeque<Header>,
     next_port: u32,
+    linger: Duration,
 }
 
 impl Muxer {
@@ -62,7 +67,14 @@ impl Muxer {
             removed: Vec::new(),
             resets: VecDeque::new(),
             next_port: FIRST_OWN_PORT,
+            linger: LINGER,
         }
+    }
+
+    /// Gives the guest another time to answer the end of a connection.
+    #[cfg(test)]
+    pub fn set_linger(&mut self, linger: Duration) {
+        self.linger = linger;
     }
 
     /// Whether so many answers wait for room in the rx ring that no packet should be taken.
@@ -191,7 +203,7 @@ impl Muxer {
         self.next_port = next_port.clamp(FIRST_OWN_PORT, PORT_ANY - 1);
     }
 
-    fn next(&mut self, room: &mut crate::virtio::queue::Buffers) -> Option<Header> {
+    fn next(&mut self, room: &mut Buffers) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
             return Some(reset);
         }
@@ -255,7 +267,7 @@ impl Muxer {
         if self.entries.len() < MAX_CONNECTIONS {
             return true;
         }
-        let expired = self.entries.iter().find(|(_, entry)| entry.connection.is_expired());
+        let expired = self.entries.iter().find(|(_, entry)| entry.connection.is_expired(self.linger));
         let Some(token) = expired.map(|(token, _)| *token) else { return false };
         let packet = Header::to_guest(self.guest_cid, Ports::from_token(token), Op::Reset);
         self.resets.push_back(packet);

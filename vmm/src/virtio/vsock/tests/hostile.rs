@@ -1,6 +1,7 @@
 //! A guest that breaks every rule: the worst that happens is `RST` or an error of this device.
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -134,6 +135,12 @@ fn full_table() {
     lab.send(&from_guest(Op::Reset, first.unwrap()), &[]);
     lab.send(&from_guest(Op::Request, PORTS), &[]);
     assert_eq!(lab.ops(), [Op::Response]);
+    // Full again; who did not answer in time makes room.
+    lab.send(&from_guest(Op::Request, Ports { host: 1024, guest: 1 }), &[]);
+    assert_eq!(lab.ops(), [Op::Reset]);
+    lab.device.muxer().set_linger(Duration::ZERO);
+    lab.send(&from_guest(Op::Request, Ports { host: 1024, guest: 1 }), &[]);
+    assert_eq!(lab.ops(), [Op::Reset, Op::Response]);
     listener.accept().unwrap();
 }
 
