@@ -28,6 +28,7 @@ const MAX_DESCRIPTORS: (u64, u64) = (1 << 16, 1 << 20);
 pub fn places() -> Places {
     Places {
         shares: PathBuf::from("/run/shares"),
+        shares_tag: Some("shares".into()),
         rootfs: PathBuf::from("/run/rootfs"),
         cgroup_root: PathBuf::from("/sys/fs/cgroup"),
     }

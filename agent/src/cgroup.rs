@@ -67,7 +67,8 @@ impl Cgroup {
         pids
     }
 
-    /// Sends SIGKILL to everything in it and below it.
+    /// Sends SIGKILL to everything in it and below it. The last thing to be done with it: a
+    /// kernel (seen on 6.18) kills whatever `CLONE_INTO_CGROUP` starts in a cgroup that was killed once.
     pub fn kill(&self) {
         if sys::write_file(self.directory.join("cgroup.kill"), "1").is_err() {
             // A kernel older than 5.14, or a test without cgroup2.

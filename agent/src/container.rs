@@ -164,11 +164,11 @@ impl Containers {
         Ok(())
     }
 
-    /// Forgets a container whose making failed, ending what there is of it.
+    /// Forgets a container whose making failed. Its init is all there is of it, and its cgroup may be
+    /// used for the next try.
     pub fn discard(&self, id: &str) {
         if let Some(container) = self.lock().remove(id) {
             container.init.kill();
-            container.shape.cgroup.kill();
         }
     }
 

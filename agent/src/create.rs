@@ -16,6 +16,8 @@ use crate::terminal::Pty;
 use crate::{link, process};
 use protocol::{CreateContainerRequest, KeyValue};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 use std::sync::Arc;
 
@@ -56,7 +58,6 @@ pub async fn settle(child: &Process, process: &protocol::Process, mut link: Link
     set_oom_score(child.pid, process)?;
     link.go().await?;
     let master = link.ready(&child.pidfd).await?;
-    sys::set_soft_limit(child.pid, libc::RLIMIT_NOFILE, DEFAULT_DESCRIPTORS).context(|| "set default rlimits")?;
     for limit in &process.rlimits {
         sys::set_rlimit(child.pid, limit.resource, limit.soft, limit.hard)
             .context(|| format!("error setting rlimit type {}", limit.resource))?;
@@ -75,8 +76,8 @@ fn set_oom_score(pid: i32, process: &protocol::Process) -> Result<()> {
 /// the machine has nothing of the host's files in it.
 fn mount_shares(places: &Places) -> Result<()> {
     use rustix::io::Errno;
-    let target = places.shares.to_string_lossy();
-    match sys::mount("shares", &target, "virtiofs", 0, "") {
+    let Some(tag) = &places.shares_tag else { return Ok(()) };
+    match sys::mount(tag, &places.shares.to_string_lossy(), "virtiofs", 0, "") {
         // Already mounted.
         Ok(()) | Err(Errno::BUSY) => Ok(()),
         Err(errno) => Err(errno).context(|| "mount virtio-fs"),
@@ -177,8 +178,17 @@ pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: Option<RawFd>) -> Resu
     keep.push(link.raw_fd());
     keep.extend(extra);
     sys::close_all_but(&keep);
+    // What is made from here on gets the mode that was asked for.
+    rustix::process::umask(Mode::empty());
+    lower_descriptor_limit()?;
     link.wait_go()?;
     rustix::process::setsid().context(|| "setsid").map(drop)
+}
+
+fn lower_descriptor_limit() -> Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let current = Some(limit.maximum.map_or(DEFAULT_DESCRIPTORS, |hard| hard.min(DEFAULT_DESCRIPTORS)));
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit }).context(|| "set default rlimits")
 }
 
 /// Writes a sysctl through the guest's /proc, which shows each caller its own namespaces' values.

@@ -21,8 +21,10 @@ use std::path::PathBuf;
 /// Places in the guest that a container is built from.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The virtio-fs mount: one entry per share.
+    /// Where the shares are: one entry each.
     pub shares: PathBuf,
+    /// The tag of the virtio-fs device to mount there; `None` when somebody else put them there.
+    pub shares_tag: Option<String>,
     /// An empty directory, in every container's mount namespace its root for the time of its making.
     pub rootfs: PathBuf,
     /// The guest's cgroup2.

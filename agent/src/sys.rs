@@ -164,14 +164,6 @@ pub fn set_rlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), E
     check(unsafe { libc::prlimit64(pid, resource, &raw const limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
-/// Sets a soft limit of another process and leaves the hard one.
-pub fn set_soft_limit(pid: i32, resource: u32, soft: u64) -> Result<(), Errno> {
-    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: no new limit is given, the old one goes to a struct that outlives the call.
-    check(unsafe { libc::prlimit64(pid, resource, std::ptr::null(), &raw mut limit) }.into())?;
-    set_rlimit(pid, resource, soft.min(limit.rlim_max), limit.rlim_max)
-}
-
 /// Installs a seccomp filter: an array of `struct sock_filter` as bytes.
 pub fn set_seccomp_filter(program: &[u8]) -> Result<(), Errno> {
     let mut filter: Vec<libc::sock_filter> = program

@@ -1,0 +1,410 @@
+//! What a container is promised.
+
+use crate::harness::*;
+use protocol::*;
+use std::io::Write;
+use std::net::Shutdown;
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        /// Every case with its name.
+        pub const ALL: &[(&str, Case)] = &[$((stringify!($name), |host| Box::pin($name(host)))),*];
+    };
+}
+
+cases![
+    output_and_exit_code,
+    a_signal_is_an_exit_code,
+    stdin_reaches_the_process_and_ends,
+    stdout_can_be_opened_by_its_name,
+    the_root_is_the_share_and_nothing_else,
+    devices_and_links_are_there,
+    masked_and_readonly_paths,
+    a_read_only_root,
+    binds_and_their_flags,
+    a_tmpfs_may_be_filled_from_below,
+    namespaces_are_its_own,
+    user_groups_and_capabilities,
+    limits_and_scores,
+    sysctls_are_set,
+    a_working_directory_is_made,
+    commands_that_can_not_run,
+    a_failed_create_leaves_the_name_free,
+    a_seccomp_filter_applies,
+    a_terminal_is_one,
+    created_containers_can_be_killed,
+    a_second_process,
+    a_second_process_that_can_not_run,
+    a_second_process_with_a_terminal,
+    exec_in_a_stopped_container,
+    signals_find_their_process,
+    processes_are_listed,
+    a_user_namespace,
+    without_a_pid_namespace_nothing_is_left,
+    closing_stdout_breaks_the_pipe,
+    nothing_leaks_per_exec,
+];
+
+async fn output_and_exit_code(host: &mut Host) {
+    let request = host.request("echo out; echo err >&2; exit 3");
+    assert_eq!(host.run(request).await, (3, "out\n".into(), "err\n".into()));
+}
+
+async fn a_signal_is_an_exit_code(host: &mut Host) {
+    let id = host.sleeper().await;
+    host.kill(&id).await;
+    assert_eq!(sentence(host.signal(&id, "", 9, false).await).1, "container not running");
+}
+
+async fn stdin_reaches_the_process_and_ends(host: &mut Host) {
+    let mut request = host.request("cat; echo end");
+    let (id, mut stdin) = host.stream();
+    request.process.mut_or_insert_default().stdin = id;
+    let text = "0123456789".repeat(50_000);
+    let writer = std::thread::spawn({
+        let text = text.clone();
+        move || {
+            stdin.write_all(text.as_bytes()).unwrap();
+            stdin.shutdown(Shutdown::Write).unwrap();
+            stdin
+        }
+    });
+    assert!(host.output_of(request).await == text + "end\n");
+    drop(writer.join().unwrap());
+}
+
+async fn stdout_can_be_opened_by_its_name(host: &mut Host) {
+    let mut request = host.request("echo a > /dev/stdout; echo b > /proc/self/fd/1");
+    let process = request.process.mut_or_insert_default();
+    (process.uid, process.gid) = (1000, 1000);
+    assert_eq!(host.output_of(request).await, "a\nb\n");
+}
+
+async fn the_root_is_the_share_and_nothing_else(host: &mut Host) {
+    let mounts = host.output("cat /proc/mounts; ls -a /").await;
+    assert!(!mounts.contains("/agent-service-") && mounts.contains("/dev/pts"), "{mounts}");
+    assert!(mounts.contains("etc") && !mounts.contains("home"), "{mounts}");
+    assert_eq!(host.output("ls /proc/self/fd").await, "0\n1\n2\n3\n");
+}
+
+async fn devices_and_links_are_there(host: &mut Host) {
+    let mut request =
+        host.request("stat -c '%n %t,%T %a' /dev/null /dev/tty /dev/fuse; readlink /dev/ptmx; readlink /dev/fd");
+    let fuse =
+        Device { path: "/dev/fuse".into(), kind: "c".into(), major: 10, minor: 229, mode: 0o660, ..Default::default() };
+    request.devices = vec![fuse];
+    let expected = "/dev/null 1,3 666\n/dev/tty 5,0 666\n/dev/fuse a,e5 660\npts/ptmx\n/proc/self/fd\n";
+    assert_eq!(host.output_of(request).await, expected);
+}
+
+async fn masked_and_readonly_paths(host: &mut Host) {
+    let mut request = host.request("cat /etc/secret; ls /root; touch /etc/x || echo ro; cat /proc/kcore | wc -c");
+    std::fs::write(host.root.join("root/hidden"), "").unwrap();
+    request.masked_paths = ["/etc/secret", "/root", "/proc/kcore", "/none", "/etc/secret/none"].map(Into::into).into();
+    request.readonly_paths = vec!["/etc".into(), "/none".into()];
+    assert_eq!(host.output_of(request).await, "ro\n0\n");
+}
+
+async fn a_read_only_root(host: &mut Host) {
+    let mut request =
+        host.request("touch /x 2>/dev/null || echo ro; touch /tmp/x /dev/y && echo rw; touch /late/z || echo late");
+    request.rootfs_readonly = true;
+    request.mounts.push(mount("/late", "tmpfs", "", libc::MS_RDONLY));
+    assert_eq!(host.output_of(request).await, "ro\nrw\nlate\n");
+}
+
+async fn binds_and_their_flags(host: &mut Host) {
+    let shares = host.root.parent().unwrap().to_owned();
+    std::fs::create_dir_all(shares.join("volume")).unwrap();
+    std::fs::write(shares.join("volume/f"), "in volume\n").unwrap();
+    std::fs::write(shares.join("hosts"), "hosts\n").unwrap();
+    std::os::unix::fs::symlink("/data", host.root.join("link")).unwrap();
+    let mut request =
+        host.request("cat /data/dir/f /etc/hosts; touch /data/dir/x || echo ro; echo > /etc/hosts && cat /guest");
+    let bind =
+        |destination: &str, share: &str, flags| Mount { share: share.into(), ..mount(destination, "bind", "", flags) };
+    let volume = Mount { source_is_dir: true, recursive: true, ..bind("/link/dir", "volume", libc::MS_RDONLY) };
+    let guest = Mount { source: "/dev/null".into(), ..bind("/guest", "", 0) };
+    request.mounts.extend([volume, bind("/etc/hosts", "hosts", 0), guest]);
+    assert_eq!(host.output_of(request).await, "in volume\nhosts\nro\n");
+    assert_eq!(std::fs::read_to_string(shares.join("hosts")).unwrap(), "\n");
+
+    let mut request = host.request("true");
+    request.mounts.push(bind("/x", "missing", 0));
+    let (_, message) = sentence(host.create(&request).await);
+    assert_eq!(message, "error mounting \"missing\" to rootfs at \"/x\": no such file or directory");
+}
+
+async fn a_tmpfs_may_be_filled_from_below(host: &mut Host) {
+    let mut request = host.request("cat /etc/secret && echo changed > /etc/secret && stat -f -c %T /etc");
+    request.mounts.push(Mount { copy_up: true, ..mount("/etc", "tmpfs", "", 0) });
+    assert_eq!(host.output_of(request).await, "secret\ntmpfs\n");
+    assert_eq!(std::fs::read_to_string(host.root.join("etc/secret")).unwrap(), "secret\n");
+}
+
+async fn namespaces_are_its_own(host: &mut Host) {
+    let text =
+        host.output("hostname; echo $$; cat /proc/self/cgroup | grep ^0; ip -o link show up | cut -d: -f2").await;
+    assert_eq!(text, "box\n1\n0::/\n lo\n");
+}
+
+async fn user_groups_and_capabilities(host: &mut Host) {
+    let mut request = host.request("id -u; id -G; echo $HOME; umask; grep -E 'Cap|NoNew' /proc/self/status");
+    let process = request.process.mut_or_insert_default();
+    (process.uid, process.gid, process.additional_gids) = (1000, 1000, vec![5, 6]);
+    (process.has_umask, process.umask, process.no_new_privileges) = (true, 0o27, true);
+    let mut capabilities = Capabilities::new();
+    (capabilities.bounding, capabilities.permitted, capabilities.effective) = (0x401, 0x401, 0x400);
+    (capabilities.inheritable, capabilities.ambient) = (0x400, 0x400);
+    process.capabilities = Some(capabilities).into();
+    let text = host.output_of(request).await;
+    let expected = "1000\n1000 5 6\n/home/user\n0027\n";
+    assert!(text.starts_with(expected), "{text}");
+    // After exec only the ambient one is left.
+    for (name, value) in [("Inh", 0x400), ("Prm", 0x400), ("Eff", 0x400), ("Bnd", 0x401), ("Amb", 0x400)] {
+        assert!(text.contains(&format!("Cap{name}:\t{value:016x}")), "{text}");
+    }
+    assert!(text.contains("NoNewPrivs:\t1"), "{text}");
+}
+
+async fn limits_and_scores(host: &mut Host) {
+    let mut request = host.request("ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj");
+    let process = request.process.mut_or_insert_default();
+    process.rlimits = vec![Rlimit { resource: libc::RLIMIT_NOFILE, soft: 500, hard: 600, ..Default::default() }];
+    (process.has_oom_score_adj, process.oom_score_adj) = (true, 321);
+    assert_eq!(host.output_of(request).await, "500\n600\n321\n");
+}
+
+async fn sysctls_are_set(host: &mut Host) {
+    let mut request = host.request("cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/kernel/shm_rmid_forced");
+    let sysctl = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into(), ..Default::default() };
+    request.sysctls = vec![sysctl("net.ipv4.ip_default_ttl", "33"), sysctl("kernel/shm_rmid_forced", "1")];
+    assert_eq!(host.output_of(request.clone()).await, "33\n1\n");
+    request.container_id += "-2";
+    request.process.mut_or_insert_default().stdout = 0;
+    request.process.mut_or_insert_default().stderr = 0;
+    request.sysctls = vec![sysctl("net.none", "1")];
+    let (_, message) = sentence(host.create(&request).await);
+    assert_eq!(message, "write sysctl net.none = \"1\": no such file or directory");
+}
+
+async fn a_working_directory_is_made(host: &mut Host) {
+    let mut request = host.request("pwd");
+    request.process.mut_or_insert_default().cwd = "/srv/app".into();
+    assert_eq!(host.output_of(request).await, "/srv/app\n");
+    let mut request = host.request("pwd");
+    request.process.mut_or_insert_default().cwd = "/etc/passwd".into();
+    let (_, message) = sentence(host.create(&request).await);
+    assert_eq!(message, "chdir to cwd (\"/etc/passwd\") set in config.json failed: not a directory");
+}
+
+async fn commands_that_can_not_run(host: &mut Host) {
+    for (command, expected) in [
+        ("nope", "exec: \"nope\": executable file not found in $PATH"),
+        ("/x/y", "exec: \"/x/y\": stat /x/y: no such file or directory"),
+        ("/bin", "exec: \"/bin\": is a directory"),
+        ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+    ] {
+        let mut request = host.request("");
+        request.process.mut_or_insert_default().args = vec![command.into()];
+        assert_eq!(sentence(host.create(&request).await).1, expected);
+    }
+    // What only the kernel can tell comes with start.
+    std::fs::write(host.root.join("bin/garbage"), "\x7fELFgarbage").unwrap();
+    std::process::Command::new("chmod").arg("755").arg(host.root.join("bin/garbage")).status().unwrap();
+    let mut request = host.request("");
+    request.process.mut_or_insert_default().args = vec!["garbage".into()];
+    assert_eq!(sentence(host.launch(&request).await).1, "exec /bin/garbage: exec format error");
+}
+
+async fn a_failed_create_leaves_the_name_free(host: &mut Host) {
+    let mut request = host.request("true");
+    request.process.mut_or_insert_default().args = vec!["nope".into()];
+    sentence(host.create(&request).await);
+    request.process.mut_or_insert_default().args = vec!["true".into()];
+    assert_eq!(host.run(request.clone()).await.0, 0);
+    assert_eq!(sentence(host.create(&request).await).0, ttrpc::Code::FAILED_PRECONDITION);
+}
+
+/// A filter that fails one system call with ENOTTY and allows the rest.
+fn filter(call: libc::c_long) -> Vec<u8> {
+    let instruction = |code: u16, jt: u8, jf: u8, k: u32| {
+        let mut bytes = code.to_ne_bytes().to_vec();
+        bytes.extend([jt, jf]);
+        bytes.extend(k.to_ne_bytes());
+        bytes
+    };
+    let errno = libc::SECCOMP_RET_ERRNO | libc::ENOTTY as u32;
+    [
+        instruction(0x20, 0, 0, 0),
+        instruction(0x15, 0, 1, call as u32),
+        instruction(0x06, 0, 0, errno),
+        instruction(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+    .concat()
+}
+
+async fn a_seccomp_filter_applies(host: &mut Host) {
+    for no_new_privileges in [false, true] {
+        let mut request = host.request("mkdir /tmp/d; grep Seccomp: /proc/self/status");
+        let process = request.process.mut_or_insert_default();
+        (process.seccomp, process.no_new_privileges) = (filter(libc::SYS_mkdir), no_new_privileges);
+        let (_, stdout, stderr) = host.run(request).await;
+        assert!(stderr.contains("Not a tty") || stderr.contains("Inappropriate ioctl"), "{stderr}");
+        assert_eq!(stdout, "Seccomp:\t2\n");
+    }
+}
+
+async fn a_terminal_is_one(host: &mut Host) {
+    let script = "tty; stty size; read line; echo got $line; trap 'stty size; exit 4' WINCH; echo ready; while :; do sleep 0.1; done";
+    let mut request = host.request(script);
+    let ((stdin_id, mut stdin), (stdout_id, stdout)) = (host.stream(), host.stream());
+    let process = request.process.mut_or_insert_default();
+    (process.terminal, process.rows, process.columns) = (true, 24, 80);
+    (process.stdin, process.stdout) = (stdin_id, stdout_id);
+    host.launch(&request).await.unwrap();
+    let mut text = until(&stdout, "24 80").await;
+    stdin.write_all(b"hello\n").unwrap();
+    let mut resize = ResizeTerminalRequest { container_id: request.container_id.clone(), ..Default::default() };
+    (resize.rows, resize.columns) = (50, 132);
+    text += &until(&stdout, "ready").await;
+    host.client.resize_terminal(context(), &resize).await.unwrap();
+    text += &reader(stdout).await;
+    assert_eq!(host.wait(&request.container_id, "").await.unwrap(), 4, "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines, ["/dev/pts/0", "24 80", "hello", "got hello", "ready", "50 132"], "{text}");
+    // Streams that close do the rest.
+    drop(stdin);
+}
+
+async fn created_containers_can_be_killed(host: &mut Host) {
+    for (signal, code) in [(libc::SIGKILL, 137), (libc::SIGTERM, 143)] {
+        let request = host.request("true");
+        host.create(&request).await.unwrap();
+        host.signal(&request.container_id, "", signal, false).await.unwrap();
+        assert_eq!(host.wait(&request.container_id, "").await.unwrap(), code);
+        let (code, message) = sentence(host.start_created(&request.container_id).await);
+        assert_eq!(
+            (code, message.as_str()),
+            (ttrpc::Code::FAILED_PRECONDITION, "cannot start a container that has stopped")
+        );
+    }
+}
+
+async fn a_second_process(host: &mut Host) {
+    let request = host.request("sleep 1000");
+    host.create(&request).await.unwrap();
+    let id = &request.container_id;
+    let (code, text) = host.exec_output(id, "early", process(&["cat", "/proc/1/comm", "/proc/self/comm"])).await;
+    assert_eq!(code, 0);
+    assert!(text.ends_with("cat\n"), "{text}");
+    host.start_created(id).await.unwrap();
+    let script = "ls /; hostname; cat /proc/self/cgroup; ls /proc/self/fd; exit 7";
+    let (code, text) = host.exec_output(id, "e", process(&["sh", "-c", script])).await;
+    assert!(text.contains("box\n") && text.contains("0::/\n") && text.ends_with("0\n1\n2\n3\n"), "{text}");
+    assert_eq!(code, 7);
+    assert_eq!(sentence(host.wait(id, "e").await).0, ttrpc::Code::NOT_FOUND);
+    host.kill(id).await;
+}
+
+async fn a_second_process_that_can_not_run(host: &mut Host) {
+    let id = host.sleeper().await;
+    let failed = host.exec(&id, "e", process(&["nope"])).await;
+    assert_eq!(sentence(failed).1, "exec: \"nope\": executable file not found in $PATH");
+    let mut elsewhere = process(&["true"]);
+    elsewhere.cwd = "/nowhere".into();
+    let failed = host.exec(&id, "e", elsewhere).await;
+    assert_eq!(sentence(failed).1, "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory");
+    let mut lost = process(&["true"]);
+    lost.stdout = 999_999;
+    host.exec(&id, "good", process(&["true"])).await.unwrap();
+    assert_eq!(host.wait(&id, "good").await.unwrap(), 0);
+    assert_eq!(sentence(host.exec("other", "e", process(&["true"])).await).0, ttrpc::Code::NOT_FOUND);
+    host.kill(&id).await;
+}
+
+async fn a_second_process_with_a_terminal(host: &mut Host) {
+    let id = host.sleeper().await;
+    let ((stdin_id, stdin), (stdout_id, stdout)) = (host.stream(), host.stream());
+    let mut process = process(&["sh", "-c", "tty; sleep 1000"]);
+    (process.terminal, process.stdin, process.stdout) = (true, stdin_id, stdout_id);
+    host.exec(&id, "t", process).await.unwrap();
+    assert_eq!(until(&stdout, "\n").await, "/dev/pts/0\r\n");
+    // The host hangs up.
+    drop((stdin, stdout));
+    assert_eq!(host.wait(&id, "t").await.unwrap(), 128 + 1);
+    host.kill(&id).await;
+}
+
+async fn exec_in_a_stopped_container(host: &mut Host) {
+    let id = host.sleeper().await;
+    host.kill(&id).await;
+    let (code, message) = sentence(host.exec(&id, "e", process(&["true"])).await);
+    assert_eq!((code, message.as_str()), (ttrpc::Code::FAILED_PRECONDITION, "cannot exec in a stopped container"));
+}
+
+async fn signals_find_their_process(host: &mut Host) {
+    let id = host.sleeper().await;
+    host.exec(&id, "a", process(&["sleep", "1000"])).await.unwrap();
+    host.exec(&id, "b", process(&["sh", "-c", "trap 'exit 9' RTMIN+1; while :; do sleep 0.05; done"])).await.unwrap();
+    host.signal(&id, "a", libc::SIGTERM, false).await.unwrap();
+    assert_eq!(host.wait(&id, "a").await.unwrap(), 143);
+    assert_eq!(sentence(host.signal(&id, "c", 15, false).await).0, ttrpc::Code::NOT_FOUND);
+    assert_eq!(sentence(host.signal(&id, "b", 99, false).await).0, ttrpc::Code::INVALID_ARGUMENT);
+    host.signal(&id, "", libc::SIGKILL, true).await.unwrap();
+    assert_eq!(host.wait(&id, "b").await.unwrap(), 137);
+    assert_eq!(host.wait(&id, "").await.unwrap(), 137);
+}
+
+async fn processes_are_listed(host: &mut Host) {
+    let id = host.sleeper().await;
+    let pid = host.exec(&id, "a", process(&["sleep", "1000"])).await.unwrap();
+    let request = ListProcessesRequest { container_id: id.clone(), ..Default::default() };
+    let pids = host.client.list_processes(context(), &request).await.unwrap().pids;
+    assert!(pids.len() == 2 && pids.contains(&pid), "{pids:?}");
+    host.kill(&id).await;
+    assert_eq!(host.wait(&id, "a").await.unwrap(), 137);
+}
+
+async fn a_user_namespace(host: &mut Host) {
+    let mut request =
+        host.request("id -u; cat /proc/self/uid_map; echo x > /dev/null && echo null; echo y > /dev/stdout; hostname");
+    request.namespaces.push(namespace(NamespaceKind::USER));
+    let mapping = IdMapping { container_id: 0, host_id: 100_000, size: 65_536, ..Default::default() };
+    (request.uid_mappings, request.gid_mappings) = (vec![mapping.clone()], vec![mapping]);
+    request.process.mut_or_insert_default().uid = 1000;
+    let text = host.output_of(request).await;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words, ["1000", "0", "100000", "65536", "null", "y", "box"], "{text}");
+}
+
+async fn without_a_pid_namespace_nothing_is_left(host: &mut Host) {
+    let mut request = host.request("sleep 1000 & echo left");
+    request.namespaces.retain(|namespace| namespace.kind != NamespaceKind::PID.into());
+    // The reader only comes to an end when the sleeper is dead.
+    assert_eq!(host.output_of(request).await, "left\n");
+}
+
+async fn closing_stdout_breaks_the_pipe(host: &mut Host) {
+    let mut request = host.request("yes; exit $?");
+    let (stdout, _stderr) = host.capture(request.process.mut_or_insert_default());
+    host.launch(&request).await.unwrap();
+    until(&stdout, "y\n").await;
+    drop(stdout);
+    assert_eq!(host.wait(&request.container_id, "").await.unwrap(), 128 + 13);
+}
+
+async fn nothing_leaks_per_exec(host: &mut Host) {
+    let id = host.sleeper().await;
+    let mut before = 0;
+    for round in 0..60 {
+        let (code, text) = host.exec_output(&id, "e", process(&["echo", "x"])).await;
+        assert_eq!((code, text.as_str()), (0, "x\n"));
+        if round == 10 {
+            before = host.agent_descriptors();
+        }
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    assert!(host.agent_descriptors() <= before + 2, "{before} {}", host.agent_descriptors());
+    host.kill(&id).await;
+}
