@@ -1,4 +1,69 @@
-//! A small virtual machine monitor.
+//! A small virtual machine monitor on KVM: x86-64, virtio-mmio, direct boot of Linux, nothing else.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), vmm::Error> {
+//! use vmm::virtio::rng::Rng;
+//! use vmm::{Machine, MachineSpec};
+//! let spec = MachineSpec {
+//!     memory_mib: 256,
+//!     vcpus: 1,
+//!     kernel: "vmlinux".into(),
+//!     initrd: "initrd".into(),
+//!     cmdline: String::new(),
+//!     console: None,
+//! };
+//! let running = Machine::build(spec, vec![Box::new(Rng)])?.start()?;
+//! // Poll `running.ended()`, then:
+//! println!("{:?} {:?}", running.exit(), running.last_words());
+//! let state = running.stop().state()?;
+//! # Ok(()) }
+//! ```
+//!
+//! Who runs where:
+//!
+//! ```text
+//!  owner's thread        vcpu0, vcpu1, …                virtio-fs, virtio-vsock, …
+//!  ──────────────        ───────────────                ──────────────────────────
+//!  Machine::build
+//!  Machine::start ─────▶ KVM_RUN ◀────────┐
+//!  Running::pause ─kick▶ exit ─▶ bus ─────┤
+//!                         registers:      │             spawned by the driver's DRIVER_OK,
+//!                         Transport ──────┼─move──────▶ Device + rings
+//!                         notifications:  │             ▲        │
+//!                         in the kernel ──┼─ioeventfd───┘        │
+//!                                         └────────────irqfd─────┘
+//!  Running::ended ◀──────reset, triple fault, KVM error
+//!  Running::stop  ─join▶ all of them; Stopped::state is plain data
+//! ```
+//!
+//! The guest is hostile. Whatever it writes to registers, rings or memory is data that lies: it gets
+//! an error or nonsense back, one device may stop, the monitor doesn't.
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("only x86-64 so far: boot, cpu_setup, layout, mptable, snapshot and vcpu know it");
+
+mod boot;
+mod bus;
+mod console;
+mod cpu_setup;
+mod elf;
+mod error;
 pub mod event_loop;
 pub mod interrupt;
+mod last_words;
+mod layout;
+mod machine;
+mod memory;
+mod mptable;
+pub mod probe;
+pub mod snapshot;
+mod spec;
+mod timeline;
+mod vcpu;
 pub mod virtio;
+
+pub use error::Error;
+pub use machine::{Machine, Running, Stopped};
+pub use spec::{MAX_VCPUS, MachineSpec};
+pub use timeline::Timeline;
+pub use vcpu::{Exit, ExitCounts};

@@ -374,6 +374,12 @@ impl Transport {
     }
 }
 
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.deactivate();
+    }
+}
+
 /// A queue in its reset state.
 fn fresh_queue(max_size: u16) -> QueueState {
     QueueState { max_size, size: max_size, ..QueueState::default() }

@@ -1,0 +1,238 @@
+//! Direct boot of Linux (Documentation/arch/x86/boot.rst, "64-bit boot protocol"): kernel and initrd
+//! into memory, zero page, arguments, and the page tables and GDT that the entry point wants.
+
+use std::fs::File;
+use std::io;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::elf::{self, Image};
+use crate::error::Error;
+use crate::layout::{self, MIB, PAGE};
+use crate::memory::map_file;
+use crate::spec::MachineSpec;
+
+/// Memory that a kernel needs besides itself and its initrd to come up at all.
+const SLACK: u64 = 8 * MIB;
+
+/// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`.
+const RAM: u32 = 1;
+const RESERVED: u32 = 2;
+
+/// `SETUP_RNG_SEED` of `struct setup_data`.
+const SETUP_RNG_SEED: u32 = 9;
+const SEED_BYTES: usize = 32;
+
+/// Code (64-bit) and data segments at selectors 0x10 and 0x18, as the boot protocol asks.
+pub const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// What every machine tells its kernel; docs/guest-kernel.md has the reasons.
+const ARGUMENTS: &str = "reboot=t panic=-1 no_timer_check tsc=reliable random.trust_cpu=on random.trust_bootloader=on \
+     rcupdate.rcu_expedited=1 cryptomgr.notests";
+
+/// Loads everything the kernel finds in memory; returns the address of its first instruction.
+///
+/// # Errors
+/// Kernel or initrd are missing, damaged, or don't fit; the arguments are too long.
+pub fn load(memory: &GuestMemoryMmap, spec: &MachineSpec, devices: usize) -> Result<u64, Error> {
+    let bytes = u64::from(spec.memory_mib) * MIB;
+    let (kernel_file, initrd_file) = (open(&spec.kernel)?, open(&spec.initrd)?);
+    let kernel = elf::inspect(&kernel_file).map_err(|what| Error::file(&spec.kernel, what))?;
+    let initrd = place_initrd(&kernel, &initrd_file, spec)?;
+    load_kernel(memory, &kernel, &kernel_file).map_err(|error| Error::file(&spec.kernel, error))?;
+    map_file(memory, &initrd_file, 0, initrd).map_err(|error| Error::file(&spec.initrd, error))?;
+    let cmdline = cmdline(spec, devices)?;
+    memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
+    memory.write_slice(&zero_page(bytes, initrd), GuestAddress(layout::ZERO_PAGE))?;
+    memory.write_slice(&seed()?, GuestAddress(layout::SEED))?;
+    write_tables(memory)?;
+    Ok(kernel.entry)
+}
+
+fn open(path: &std::path::Path) -> Result<File, Error> {
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Ok(file),
+        Ok(_) => Err(Error::file(path, "not a file with content")),
+        Err(error) => Err(Error::file(path, error)),
+    }
+}
+
+/// Address and length of the initrd: page aligned, as high as it gets below the MMIO gap.
+fn place_initrd(kernel: &Image, initrd: &File, spec: &MachineSpec) -> Result<(u64, u64), Error> {
+    if kernel.segments.iter().any(|segment| segment.address < layout::KERNEL_MIN) {
+        return Err(Error::file(&spec.kernel, "a segment lies in the first MiB"));
+    }
+    let length = initrd.metadata().map_err(|error| Error::file(&spec.initrd, error))?.len();
+    let end = layout::low_memory_end(u64::from(spec.memory_mib) * MIB);
+    let needed = kernel.end.saturating_add(length).saturating_add(SLACK);
+    if needed > end {
+        let (mib, given) = (needed.div_ceil(MIB), end / MIB);
+        return Err(Error::Spec(format!("kernel and initrd need {mib} MiB of memory below 3 GiB; there are {given}")));
+    }
+    Ok(((end - length) / PAGE * PAGE, length))
+}
+
+fn load_kernel(memory: &GuestMemoryMmap, kernel: &Image, file: &File) -> io::Result<()> {
+    // What a segment has beyond its part of the file is zero because guest memory is.
+    kernel
+        .segments
+        .iter()
+        .try_for_each(|segment| map_file(memory, file, segment.offset, (segment.address, segment.file_size)))
+}
+
+/// The kernel's arguments with their terminating zero.
+fn cmdline(spec: &MachineSpec, devices: usize) -> Result<String, Error> {
+    let mut line = ARGUMENTS.to_owned();
+    line.push_str(match spec.console {
+        Some(_) => " console=ttyS0 earlyprintk=ttyS0 8250.nr_uarts=1",
+        None => " quiet loglevel=0 8250.nr_uarts=0",
+    });
+    line.push_str(&format!(
+        " ramoops.mem_address={:#x} ramoops.mem_size={:#x} ramoops.record_size={:#x} ramoops.mem_type=2 \
+         ramoops.console_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0 ramoops.ecc=0",
+        layout::RAMOOPS,
+        layout::RAMOOPS_SIZE,
+        crate::last_words::RECORD_SIZE,
+    ));
+    for slot in 0..devices {
+        let (address, irq) = layout::virtio_slot(slot);
+        line.push_str(&format!(" virtio_mmio.device={}K@{address:#x}:{irq}", layout::VIRTIO_SIZE / 1024));
+    }
+    if !spec.cmdline.is_empty() {
+        line.push(' ');
+        line.push_str(&spec.cmdline);
+    }
+    line.push('\0');
+    if line.len() > layout::CMDLINE_MAX {
+        let excess = line.len() - layout::CMDLINE_MAX;
+        return Err(Error::Spec(format!("the kernel arguments are {excess} bytes too long")));
+    }
+    Ok(line)
+}
+
+/// `struct boot_params` (Documentation/arch/x86/zero-page.rst).
+fn zero_page(bytes: u64, (initrd, initrd_length): (u64, u64)) -> Vec<u8> {
+    let mut page = vec![0; PAGE as usize];
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    let map = e820(bytes);
+    put(0x1e8, &[map.len() as u8]);
+    put(0x1fe, &0xaa55u16.to_le_bytes());
+    put(0x202, b"HdrS");
+    // Version 2.15 of the protocol, an unknown boot loader.
+    put(0x206, &0x020fu16.to_le_bytes());
+    put(0x210, &[0xff]);
+    put(0x218, &(initrd as u32).to_le_bytes());
+    put(0x21c, &(initrd_length as u32).to_le_bytes());
+    put(0x228, &(layout::CMDLINE as u32).to_le_bytes());
+    put(0x250, &layout::SEED.to_le_bytes());
+    for (index, (start, length, kind)) in map.into_iter().enumerate() {
+        let at = 0x2d0 + index * 20;
+        put(at, &start.to_le_bytes());
+        put(at + 8, &length.to_le_bytes());
+        put(at + 16, &kind.to_le_bytes());
+    }
+    page
+}
+
+/// The memory map: (address, bytes, type).
+fn e820(bytes: u64) -> Vec<(u64, u64, u32)> {
+    let after_ramoops = layout::RAMOOPS + layout::RAMOOPS_SIZE;
+    let mut map = vec![
+        (0, layout::RAMOOPS, RAM),
+        (layout::RAMOOPS, layout::RAMOOPS_SIZE, RESERVED),
+        (after_ramoops, layout::LOW_END - after_ramoops, RAM),
+    ];
+    for (start, length) in layout::memory_ranges(bytes) {
+        let first = start.max(MIB);
+        map.push((first, start + length - first, RAM));
+    }
+    map
+}
+
+/// `struct setup_data` with random bytes from the host: the guest's own generator is ready at once.
+fn seed() -> Result<Vec<u8>, Error> {
+    let mut seed = [0u8; SEED_BYTES];
+    // SAFETY: the pointer and length describe `seed`, which lives across the call.
+    let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
+    if got != SEED_BYTES as isize {
+        return Err(Error::Host("get random bytes", io::Error::last_os_error()));
+    }
+    let mut bytes = 0u64.to_le_bytes().to_vec();
+    bytes.extend(SETUP_RNG_SEED.to_le_bytes());
+    bytes.extend((SEED_BYTES as u32).to_le_bytes());
+    bytes.extend(seed);
+    Ok(bytes)
+}
+
+/// Page tables that map the first GiB to itself, and the GDT.
+fn write_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    // Present and writable; 0x80 makes it a 2 MiB page.
+    memory.write_obj(layout::PDPT | 3, GuestAddress(layout::PML4))?;
+    memory.write_obj(layout::PD | 3, GuestAddress(layout::PDPT))?;
+    let directory: Vec<u8> = (0..512u64).flat_map(|index| ((index << 21) | 0x83).to_le_bytes()).collect();
+    memory.write_slice(&directory, GuestAddress(layout::PD))?;
+    let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    memory.write_slice(&gdt, GuestAddress(layout::GDT))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn spec(memory_mib: u32, kernel: PathBuf, initrd: PathBuf) -> MachineSpec {
+        MachineSpec { memory_mib, vcpus: 1, kernel, initrd, cmdline: "x=y".to_owned(), console: None }
+    }
+
+    fn files(kernel: &[u8]) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let (kernel_path, initrd_path) = (folder.path().join("vmlinux"), folder.path().join("initrd"));
+        std::fs::write(&kernel_path, kernel).unwrap();
+        std::fs::write(&initrd_path, [7; 5000]).unwrap();
+        (folder, kernel_path, initrd_path)
+    }
+
+    #[test]
+    fn kernel_initrd_and_zero_page_are_where_the_kernel_looks() {
+        let (_folder, kernel, initrd) = files(&elf::tests::kernel(MIB, &[0xf4; 5000], 2 * MIB));
+        let memory = crate::memory::allocate(64 * MIB).unwrap();
+        assert_eq!(load(&memory, &spec(64, kernel, initrd), 2).unwrap(), MIB);
+        let byte = |address: u64| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+        let word = |address: u64| memory.read_obj::<u32>(GuestAddress(address)).unwrap();
+        assert_eq!((byte(MIB + 4999), byte(MIB + 5000)), (0xf4, 0));
+        let (at, length) = (word(layout::ZERO_PAGE + 0x218), word(layout::ZERO_PAGE + 0x21c));
+        assert_eq!((u64::from(at), length), (64 * MIB - 8192, 5000));
+        assert_eq!((byte(u64::from(at)), byte(u64::from(at) + 4999), byte(u64::from(at) + 5000)), (7, 7, 0));
+        let mut line = vec![0; layout::CMDLINE_MAX];
+        memory.read_slice(&mut line, GuestAddress(layout::CMDLINE)).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.contains(" virtio_mmio.device=4K@0xd0001000:6 x=y\0"), "{line}");
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let (folder, kernel, initrd) = files(&elf::tests::kernel(MIB, &[0xf4; 10], 60 * MIB));
+        let memory = crate::memory::allocate(128 * MIB).unwrap();
+        let error = |spec| load(&memory, &spec, 0).unwrap_err().to_string();
+        assert!(error(spec(64, kernel.clone(), initrd.clone())).contains("need 70 MiB"));
+        assert!(error(spec(64, folder.path().join("none"), initrd.clone())).contains("none: No such file"));
+        assert!(error(spec(64, folder.path().to_owned(), initrd.clone())).contains("not a file"));
+        assert!(error(spec(64, initrd.clone(), initrd.clone())).contains("initrd: no ELF"));
+        let mut long = spec(128, kernel, initrd);
+        long.cmdline = "a".repeat(2048);
+        assert!(error(long).contains("bytes too long"));
+    }
+
+    #[test]
+    fn the_memory_map_covers_all_memory_once() {
+        for bytes in [64 * MIB, 3072 * MIB, 5000 * MIB] {
+            let map = e820(bytes);
+            assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+            let total: u64 = map.iter().map(|entry| entry.1).sum();
+            assert_eq!(total, bytes - (MIB - layout::LOW_END));
+        }
+    }
+}

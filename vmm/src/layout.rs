@@ -1,0 +1,112 @@
+//! Where things are in the guest's physical address space.
+//!
+//! ```text
+//!  0x0000_0000  MP floating pointer, MP table (page 0, which Linux never uses itself)
+//!  0x0000_7000  zero page, then kernel arguments, boot GDT, random seed, boot page tables
+//!  0x0008_0000  ramoops: the kernel's last words (Linux keeps off the first MiB in any case)
+//!  0x0010_0000  kernel (where its ELF says) … initrd at the top of low memory
+//!  0xc000_0000  end of low memory
+//!  0xd000_0000  virtio-mmio devices, 4 KiB each
+//!  0xfec0_0000  I/O APIC, 0xfee0_0000 local APICs, 0xfffb_c000 KVM's own pages
+//! 0x1_0000_0000 high memory
+//! ```
+
+/// One MiB.
+pub const MIB: u64 = 1 << 20;
+/// A page.
+pub const PAGE: u64 = 4096;
+
+/// MP floating pointer structure: Linux looks in the first KiB first.
+pub const MP_POINTER: u64 = 0;
+/// MP configuration table, after the BIOS data area (which stays zero).
+pub const MP_TABLE: u64 = 0x500;
+/// `struct boot_params`.
+pub const ZERO_PAGE: u64 = 0x7000;
+/// The kernel's arguments.
+pub const CMDLINE: u64 = 0x8000;
+/// Longest argument string with its terminating zero (`COMMAND_LINE_SIZE` of x86 Linux).
+pub const CMDLINE_MAX: usize = 2048;
+/// Boot GDT.
+pub const GDT: u64 = 0x8800;
+/// `struct setup_data` with the random seed.
+pub const SEED: u64 = 0x8900;
+/// Top of the boot stack; the kernel has its own within a few instructions.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Boot page tables: one page each of PML4, PDPT and PD.
+pub const PML4: u64 = 0x9000;
+/// Page directory pointers.
+pub const PDPT: u64 = 0xa000;
+/// Page directory: 512 pages of 2 MiB.
+pub const PD: u64 = 0xb000;
+/// First byte of the ramoops region.
+pub const RAMOOPS: u64 = 0x8_0000;
+/// Size of the ramoops region in bytes.
+pub const RAMOOPS_SIZE: u64 = 0x1_0000;
+/// End of conventional memory.
+pub const LOW_END: u64 = 0xa_0000;
+/// Where a kernel may begin.
+pub const KERNEL_MIN: u64 = MIB;
+
+/// End of memory below the MMIO gap.
+pub const GAP_START: u64 = 0xc000_0000;
+/// Start of memory above it.
+pub const GAP_END: u64 = 1 << 32;
+/// First virtio-mmio device.
+pub const VIRTIO: u64 = 0xd000_0000;
+/// Size of each.
+pub const VIRTIO_SIZE: u64 = PAGE;
+/// Interrupt of the first virtio-mmio device; the others follow.
+pub const VIRTIO_IRQ: u32 = 5;
+/// The I/O APIC's inputs.
+pub const IRQS: u32 = 24;
+/// Most virtio-mmio devices: one input of the I/O APIC each.
+pub const VIRTIO_MAX: usize = (IRQS - VIRTIO_IRQ) as usize;
+/// Serial port and its interrupt.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Ports of the serial device.
+pub const SERIAL_PORTS: u16 = 8;
+/// Interrupt of the serial port.
+pub const SERIAL_IRQ: u32 = 4;
+/// I/O APIC.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Local APICs.
+pub const LAPIC: u32 = 0xfee0_0000;
+/// Three pages that KVM needs on Intel for real mode (`KVM_SET_TSS_ADDR`); nothing else may be there.
+pub const KVM_TSS: usize = 0xfffb_d000;
+
+/// Guest memory as (first address, bytes), split around the MMIO gap.
+pub fn memory_ranges(bytes: u64) -> Vec<(u64, u64)> {
+    match bytes.checked_sub(GAP_START).filter(|&above| above > 0) {
+        None => vec![(0, bytes)],
+        Some(above) => vec![(0, GAP_START), (GAP_END, above)],
+    }
+}
+
+/// End of the memory below the gap.
+pub fn low_memory_end(bytes: u64) -> u64 {
+    bytes.min(GAP_START)
+}
+
+/// Address and interrupt of the virtio-mmio device in this slot.
+pub fn virtio_slot(slot: usize) -> (u64, u32) {
+    (VIRTIO + slot as u64 * VIRTIO_SIZE, VIRTIO_IRQ + slot as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_split_around_the_gap() {
+        assert_eq!(memory_ranges(128 * MIB), [(0, 128 * MIB)]);
+        assert_eq!(memory_ranges(3072 * MIB), [(0, 3072 * MIB)]);
+        assert_eq!(memory_ranges(3073 * MIB), [(0, 3072 * MIB), (1 << 32, MIB)]);
+        assert_eq!(low_memory_end(8192 * MIB), GAP_START);
+    }
+
+    #[test]
+    fn slots_stay_below_the_ioapic() {
+        let (address, irq) = virtio_slot(VIRTIO_MAX - 1);
+        assert!(address + VIRTIO_SIZE <= IOAPIC.into() && irq == IRQS - 1);
+    }
+}

@@ -1,0 +1,306 @@
+//! Building a machine from its specification, and its life: start, pause, stop.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Bus;
+use crate::console::Console;
+use crate::error::{Error, kvm};
+use crate::interrupt::Interrupt;
+use crate::layout::{self, MIB};
+use crate::snapshot::{self, MachineState};
+use crate::spec::MachineSpec;
+use crate::timeline::Timeline;
+use crate::vcpu::{Exit, ExitCounts, Shared, Vcpus};
+use crate::virtio::Device;
+use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::virtio::worker::{OnFault, Wiring};
+use crate::{boot, cpu_setup, last_words, memory, mptable};
+
+type Slot = Arc<Mutex<Transport>>;
+
+/// A machine that is built and has not run yet.
+pub struct Machine {
+    // Declared before the rest so that it is dropped before guest memory.
+    vcpus: Vec<VcpuFd>,
+    body: Body,
+}
+
+/// What a machine consists of besides its vCPUs.
+struct Body {
+    kvm: Kvm,
+    vm: VmFd,
+    memory: GuestMemoryMmap,
+    memory_mib: u32,
+    devices: Vec<Slot>,
+    shared: Arc<Shared>,
+    on_fault: Arc<OnceLock<OnFault>>,
+    timeline: Timeline,
+}
+
+/// A machine whose vCPUs run.
+pub struct Running {
+    vcpus: Vcpus,
+    body: Body,
+}
+
+/// A machine that has run and is whole: nothing of it moves any more.
+pub struct Stopped {
+    vcpus: Vec<VcpuFd>,
+    body: Body,
+}
+
+impl Machine {
+    /// Builds everything: memory, interrupt controllers, kernel and initrd, vCPUs, and a virtio-mmio
+    /// slot for each device, in order.
+    ///
+    /// # Errors
+    /// The specification is wrong, a file is unusable, or KVM or the host refuse something.
+    pub fn build(mut spec: MachineSpec, devices: Vec<Box<dyn Device>>) -> Result<Self, Error> {
+        let mut timeline = Timeline::default();
+        timeline.mark("build begins");
+        check(&spec, &devices)?;
+        let (kvm_fd, vm) = open()?;
+        timeline.mark("VM made");
+        let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
+        // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
+        memory::register(&vm, &memory)?;
+        vm.set_tss_address(layout::KVM_TSS).map_err(kvm("set its TSS address"))?;
+        vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
+        timeline.mark("memory and interrupt controllers");
+        let entry = boot::load(&memory, &spec, devices.len())?;
+        mptable::write(&memory, spec.vcpus)?;
+        timeline.mark("kernel and initrd in memory");
+        let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
+        timeline.mark("vCPUs");
+        let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
+        let wiring = WiringSpec { memory: &memory, on_fault: on_fault.clone() };
+        let devices = devices
+            .into_iter()
+            .enumerate()
+            .map(|(slot, device)| build_slot(&vm, slot, device, &wiring))
+            .collect::<Result<Vec<_>, _>>()?;
+        let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
+        timeline.mark("devices");
+        let memory_mib = spec.memory_mib;
+        Ok(Self { vcpus, body: Body { kvm: kvm_fd, vm, memory, memory_mib, devices, shared, on_fault, timeline } })
+    }
+
+    /// Has device faults reported to `report`, from the device's thread, one sentence each. Without
+    /// this they go to standard error.
+    pub fn on_fault(&self, report: impl Fn(String) + Send + Sync + 'static) {
+        // The first caller is right; there is no second one.
+        let _ = self.body.on_fault.set(Arc::new(report));
+    }
+
+    /// Starts the vCPU threads.
+    ///
+    /// # Errors
+    /// The host has no more threads.
+    pub fn start(self) -> Result<Running, Error> {
+        let Self { vcpus, mut body } = self;
+        let vcpus = Vcpus::start(vcpus, body.shared.clone())?;
+        body.timeline.mark("vCPU threads");
+        Ok(Running { vcpus, body })
+    }
+}
+
+impl Running {
+    /// An event that becomes readable when the guest has stopped by itself, and stays so.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        // SAFETY: the event lives in `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.body.shared.ended.as_raw_fd()) }
+    }
+
+    /// Why the guest stopped by itself, once it has.
+    pub fn exit(&self) -> Option<Exit> {
+        self.body.shared.exit()
+    }
+
+    /// The newest panic or oops text the guest's kernel left, if any. The guest may have forged it.
+    pub fn last_words(&self) -> Option<String> {
+        last_words::read(&self.body.memory)
+    }
+
+    /// When the steps of building and starting were done.
+    pub fn timeline(&self) -> &Timeline {
+        &self.body.timeline
+    }
+
+    /// VM exits so far that reached user space.
+    pub fn exits(&self) -> ExitCounts {
+        self.body.shared.counts()
+    }
+
+    /// Stops all vCPUs, then all devices; nothing changes guest memory until [`Running::resume`].
+    pub fn pause(&self) {
+        self.vcpus.pause();
+        self.body.each_device(Transport::pause);
+    }
+
+    /// Undoes [`Running::pause`].
+    pub fn resume(&self) {
+        self.body.each_device(Transport::resume);
+        self.vcpus.resume();
+    }
+
+    /// Ends vCPU and device threads and gives back what remains.
+    pub fn stop(self) -> Stopped {
+        let Self { mut vcpus, body } = self;
+        let vcpus = vcpus.stop();
+        body.each_device(Transport::pause);
+        Stopped { vcpus, body }
+    }
+}
+
+impl Stopped {
+    /// The machine's state, read from KVM and the devices.
+    ///
+    /// # Errors
+    /// KVM refuses a call, or a device was lost or cannot be saved.
+    pub fn state(&self) -> Result<MachineState, Error> {
+        let msrs = snapshot::msr_list(&self.body.kvm)?;
+        let devices = self.body.devices.iter().enumerate().map(|(slot, device)| {
+            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            device.save().map_err(|error| Error::Device(format!("in slot {slot}"), error))
+        });
+        Ok(MachineState {
+            version: snapshot::VERSION,
+            memory_mib: self.body.memory_mib,
+            vm: snapshot::save_vm(&self.body.vm)?,
+            vcpus: self.vcpus.iter().map(|vcpu| snapshot::save_vcpu(vcpu, &msrs)).collect::<Result<_, _>>()?,
+            devices: devices.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Why the guest stopped, if it did so by itself.
+    pub fn exit(&self) -> Option<Exit> {
+        self.body.shared.exit()
+    }
+
+    /// As [`Running::last_words`].
+    pub fn last_words(&self) -> Option<String> {
+        last_words::read(&self.body.memory)
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.body.memory
+    }
+}
+
+impl Body {
+    fn each_device(&self, act: impl Fn(&mut Transport)) {
+        for device in &self.devices {
+            act(&mut device.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+fn check(spec: &MachineSpec, devices: &[Box<dyn Device>]) -> Result<(), Error> {
+    spec.validate()?;
+    if devices.len() > layout::VIRTIO_MAX {
+        let (count, most) = (devices.len(), layout::VIRTIO_MAX);
+        return Err(Error::Spec(format!("{count} devices; at most {most} work")));
+    }
+    Ok(())
+}
+
+fn open() -> Result<(Kvm, VmFd), Error> {
+    let kvm_fd = Kvm::new().map_err(kvm("be opened (/dev/kvm)"))?;
+    loop {
+        match kvm_fd.create_vm() {
+            Ok(vm) => return Ok((kvm_fd, vm)),
+            // Waiting for a lock of KVM's own can be interrupted.
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(kvm("make a VM")(error)),
+        }
+    }
+}
+
+fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, Error> {
+    let supported = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
+    let build = |id: u8| {
+        let vcpu = vm.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
+        let cpuid = cpu_setup::cpuid(&supported, id, count)?;
+        cpu_setup::apply(&vcpu, &cpuid, (id == 0).then_some(entry))?;
+        Ok(vcpu)
+    };
+    (0..count).map(build).collect()
+}
+
+struct WiringSpec<'a> {
+    memory: &'a GuestMemoryMmap,
+    on_fault: Arc<OnceLock<OnFault>>,
+}
+
+fn build_slot(vm: &VmFd, slot: usize, device: Box<dyn Device>, spec: &WiringSpec) -> Result<Slot, Error> {
+    let (address, irq) = layout::virtio_slot(slot);
+    let irqfd = irqfd(vm, irq)?;
+    let mut notified = Vec::new();
+    for queue in 0..device.queue_sizes().len() {
+        let fd = event()?;
+        vm.register_ioevent(&fd, &IoEventAddress::Mmio(address + QUEUE_NOTIFY), queue as u32)
+            .map_err(kvm("register an ioeventfd"))?;
+        notified.push(Arc::new(fd));
+    }
+    let on_fault = spec.on_fault.clone();
+    let wiring = Wiring {
+        name: device_name(device.id()),
+        memory: spec.memory.clone(),
+        notified,
+        interrupt: Interrupt::new(irqfd),
+        on_fault: Arc::new(move |text| match on_fault.get() {
+            Some(report) => report(text),
+            None => eprintln!("{text}"),
+        }),
+    };
+    Ok(Arc::new(Mutex::new(Transport::new(device, wiring))))
+}
+
+/// A device thread's name by device id (virtio 1.2, section 5).
+fn device_name(id: u32) -> String {
+    let kind = match id {
+        1 => "net",
+        2 => "block",
+        4 => "rng",
+        5 => "balloon",
+        19 => "vsock",
+        24 => "mem",
+        26 => "fs",
+        _ => return format!("virtio-{id}"),
+    };
+    format!("virtio-{kind}")
+}
+
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Host("create an event", error))
+}
+
+fn irqfd(vm: &VmFd, irq: u32) -> Result<Arc<EventFd>, Error> {
+    let fd = event()?;
+    vm.register_irqfd(&fd, irq).map_err(kvm("register an irqfd"))?;
+    Ok(Arc::new(fd))
+}
+
+fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {
+    let mut ports = Bus::default();
+    if let Some(output) = spec.console.take() {
+        let console = Console::new(output, irqfd(vm, layout::SERIAL_IRQ)?);
+        ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_PORTS.into(), Arc::new(Mutex::new(console)));
+    }
+    Ok(ports)
+}
+
+fn mmio(devices: &[Slot]) -> Bus {
+    let mut mmio = Bus::default();
+    for (slot, device) in devices.iter().enumerate() {
+        mmio.insert(layout::virtio_slot(slot).0, layout::VIRTIO_SIZE, device.clone());
+    }
+    mmio
+}

@@ -1,0 +1,70 @@
+//! What a machine is to be: plain data, checked before anything is built.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::error::Error;
+
+/// Least memory: what our kernel needs to get anywhere, in MiB.
+const MIN_MEMORY_MIB: u32 = 32;
+/// Most memory, in MiB: 1 TiB.
+const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Most vCPUs: the guest kernel's `CONFIG_NR_CPUS`, and what fits the MP table's page.
+pub const MAX_VCPUS: u8 = 64;
+
+/// A machine to build.
+#[derive(Debug)]
+pub struct MachineSpec {
+    /// Guest memory in MiB; backed by the host as the guest touches it.
+    pub memory_mib: u32,
+    /// Number of virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// An uncompressed x86-64 Linux kernel (`vmlinux`, ELF). It stays mapped while the machine lives:
+    /// replace the file, never write to it.
+    pub kernel: PathBuf,
+    /// Initial RAM file system (cpio, compressed as the kernel can read). The same holds for it.
+    pub initrd: PathBuf,
+    /// Appended to the machine's own kernel arguments.
+    pub cmdline: String,
+    /// Where the guest's serial console goes; without it there is no serial port at all.
+    pub console: Option<OwnedFd>,
+}
+
+impl MachineSpec {
+    /// Checks what can be checked without touching the host.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] names the field and its limits.
+    pub fn validate(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Spec(text));
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return wrong(format!("{} MiB of memory; {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} work", self.memory_mib));
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return wrong(format!("{} vCPUs; 1 to {MAX_VCPUS} work", self.vcpus));
+        }
+        if self.cmdline.bytes().any(|byte| byte == 0 || byte == b'\n') {
+            return wrong("the kernel arguments contain a newline or a zero byte".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(memory_mib: u32, vcpus: u8, cmdline: &str) -> Result<(), Error> {
+        let (kernel, initrd) = (PathBuf::from("k"), PathBuf::from("i"));
+        MachineSpec { memory_mib, vcpus, kernel, initrd, cmdline: cmdline.to_owned(), console: None }.validate()
+    }
+
+    #[test]
+    fn limits_are_named() {
+        assert!(spec(128, 2, "a=b").is_ok());
+        assert!(spec(8, 1, "").unwrap_err().to_string().contains("32 to"));
+        assert!(spec(128, 0, "").unwrap_err().to_string().contains("1 to 64"));
+        assert!(spec(128, 65, "").is_err());
+        assert!(spec(128, 1, "a\0b").is_err());
+    }
+}
