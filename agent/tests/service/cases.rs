@@ -4,6 +4,7 @@ use crate::harness::*;
 use protocol::*;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -130,9 +131,9 @@ async fn binds_and_their_flags(host: &mut Host) {
     assert_eq!(std::fs::read_to_string(shares.join("hosts")).unwrap(), "\n");
 
     let mut request = host.request("true");
-    request.mounts.push(bind("/x", "missing", 0));
+    request.mounts.push(bind("/missing", "missing", 0));
     let (_, message) = sentence(host.create(&request).await);
-    assert_eq!(message, "error mounting \"missing\" to rootfs at \"/x\": no such file or directory");
+    assert_eq!(message, "error mounting \"missing\" to rootfs at \"/missing\": no such file or directory");
 }
 
 async fn a_tmpfs_may_be_filled_from_below(host: &mut Host) {
@@ -211,7 +212,7 @@ async fn commands_that_can_not_run(host: &mut Host) {
     }
     // What only the kernel can tell comes with start.
     std::fs::write(host.root.join("bin/garbage"), "\x7fELFgarbage").unwrap();
-    std::process::Command::new("chmod").arg("755").arg(host.root.join("bin/garbage")).status().unwrap();
+    std::fs::set_permissions(host.root.join("bin/garbage"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut request = host.request("");
     request.process.mut_or_insert_default().args = vec!["garbage".into()];
     assert_eq!(sentence(host.launch(&request).await).1, "exec /bin/garbage: exec format error");

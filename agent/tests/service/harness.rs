@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One test.
@@ -54,6 +55,32 @@ pub fn serve(directory: &Path) -> ! {
     panic!("{result:?}");
 }
 
+/// The variable that says where the guest's agent, our parent, listens.
+const IN_GUEST: &str = "AGENT_TEST_IN_GUEST";
+
+/// Whether the agent is our parent, PID 1 of a machine.
+pub fn in_guest() -> bool {
+    std::env::var_os(IN_GUEST).is_some()
+}
+
+/// PID 1 of a real guest: boots as the agent does and serves a child that runs the cases.
+// The reaper waits for it.
+#[allow(clippy::zombie_processes)]
+pub fn serve_as_guest() -> ! {
+    agent::boot::prepare();
+    let directory = PathBuf::from("/run/agent-test");
+    make_directories(&directory);
+    Command::new("/proc/self/exe").env(IN_GUEST, &directory).spawn().unwrap();
+    serve(&directory)
+}
+
+fn make_directories(directory: &Path) -> PathBuf {
+    let root = directory.join("shares/root");
+    make_root(&root);
+    std::fs::create_dir_all(directory.join("rootfs")).unwrap();
+    root
+}
+
 fn address(directory: &Path) -> String {
     format!("unix://{}", directory.join("calls").display())
 }
@@ -65,17 +92,17 @@ pub struct Host {
     /// The share "root", a busybox system.
     pub root: PathBuf,
     directory: PathBuf,
-    agent: Child,
-    last_stream: u64,
+    agent: Option<Child>,
     containers: Vec<String>,
 }
 
 impl Host {
     pub async fn start() -> Self {
+        if let Some(directory) = std::env::var_os(IN_GUEST) {
+            return Self::connect(directory.into(), None).await;
+        }
         let directory = super::scratch();
-        let root = directory.join("shares/root");
-        make_root(&root);
-        std::fs::create_dir_all(directory.join("rootfs")).unwrap();
+        make_directories(&directory);
         let mut agent = Command::new("unshare");
         let killed_with_me = || Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?);
         // SAFETY: one system call between fork and exec.
@@ -86,35 +113,41 @@ impl Host {
             .env("AGENT_TEST_SERVE", &directory)
             .spawn()
             .unwrap();
+        Self::connect(directory, Some(agent)).await
+    }
+
+    async fn connect(directory: PathBuf, agent: Option<Child>) -> Self {
         let client = loop {
             match ttrpc::r#async::Client::connect(&address(&directory)).await {
                 Ok(client) => break client,
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
-        let client = AgentClient::new(client);
-        Self { client, root, directory, agent, last_stream: 0, containers: Vec::new() }
+        let root = directory.join("shares/root");
+        Self { client: AgentClient::new(client), root, directory, agent, containers: Vec::new() }
     }
 
     /// Descriptors that the agent has open.
     pub fn agent_descriptors(&self) -> usize {
-        let pid = self.agent.id();
+        let Some(agent) = &self.agent else { return std::fs::read_dir("/proc/1/fd").unwrap().count() };
+        let pid = agent.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         std::fs::read_dir(format!("/proc/{}/fd", children.trim())).unwrap().count()
     }
 
     /// Opens a stream and gives its id.
     pub fn stream(&mut self) -> (u64, UnixStream) {
-        self.last_stream += 1;
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         let mut stream = UnixStream::connect(self.directory.join("streams")).unwrap();
-        stream.write_all(&StreamHeader { id: self.last_stream }.to_bytes()).unwrap();
-        (self.last_stream, stream)
+        stream.write_all(&StreamHeader { id }.to_bytes()).unwrap();
+        (id, stream)
     }
 
     /// A request for an ordinary container that runs a script.
     pub fn request(&mut self, script: &str) -> CreateContainerRequest {
-        let id = self.directory.file_name().unwrap().to_str().unwrap();
-        let id = format!("{id}-{}", self.containers.len());
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let id = format!("agent-test-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed));
         self.containers.push(id.clone());
         let mut request = CreateContainerRequest::new();
         request.cgroup_path = format!("/{id}");
@@ -227,8 +260,9 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // The namespaces' PID 1 and with it everything in them dies with unshare.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
+        let Some(agent) = &mut self.agent else { return };
+        let _ = agent.kill();
+        let _ = agent.wait();
         std::thread::sleep(Duration::from_millis(50));
         for name in &self.containers {
             let _ = std::fs::remove_dir(cgroup2().unwrap().join(name));

@@ -5,6 +5,9 @@
 //!  this process: the host's part ── calls, streams ──▶ the same program again, as PID 1 under unshare(1)
 //! ```
 //!
+//! As PID 1 of a real guest (`agent/tests/in-guest`) it is both: the agent itself, booted as in
+//! production, and a child of it that plays the host; everything runs in that one agent then.
+//!
 //! Needs root, cgroup2 mounted somewhere and a static busybox. Without them it says so and fails
 //! unless `AGENT_TEST_SKIP` is set.
 
@@ -20,14 +23,21 @@ fn main() {
     if let Some(directory) = std::env::var_os("AGENT_TEST_SERVE") {
         harness::serve(Path::new(&directory));
     }
+    if rustix::process::getpid().is_init() {
+        harness::serve_as_guest();
+    }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if let Err(missing) = requirements() {
         let skip = std::env::var_os("AGENT_TEST_SKIP").is_some();
         eprintln!("{}: {missing}", if skip { "skipped 1 suite" } else { "can't run" });
         std::process::exit(if skip { 0 } else { 1 });
     }
-    runtime.block_on(run(filter.as_deref().unwrap_or("")));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let failed = runtime.block_on(run(filter.as_deref().unwrap_or("")));
+    if harness::in_guest() {
+        let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    }
+    std::process::exit(i32::from(failed));
 }
 
 fn requirements() -> Result<(), String> {
@@ -38,8 +48,8 @@ fn requirements() -> Result<(), String> {
     harness::busybox().map(drop).ok_or("needs a static busybox".into())
 }
 
-/// Runs the cases whose name contains `filter`, each with an agent of its own.
-async fn run(filter: &str) {
+/// Runs the cases whose name contains `filter`, each with an agent of its own; whether one failed.
+async fn run(filter: &str) -> bool {
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, case) in cases::ALL.iter().filter(|(name, _)| name.contains(filter)) {
         let local = tokio::task::LocalSet::new();
@@ -54,10 +64,8 @@ async fn run(filter: &str) {
         }
     }
     eprintln!("service: {passed} cases passed, {} failed", failed.len());
-    if !failed.is_empty() {
-        eprintln!("{}", failed.join("\n"));
-        std::process::exit(1);
-    }
+    failed.iter().for_each(|failed| eprintln!("{failed}"));
+    !failed.is_empty()
 }
 
 /// A path below the machine's temporary directory that nobody else has.
