@@ -211,7 +211,8 @@ fn standard_streams() -> anyhow::Result<Attachment> {
 /// The engine waits until nobody holds the process's pipes: the stub must not.
 fn forget_standard_streams() -> anyhow::Result<()> {
     use rustix::fs::{Mode, OFlags};
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;

@@ -12,7 +12,8 @@ use crate::stub::{Signals, TerminalCopy};
 /// Creates and starts; unless detached, stays, forwards signals, and exits with the container's code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     if args.detach {
-        let mut launch = launch::create(global, &args.create, Terminal::Detached(args.create.console_socket.as_deref()))?;
+        let mut launch =
+            launch::create(global, &args.create, Terminal::Detached(args.create.console_socket.as_deref()))?;
         return start_or_delete(&mut launch).map(|()| 0);
     }
     if args.create.console_socket.is_some() {

@@ -26,6 +26,7 @@ pub fn run(args: &SpecArgs) -> anyhow::Result<()> {
 
 fn default_spec() -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+    let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind}));
     json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -43,7 +44,7 @@ fn default_spec() -> Value {
         "mounts": mounts(),
         "linux": {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind})),
+            "namespaces": namespaces,
             "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
@@ -52,9 +53,7 @@ fn default_spec() -> Value {
 }
 
 fn mounts() -> Value {
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": source, "options": options})
-    };
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     json!([
         {"destination": "/proc", "type": "proc", "source": "proc"},
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -77,9 +76,9 @@ fn make_rootless(spec: &mut Value) {
     if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
         namespaces.push(json!({"type": "user"}));
     }
-    let devpts = spec["mounts"].as_array_mut().and_then(|mounts| {
-        mounts.iter_mut().find(|mount| mount["type"] == "devpts")?["options"].as_array_mut()
-    });
+    let devpts = spec["mounts"]
+        .as_array_mut()
+        .and_then(|mounts| mounts.iter_mut().find(|mount| mount["type"] == "devpts")?["options"].as_array_mut());
     // The group 5 is not mapped.
     let _ = devpts.map(|options| options.retain(|option| option != "gid=5"));
 }

@@ -137,7 +137,7 @@ async fn create(
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
         None => stdio::take_standard_streams()?,
     };
-    let mut stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
+    let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
     let process = request.process.mut_or_insert_default();
     stdio.name_in(process);
     if let Some(slave) = &terminal {

@@ -113,7 +113,12 @@ impl Server {
         let _ = send(&stream, &reply).await;
     }
 
-    async fn answer(self: &Rc<Self>, stream: &UnixStream, request: Request, fds: Vec<OwnedFd>) -> anyhow::Result<Reply> {
+    async fn answer(
+        self: &Rc<Self>,
+        stream: &UnixStream,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> anyhow::Result<Reply> {
         match request {
             Request::Start => self.start().await,
             Request::Kill { signal, all } => {

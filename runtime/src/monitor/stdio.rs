@@ -106,7 +106,8 @@ impl Drop for Stdio {
 /// engine's pipes open but the pumps.
 pub fn take_standard_streams() -> anyhow::Result<[Option<OwnedFd>; 3]> {
     use rustix::fs::{Mode, OFlags};
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
     let take = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok();
     let taken = [take(rustix::stdio::stdin()), take(rustix::stdio::stdout()), take(rustix::stdio::stderr())];
     rustix::stdio::dup2_stdin(&null)?;

@@ -1,7 +1,7 @@
 //! The container's virtual machine, from its set-up to a connected agent.
 
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -27,7 +27,8 @@ pub struct Vm {
     running: Running,
     ended: AsyncFd<OwnedFd>,
     vsock: Handle,
-    ready: AsyncFd<Listener>,
+    ready: AsyncFd<OwnedFd>,
+    listener: Listener,
     container_id: String,
     timeline: Timeline,
 }
@@ -38,7 +39,7 @@ impl Vm {
         let mut timeline = setup.timeline;
         timeline.mark("set-up read");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
-        let ready = vsock.listen(READY_PORT).context("listen for the guest")?;
+        let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
         let spec = MachineSpec {
             memory_mib: setup.machine.memory_mib,
@@ -50,11 +51,12 @@ impl Vm {
         };
         let machine = Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng)])?;
         timeline.mark("VM built");
+        machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         timeline.mark("VM started");
-        let ended = AsyncFd::new(running.ended().try_clone_to_owned()?)?;
-        let ready = AsyncFd::with_interest(ready, tokio::io::Interest::READABLE)?;
-        Ok(Self { running, ended, vsock, ready, container_id: setup.id, timeline })
+        let ended = watch(running.ended().try_clone_to_owned()?)?;
+        let ready = watch(waiting(&listener)?)?;
+        Ok(Self { running, ended, vsock, ready, listener, container_id: setup.id, timeline })
     }
 
     /// Waits for the agent's report and connects to it.
@@ -121,7 +123,7 @@ impl Vm {
     async fn report(&self) -> anyhow::Result<Hello> {
         let stream = loop {
             let mut guard = self.ready.readable().await?;
-            match guard.try_io(|listener| listener.get_ref().accept()) {
+            match guard.try_io(|_| self.listener.accept()) {
                 Ok(accepted) => break accepted.context("take the guest's report")?,
                 Err(_would_block) => {}
             }
@@ -132,6 +134,19 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
+}
+
+/// A descriptor that says when a stream waits; from now on `accept` does not wait for one.
+fn waiting(listener: &Listener) -> std::io::Result<OwnedFd> {
+    // SAFETY: the listener is borrowed for as long as this descriptor is.
+    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    rustix::io::ioctl_fionbio(fd, true)?;
+    fd.try_clone_to_owned()
+}
+
+fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps the same descriptor open until the AsyncFd, which now owns it, is dropped.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
 }
 
 /// With `--debug` the guest's serial console goes where the log goes.
