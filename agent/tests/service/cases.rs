@@ -44,6 +44,10 @@ cases![
     without_a_pid_namespace_nothing_is_left,
     closing_stdout_breaks_the_pipe,
     nothing_leaks_per_exec,
+    the_machine_is_configured,
+    other_cpus_come_up_after_start,
+    // The last: the agent ends the machine a little later.
+    shutdown_ends_containers,
 ];
 
 async fn output_and_exit_code(host: &mut Host) {
@@ -408,4 +412,33 @@ async fn nothing_leaks_per_exec(host: &mut Host) {
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     assert!(host.agent_descriptors() <= before + 2, "{before} {}", host.agent_descriptors());
     host.kill(&id).await;
+}
+
+async fn the_machine_is_configured(host: &mut Host) {
+    let mut request = ConfigureRequest { entropy: vec![7; 300], ..Default::default() };
+    if in_guest() {
+        request.realtime_sec = 2_000_000_000;
+    }
+    host.client.configure(context(), &request).await.unwrap();
+    if in_guest() {
+        assert!(host.output("date +%s").await.starts_with("20000000"));
+    }
+    request.realtime_nsec = 1_000_000_000;
+    assert_eq!(sentence(host.client.configure(context(), &request).await).0, ttrpc::Code::INVALID_ARGUMENT);
+}
+
+/// Only in a guest: the machine's own CPUs are not ours to switch.
+async fn other_cpus_come_up_after_start(host: &mut Host) {
+    if !in_guest() {
+        return;
+    }
+    let mut request = host.request("sleep 2; nproc");
+    request.online_cpus = 2;
+    assert_eq!(host.output_of(request).await, "2\n");
+}
+
+async fn shutdown_ends_containers(host: &mut Host) {
+    let id = host.sleeper().await;
+    host.client.shutdown(context(), &Empty::new()).await.unwrap();
+    assert_eq!(host.wait(&id, "").await.unwrap(), 137);
 }
