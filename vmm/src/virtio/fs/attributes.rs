@@ -92,7 +92,7 @@ impl Server {
     fn stat(&self, nodeid: u64, fh: Option<u64>) -> Served<Stat> {
         match fh.and_then(|fh| self.handles.file(fh).ok()) {
             Some(file) => sys::stat(file),
-            None => sys::stat(self.inode(nodeid)?.fd()),
+            None => sys::stat(self.inode(nodeid)?.fd()?),
         }
     }
 
@@ -103,19 +103,19 @@ impl Server {
         if args.valid & (fattr::UID | fattr::GID) != 0 {
             let uid = (args.valid & fattr::UID != 0 && args.uid != u32::MAX).then(|| Uid::from_raw(args.uid));
             let gid = (args.valid & fattr::GID != 0 && args.gid != u32::MAX).then(|| Gid::from_raw(args.gid));
-            rustix::fs::chownat(inode.fd(), c"", uid, gid, AtFlags::EMPTY_PATH)?;
+            rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if args.valid & fattr::MODE != 0 {
-            self.chmod(inode.fd(), args.mode)?;
+            self.chmod(inode.fd()?, args.mode)?;
         }
         if args.valid & fattr::SIZE != 0 {
             self.truncate(request.header.nodeid, &args)?;
         }
         if args.valid & (fattr::ATIME | fattr::MTIME) != 0 {
-            let name = sys::proc_name(inode.fd());
+            let name = sys::proc_name(inode.fd()?);
             rustix::fs::utimensat(&self.proc_fd, name, &times(&args), AtFlags::empty())?;
         }
-        let attr = Attr::new(&sys::stat(inode.fd())?, 0);
+        let attr = Attr::new(&sys::stat(inode.fd()?)?, 0);
         output.put(&AttrOut { attr_valid: ATTR_VALID, attr, ..AttrOut::default() })
     }
 
@@ -145,7 +145,7 @@ impl Server {
     pub(super) fn statfs(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let mut out = StatfsOut { bsize: 4096, frsize: 4096, namelen: NAME_MAX as u32, ..StatfsOut::default() };
         if request.header.nodeid != ROOT_ID {
-            let host = rustix::fs::fstatvfs(self.inode(request.header.nodeid)?.fd())?;
+            let host = rustix::fs::fstatvfs(self.inode(request.header.nodeid)?.fd()?)?;
             out.blocks = host.f_blocks;
             out.bfree = host.f_bfree;
             out.bavail = host.f_bavail;

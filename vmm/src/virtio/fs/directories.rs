@@ -128,9 +128,9 @@ impl Server {
                 Handle::Directory(self.reopen(inode, OFlags::RDONLY | OFlags::DIRECTORY | noatime)?)
             }
         };
-        let fh = self.handles.insert(handle)?;
+        let fh = self.add_handle(handle, request.header.nodeid)?;
         let opened = OpenOut { fh, ..OpenOut::default() };
-        output.put(&opened).inspect_err(|_| self.handles.discard(fh))
+        output.put(&opened).inspect_err(|_| self.take_back(fh))
     }
 
     /// `READDIR`.
@@ -186,7 +186,7 @@ impl Server {
         if entry.is_dot() || self.inodes.is_crowded() {
             return EntryOut::default();
         }
-        self.find(parent, entry.name).unwrap_or_default()
+        self.find_as(parent, entry.name, true).unwrap_or_default()
     }
 
     /// The root directory: positions are places in the list of shares, after the dots.

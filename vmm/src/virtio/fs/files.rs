@@ -42,7 +42,7 @@ impl Server {
     }
 
     fn reply_opened(&mut self, opened: OpenOut, output: &mut Output) -> Served {
-        output.put(&opened).inspect_err(|_| self.handles.discard(opened.fh))
+        output.put(&opened).inspect_err(|_| self.take_back(opened.fh))
     }
 
     fn open_inode(&self, nodeid: u64, flags: u32, open_flags: u32) -> Served<OwnedFd> {
@@ -50,7 +50,7 @@ impl Server {
         let append = OFlags::from_bits_retain(flags) & OFlags::APPEND;
         let flags = self.host_flags(inode, flags)?;
         let changes = flags.intersects(OFlags::ACCMODE | OFlags::TRUNC);
-        if changes && !append.is_empty() && sys::is_append_only(inode.fd())? {
+        if changes && !append.is_empty() && sys::is_append_only(inode.fd()?)? {
             // Linux opens such a file in no other way, and nothing is ever written at an offset there.
             return self.reopen(inode, flags | append);
         }
@@ -93,7 +93,7 @@ impl Server {
         if reads || has_silent_close(file.as_fd()) {
             open_flags |= FOPEN_NOFLUSH;
         }
-        let fh = self.handles.insert(Handle::File(file))?;
+        let fh = self.add_handle(Handle::File(file), nodeid)?;
         Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
     }
 
@@ -122,7 +122,7 @@ impl Server {
         // Without a name only O_EXCL says that there will never be one.
         let flags = flags | how | (OFlags::from_bits_retain(args.flags) & OFlags::EXCL);
         let _caller = self.act_as_caller(&request.header, args.umask)?;
-        sys::create(directory.fd(), name, flags, args.mode)
+        sys::create(directory.fd()?, name, flags, args.mode)
     }
 
     fn reply_created(&mut self, request: &Request, args: &CreateIn, file: OwnedFd, output: &mut Output) -> Served {
@@ -130,7 +130,7 @@ impl Server {
         // Not by name, which may be another's by now.
         let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
         let stat = sys::stat(path.as_fd())?;
-        let nodeid = self.inodes.adopt(path, &stat, share)?;
+        let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, share)?;
         let entry = EntryOut::new(nodeid, Attr::new(&stat, 0));
         self.reply_entry_opened(entry, file, args, output)
     }
@@ -197,7 +197,7 @@ impl Server {
     pub(super) fn release(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: ReleaseIn = request.take()?;
         self.listing.forget(args.fh);
-        self.handles.remove(args.fh)
+        self.close_handle(args.fh)
     }
 
     /// `FSYNC` and `FSYNCDIR`.

@@ -19,9 +19,15 @@ pub(super) enum Handle {
     File(OwnedFd),
 }
 
+/// A handle, and the object that it is of.
+struct Open {
+    handle: Handle,
+    nodeid: u64,
+}
+
 /// The table of handles.
 pub(super) struct Handles {
-    slab: Slab<Handle>,
+    slab: Slab<Open>,
 }
 
 impl Handles {
@@ -30,14 +36,14 @@ impl Handles {
         Self { slab: Slab::new(limit) }
     }
 
-    /// Adds a handle and returns its number. `ENFILE` when the table is full.
-    pub fn insert(&mut self, handle: Handle) -> Served<u64> {
-        self.slab.insert(handle).map_err(|_| Errno(libc::ENFILE))
+    /// Adds a handle of an object and returns its number. `ENFILE` when the table is full.
+    pub fn insert(&mut self, handle: Handle, nodeid: u64) -> Served<u64> {
+        self.slab.insert(Open { handle, nodeid }).map_err(|_| Errno(libc::ENFILE))
     }
 
     /// The handle of this number. `EBADF` when there is none.
     pub fn get(&self, fh: u64) -> Served<&Handle> {
-        self.slab.get(fh).ok_or(Errno(libc::EBADF))
+        self.slab.get(fh).map(|open| &open.handle).ok_or(Errno(libc::EBADF))
     }
 
     /// The descriptor of an open regular file. `EBADF` when the handle is none.
@@ -56,14 +62,9 @@ impl Handles {
         }
     }
 
-    /// Closes a handle. `EBADF` when there is none.
-    pub fn remove(&mut self, fh: u64) -> Served {
-        self.slab.remove(fh).map(drop).ok_or(Errno(libc::EBADF))
-    }
-
-    /// Closes a handle that the guest never heard of.
-    pub fn discard(&mut self, fh: u64) {
-        self.slab.remove(fh);
+    /// Closes a handle and returns the nodeid of its object. `EBADF` when there is none.
+    pub fn remove(&mut self, fh: u64) -> Served<u64> {
+        self.slab.remove(fh).map(|open| open.nodeid).ok_or(Errno(libc::EBADF))
     }
 
     /// Whether nothing is open.

@@ -1,15 +1,16 @@
 //! Which host objects the guest knows, and by which nodeid.
 //!
-//! Every object has one `O_PATH` descriptor, which pins it: while an entry lives, the host cannot give
-//! its inode number to another object. The limit comes from `RLIMIT_NOFILE`; beyond it lookups fail
-//! with `ENFILE`, and from seven eighths of it on directory listings come without attributes, until the
-//! guest forgets something.
+//! An object in use has an `O_PATH` descriptor, which pins it: as long as it is *hot*, the host cannot
+//! give its inode number to another object. Descriptors are few (`RLIMIT_NOFILE`) and a guest may know
+//! a million files, so objects not used lately become *cold*: see the module `cold`. Beyond the limit of
+//! the table itself lookups fail with `ENFILE` until the guest forgets something.
 //!
-//! [`Inode::fd`] is private so that a cold entry can later hold a file handle (`name_to_handle_at`)
-//! in place of the descriptor, which is also what saving the table needs: the key, a handle or path,
-//! the lookup count and the kind of each entry, and the slot (index and generation) it is in.
+//! Saving the table needs, of each entry: its slot (index and generation), key, lookup count, kind, and
+//! what a cold entry has, its parent, name and birth time. Restoring makes all entries cold ones.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::request::{Errno, Served};
@@ -48,25 +49,51 @@ impl Key {
     }
 }
 
+/// How the host object of an entry is reached.
+pub(super) enum Anchor {
+    /// Held by this `O_PATH` descriptor.
+    Hot(OwnedFd),
+    /// To be found again under its name in the parent directory.
+    Cold(Box<Cold>),
+}
+
+/// What a cold object was when it was last seen.
+pub(super) struct Cold {
+    /// Its name in the parent directory.
+    pub name: CString,
+    /// Its birth time in nanoseconds, which tells it from a later object of the same inode number.
+    pub born: i64,
+}
+
 /// A host object that the guest knows.
 pub(super) struct Inode {
-    fd: OwnedFd,
+    /// How to reach it.
+    pub anchor: Anchor,
     /// Which object.
     pub key: Key,
+    /// The directory that it was last found in.
+    pub parent: u64,
     /// How often the guest was told of it and has not forgotten it.
     pub lookups: u64,
+    /// Handles of it.
+    pub opens: u32,
     /// Change time at the last open, in nanoseconds; 0 before the first.
     pub opened_at: i64,
     /// `S_IFREG`, `S_IFDIR`, …
     pub kind: u32,
-    /// A share's root: stays in the table whatever the guest forgets.
-    pinned: bool,
+    /// The request that used it last.
+    pub used: Cell<u32>,
+    /// A share's root: stays in the table, and hot, whatever the guest forgets.
+    pub pinned: bool,
 }
 
 impl Inode {
-    /// The `O_PATH` descriptor.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The `O_PATH` descriptor. `ESTALE` while it is cold: [`Inodes::warm`] comes first.
+    pub fn fd(&self) -> Served<BorrowedFd<'_>> {
+        match &self.anchor {
+            Anchor::Hot(fd) => Ok(fd.as_fd()),
+            Anchor::Cold(_) => Err(Errno(libc::ESTALE)),
+        }
     }
 
     /// Whether it may be opened on the host: only regular files and directories are.
@@ -77,18 +104,39 @@ impl Inode {
 
 /// The table of inodes.
 pub(super) struct Inodes {
-    slab: Slab<Inode>,
+    pub(super) slab: Slab<Inode>,
     by_key: HashMap<Key, u64>,
+    /// Entries with a descriptor.
+    pub(super) hot: usize,
+    /// Most of them.
+    pub(super) hot_limit: usize,
+    /// Where the search for entries to cool goes on.
+    pub(super) hand: usize,
+    /// Number of the present request.
+    pub(super) now: u32,
 }
 
 impl Inodes {
-    /// An empty table of at most `limit` objects.
-    pub fn new(limit: usize) -> Self {
-        Self { slab: Slab::new(limit), by_key: HashMap::new() }
+    /// An empty table of at most `limit` objects, with at most `descriptors` descriptors.
+    pub fn new(limit: usize, descriptors: usize) -> Self {
+        let (slab, by_key) = (Slab::new(limit), HashMap::new());
+        Self { slab, by_key, hot: 0, hot_limit: descriptors, hand: 0, now: 0 }
+    }
+
+    /// A new request begins: what it uses stays hot until the next one.
+    pub fn begin(&mut self) {
+        self.now = self.now.wrapping_add(1);
     }
 
     /// The object of a nodeid. `ESTALE` when the guest doesn't know it (or forgot it).
     pub fn get(&self, nodeid: u64) -> Served<&Inode> {
+        let inode = self.peek(nodeid)?;
+        inode.used.set(self.now);
+        Ok(inode)
+    }
+
+    /// [`Inodes::get`] that doesn't count as use.
+    pub fn peek(&self, nodeid: u64) -> Served<&Inode> {
         self.slab.get(nodeid.wrapping_sub(FIRST_ID)).ok_or(Errno(libc::ESTALE))
     }
 
@@ -103,34 +151,79 @@ impl Inodes {
         self.slab.len() >= limit - limit / 8
     }
 
-    /// Counts one more lookup of a known object and returns its nodeid.
-    pub fn find(&mut self, key: &Key) -> Option<u64> {
-        let nodeid = *self.by_key.get(key)?;
+    /// Counts one more lookup of a known object, now found under this name; returns its nodeid.
+    pub fn find(&mut self, stat: &Stat, parent: u64, name: &CStr, share: u16) -> Option<u64> {
+        let nodeid = self.known_as(stat, share)?;
         let inode = self.get_mut(nodeid).ok()?;
         inode.lookups = inode.lookups.saturating_add(1);
+        inode.parent = parent;
+        match &mut inode.anchor {
+            Anchor::Cold(cold) if cold.name.as_c_str() != name => cold.name = name.to_owned(),
+            _ => (),
+        }
         Some(nodeid)
     }
 
-    /// Adds an object, or counts one more lookup if it is known. Returns its nodeid, or `ENFILE`.
-    pub fn adopt(&mut self, fd: OwnedFd, stat: &Stat, share: u16) -> Served<u64> {
-        let key = Key::new(stat, share);
-        match self.find(&key) {
-            Some(nodeid) => Ok(nodeid),
-            None => self.insert(Inode { fd, key, lookups: 1, opened_at: 0, kind: sys::kind(stat), pinned: false }),
+    /// The nodeid of an object with these attributes. A cold entry that is an earlier object of the same
+    /// inode number is not meant: it keeps its nodeid and will be found stale.
+    pub fn known_as(&self, stat: &Stat, share: u16) -> Option<u64> {
+        let nodeid = *self.by_key.get(&Key::new(stat, share))?;
+        match &self.get(nodeid).ok()?.anchor {
+            Anchor::Cold(cold) if cold.born != sys::birth_time(stat) => None,
+            _ => Some(nodeid),
         }
+    }
+
+    /// Adds an object that a descriptor stands for, or counts one more lookup if it is known. Returns
+    /// its nodeid. `ENFILE` when there is no room.
+    pub fn adopt(&mut self, fd: OwnedFd, stat: &Stat, parent: u64, share: u16) -> Served<u64> {
+        if let Some(nodeid) = self.known_as(stat, share) {
+            let inode = self.get_mut(nodeid)?;
+            inode.lookups = inode.lookups.saturating_add(1);
+            return Ok(nodeid);
+        }
+        self.make_room()?;
+        self.insert(Anchor::Hot(fd), stat, parent, share, 1)
+    }
+
+    /// Adds an object without a descriptor. `ENFILE` when the table is full.
+    pub fn add_cold(&mut self, name: &CStr, stat: &Stat, parent: u64, share: u16) -> Served<u64> {
+        let cold = Cold { name: name.to_owned(), born: sys::birth_time(stat) };
+        self.insert(Anchor::Cold(Box::new(cold)), stat, parent, share, 1)
     }
 
     /// Adds the root of a share, which the guest doesn't know yet and can't remove.
     pub fn pin(&mut self, fd: OwnedFd, stat: &Stat, share: u16) -> Served<u64> {
-        let key = Key::new(stat, share);
-        self.insert(Inode { fd, key, lookups: 0, opened_at: 0, kind: sys::kind(stat), pinned: true })
+        if self.hot >= self.hot_limit {
+            return Err(Errno(libc::ENFILE));
+        }
+        let nodeid = self.insert(Anchor::Hot(fd), stat, 0, share, 0)?;
+        self.get_mut(nodeid)?.pinned = true;
+        Ok(nodeid)
     }
 
-    fn insert(&mut self, inode: Inode) -> Served<u64> {
-        let key = inode.key;
+    fn insert(&mut self, anchor: Anchor, stat: &Stat, parent: u64, share: u16, lookups: u64) -> Served<u64> {
+        let (key, hot) = (Key::new(stat, share), matches!(anchor, Anchor::Hot(_)));
+        let (kind, used) = (sys::kind(stat), Cell::new(self.now));
+        let inode = Inode { anchor, key, parent, lookups, opens: 0, opened_at: 0, kind, used, pinned: false };
         let nodeid = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))? + FIRST_ID;
+        self.hot += usize::from(hot);
         self.by_key.insert(key, nodeid);
         Ok(nodeid)
+    }
+
+    /// Counts a handle of an object, which is not cooled as long as it has one.
+    pub fn opened(&mut self, nodeid: u64) {
+        if let Ok(inode) = self.get_mut(nodeid) {
+            inode.opens = inode.opens.saturating_add(1);
+        }
+    }
+
+    /// Takes back [`Inodes::opened`].
+    pub fn closed(&mut self, nodeid: u64) {
+        if let Ok(inode) = self.get_mut(nodeid) {
+            inode.opens = inode.opens.saturating_sub(1);
+        }
     }
 
     /// Takes back `count` lookups; an object without any leaves the table and its descriptor is closed.
@@ -138,11 +231,15 @@ impl Inodes {
     pub fn forget(&mut self, nodeid: u64, count: u64) {
         let Ok(inode) = self.get_mut(nodeid) else { return };
         inode.lookups = inode.lookups.saturating_sub(count);
-        if inode.lookups == 0 && !inode.pinned {
-            let key = inode.key;
-            self.by_key.remove(&key);
-            self.slab.remove(nodeid.wrapping_sub(FIRST_ID));
+        if inode.lookups > 0 || inode.pinned {
+            return;
         }
+        let (key, hot) = (inode.key, matches!(inode.anchor, Anchor::Hot(_)));
+        self.hot -= usize::from(hot);
+        if self.by_key.get(&key) == Some(&nodeid) {
+            self.by_key.remove(&key);
+        }
+        self.slab.remove(nodeid.wrapping_sub(FIRST_ID));
     }
 
     /// Forgets all that the guest knew: the roots of the shares are left.

@@ -21,7 +21,8 @@
 //!   never follows a symbolic link, nor a path, of the guest's.
 //! * Objects are opened for I/O only through `/proc/self/fd` of such a descriptor, and only regular
 //!   files and directories: FIFOs, sockets and devices belong to the guest's own kernel.
-//! * Both tables are bounded, so are all buffers; sizes that the guest names are capped first.
+//! * Both tables are bounded, so are all buffers; sizes that the guest names are capped first. A guest
+//!   may know more files than there are descriptors (see `cold`).
 //!
 //! Permissions inside the guest are checked by the guest's kernel (virtiofs always mounts with
 //! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`).
@@ -47,13 +48,14 @@
 //! For whoever writes the worker's filter. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
 //! `prctl(PR_SET_SECUREBITS)`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
-//! `fdatasync`, `syncfs`, `readlinkat`, `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
+//! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
 //! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`.
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
 //! `SETUID`, `SETGID`, and `SETPCAP` until activation.
 
 mod attributes;
+mod cold;
 mod counters;
 mod device;
 mod directories;

@@ -33,26 +33,35 @@ impl Server {
 
     /// Finds a name in a directory and counts a lookup of its object.
     pub(super) fn find(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
+        self.find_as(parent, name, false)
+    }
+
+    /// [`Server::find`]; what is only `listed` need not be used soon.
+    pub(super) fn find_as(&mut self, parent: u64, name: &CStr, listed: bool) -> Served<EntryOut> {
         if parent == ROOT_ID {
             return self.find_share(name);
         }
         let directory = self.inode(parent)?;
         let above = directory.key;
-        let stat = sys::stat_at(directory.fd(), name)?;
-        if let Some(nodeid) = self.inodes.find(&Key::new(&stat, above.share())) {
+        let stat = sys::stat_at(directory.fd()?, name)?;
+        if let Some(nodeid) = self.inodes.find(&stat, parent, name, above.share()) {
             return Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)));
         }
-        let fd = sys::open_path(self.inode(parent)?.fd(), name)?;
+        if listed && self.inodes.is_warm() {
+            let nodeid = self.inodes.add_cold(name, &stat, parent, above.share())?;
+            return Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)));
+        }
+        let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
         // By now the name may stand for something else: what counts is what we hold.
         let stat = sys::stat(fd.as_fd())?;
-        let nodeid = self.inodes.adopt(fd, &stat, above.share())?;
+        let nodeid = self.inodes.adopt(fd, &stat, parent, above.share())?;
         Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)))
     }
 
     fn find_share(&mut self, name: &CStr) -> Served<EntryOut> {
         let nodeid = self.share(name)?.nodeid;
         let inode = self.inodes.get_mut(nodeid)?;
-        let stat = sys::stat(inode.fd())?;
+        let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
         Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat))))
     }
@@ -90,7 +99,7 @@ impl Server {
     pub(super) fn readlink(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let inode = self.inode(request.header.nodeid)?;
         let mut target = [0u8; TARGET_MAX];
-        let length = rustix::fs::readlinkat_raw(inode.fd(), c"", &mut target)?;
+        let length = rustix::fs::readlinkat_raw(inode.fd()?, c"", &mut target)?;
         output.bytes(target.get(..length).unwrap_or_default())
     }
 
@@ -101,7 +110,7 @@ impl Server {
         let directory = self.writable(request.header.nodeid)?;
         {
             let _caller = self.act_as_caller(&request.header, 0)?;
-            rustix::fs::symlinkat(target, directory.fd(), name)?;
+            rustix::fs::symlinkat(target, directory.fd()?, name)?;
         }
         self.reply_made(request, name, output)
     }
@@ -120,7 +129,7 @@ impl Server {
         let directory = self.writable(request.header.nodeid)?;
         {
             let _caller = self.act_as_caller(&request.header, args.umask)?;
-            rustix::fs::mknodat(directory.fd(), name, kind, sys::mode(args.mode), decode_device(args.rdev))?;
+            rustix::fs::mknodat(directory.fd()?, name, kind, sys::mode(args.mode), decode_device(args.rdev))?;
         }
         self.reply_made(request, name, output)
     }
@@ -131,7 +140,7 @@ impl Server {
         let directory = self.writable(request.header.nodeid)?;
         {
             let _caller = self.act_as_caller(&request.header, args.umask)?;
-            rustix::fs::mkdirat(directory.fd(), name, sys::mode(args.mode))?;
+            rustix::fs::mkdirat(directory.fd()?, name, sys::mode(args.mode))?;
         }
         self.reply_made(request, name, output)
     }
@@ -151,10 +160,14 @@ impl Server {
         self.remove(request, AtFlags::REMOVEDIR)
     }
 
-    fn remove(&self, request: &mut Request, flags: AtFlags) -> Served {
+    fn remove(&mut self, request: &mut Request, flags: AtFlags) -> Served {
         let name = request.last_name()?;
+        self.writable(request.header.nodeid)?;
+        if self.inodes.any_cold() {
+            self.inodes.warm_name(request.header.nodeid, name);
+        }
         let directory = self.writable(request.header.nodeid)?;
-        Ok(rustix::fs::unlinkat(directory.fd(), name, flags)?)
+        Ok(rustix::fs::unlinkat(directory.fd()?, name, flags)?)
     }
 
     /// `RENAME`.
@@ -169,26 +182,37 @@ impl Server {
         self.move_name(request, args.newdir, args.flags)
     }
 
-    fn move_name(&self, request: &mut Request, to: u64, flags: u32) -> Served {
+    fn move_name(&mut self, request: &mut Request, to: u64, flags: u32) -> Served {
         let (old, new) = (request.name()?, request.last_name()?);
         let flags = RenameFlags::from_bits(flags).filter(|flags| !flags.contains(RenameFlags::WHITEOUT));
         let flags = flags.ok_or(Errno(libc::EINVAL))?;
-        let (from, to) = (self.writable(request.header.nodeid)?, self.writable(to)?);
-        if from.key.share() != to.key.share() {
+        let from = request.header.nodeid;
+        if self.writable(from)?.key.share() != self.writable(to)?.key.share() {
             return Err(Errno(libc::EXDEV));
         }
-        Ok(rustix::fs::renameat_with(from.fd(), old, to.fd(), new, flags)?)
+        self.inodes.warm(to)?;
+        let object = self.inodes.warm_name(from, old);
+        let other = self.inodes.warm_name(to, new);
+        let (from_fd, to_fd) = (self.writable(from)?.fd()?, self.writable(to)?.fd()?);
+        rustix::fs::renameat_with(from_fd, old, to_fd, new, flags)?;
+        self.inodes.moved(object, to);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.inodes.moved(other, from);
+        }
+        Ok(())
     }
 
     /// `LINK`.
     pub(super) fn link(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let (args, name) = (request.take::<LinkIn>()?, request.last_name()?);
+        self.writable(args.oldnodeid)?;
+        self.inodes.warm(args.oldnodeid)?;
         let (object, directory) = (self.writable(args.oldnodeid)?, self.writable(request.header.nodeid)?);
         if object.key.share() != directory.key.share() {
             return Err(Errno(libc::EXDEV));
         }
-        let source = sys::proc_name(object.fd());
-        rustix::fs::linkat(&self.proc_fd, source, directory.fd(), name, AtFlags::SYMLINK_FOLLOW)?;
+        let source = sys::proc_name(object.fd()?);
+        rustix::fs::linkat(&self.proc_fd, source, directory.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
         self.reply_made(request, name, output)
     }
 }

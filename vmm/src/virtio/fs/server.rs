@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::directories::Listing;
 use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
 use super::identity::{ActingAs, Identity};
 use super::inodes::{Inode, Inodes};
 use super::request::{Errno, NAME_MAX, Output, Request, Served};
@@ -21,6 +21,8 @@ use crate::virtio::queue::Chain;
 
 /// Largest request besides the data of a write: an extended attribute with its name (`XATTR_SIZE_MAX`).
 const MAX_BODY: usize = (64 << 10) + 1024;
+/// Most objects that the guest may know, hot and cold: 200 MB of table.
+const MAX_INODES: usize = 1 << 20;
 /// Descriptors left to the rest of the process.
 const RESERVED_DESCRIPTORS: u64 = 128;
 /// Most descriptors used, whatever the limit says: what Linux allows unless told otherwise (`nr_open`).
@@ -69,14 +71,14 @@ impl Server {
         Self::with_limits(shares, descriptors - descriptors / 4, descriptors / 4)
     }
 
-    /// A server with tables of these sizes.
+    /// A server with at most so many descriptors of known objects and of open files.
     pub fn with_limits(shares: Vec<Share>, inodes: usize, handles: usize) -> Result<Self, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc_fd = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty());
         let proc_fd = proc_fd.map_err(|error| Error::Host("open /proc/self/fd", error.into()))?;
         let mut server = Self {
             shares: Vec::new(),
-            inodes: Inodes::new(inodes),
+            inodes: Inodes::new(MAX_INODES, inodes),
             handles: Handles::new(handles),
             session: Session::default(),
             listing: Listing::default(),
@@ -172,11 +174,24 @@ impl Server {
             return Err(Errno(libc::E2BIG));
         }
         let mut body = std::mem::take(&mut self.body);
+        self.inodes.begin();
         body.resize(chain.readable.len(), 0);
         chain.readable.read(&mut body);
-        let result = operation(self, &mut Request { header, body: &body, data }, output);
+        let mut request = Request { header, body: &body, data };
+        let result = self.warm(&header).and_then(|()| operation(self, &mut request, output));
         self.body = body;
         result
+    }
+
+    /// Makes the object that a request is about hot, unless the request is about an open file or none.
+    fn warm(&mut self, header: &InHeader) -> Served {
+        use opcode::*;
+        match header.opcode {
+            FORGET | BATCH_FORGET | INTERRUPT | INIT | DESTROY | READ | WRITE | READDIR | FLUSH | RELEASE
+            | RELEASEDIR | FSYNC | FSYNCDIR | LSEEK | FALLOCATE | COPY_FILE_RANGE => Ok(()),
+            _ if header.nodeid == ROOT_ID => Ok(()),
+            _ => self.inodes.warm(header.nodeid),
+        }
     }
 
     /// The object of a nodeid, which is not the device's root directory (`EROFS` there).
@@ -195,6 +210,25 @@ impl Server {
         self.shares.get(usize::from(inode.key.share())).is_none_or(|share| share.read_only)
     }
 
+    /// Adds a handle of an object.
+    pub fn add_handle(&mut self, handle: Handle, nodeid: u64) -> Served<u64> {
+        let fh = self.handles.insert(handle, nodeid)?;
+        self.inodes.opened(nodeid);
+        Ok(fh)
+    }
+
+    /// Closes a handle. `EBADF` when there is none.
+    pub fn close_handle(&mut self, fh: u64) -> Served {
+        let nodeid = self.handles.remove(fh)?;
+        self.inodes.closed(nodeid);
+        Ok(())
+    }
+
+    /// Closes a handle that the guest never hears of.
+    pub fn take_back(&mut self, fh: u64) {
+        let _ = self.close_handle(fh);
+    }
+
     /// Acts as the caller of a request until the guard is dropped.
     pub fn act_as_caller(&self, header: &InHeader, umask: u32) -> Served<ActingAs<'_>> {
         self.identity.as_ref().ok_or(Errno(libc::EIO))?.act_as(header.uid, header.gid, umask)
@@ -203,10 +237,10 @@ impl Server {
     /// Opens an object of the table for I/O. `ENXIO` where the host must not open it.
     pub fn reopen(&self, inode: &Inode, flags: OFlags) -> Served<OwnedFd> {
         inode.check_openable()?;
-        match sys::reopen(&self.proc_fd, inode.fd(), flags) {
+        match sys::reopen(&self.proc_fd, inode.fd()?, flags) {
             // The guest's kernel knows who may ask for it; on the host this process may not be the one.
             Err(Errno(libc::EPERM)) if flags.contains(OFlags::NOATIME) => {
-                sys::reopen(&self.proc_fd, inode.fd(), flags - OFlags::NOATIME)
+                sys::reopen(&self.proc_fd, inode.fd()?, flags - OFlags::NOATIME)
             }
             result => result,
         }

@@ -76,6 +76,21 @@ impl<T> Slab<T> {
         Some(entry)
     }
 
+    /// Slots, used or free.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The entry in a slot, to go through all of them in steps.
+    pub fn at(&self, slot: usize) -> Option<&T> {
+        self.slots.get(slot)?.entry.as_ref()
+    }
+
+    /// [`Slab::at`], to change it.
+    pub fn at_mut(&mut self, slot: usize) -> Option<&mut T> {
+        self.slots.get_mut(slot)?.entry.as_mut()
+    }
+
     /// All entries with their keys, in no useful order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {

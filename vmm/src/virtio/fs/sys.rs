@@ -1,6 +1,6 @@
 //! Host system calls on descriptors, as the server needs them: no path but a single checked name.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -62,6 +62,25 @@ pub(super) fn proc_name(fd: BorrowedFd) -> DecInt {
 /// Opens what another descriptor of ours stands for once more, whatever has become of its name.
 pub(super) fn reopen(proc_fd: &OwnedFd, fd: BorrowedFd, flags: OFlags) -> Served<OwnedFd> {
     Ok(rustix::fs::openat(proc_fd, proc_name(fd), flags | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Birth time in nanoseconds since 1970; 0 where the file system doesn't know.
+pub(super) fn birth_time(stat: &Stat) -> i64 {
+    stat.stx_btime.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(stat.stx_btime.tv_nsec))
+}
+
+/// The name by which the host last knew what a descriptor stands for: only a hint, to be looked up.
+///
+/// Works in the thread whose working directory is `/proc/self/fd`.
+pub(super) fn name_of(fd: BorrowedFd) -> Served<CString> {
+    let mut path = [0u8; libc::PATH_MAX as usize];
+    let length = rustix::fs::readlinkat_raw(rustix::fs::CWD, proc_name(fd), &mut path)?;
+    let path = path.get(..length).unwrap_or_default();
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    if matches!(name, b"" | b"." | b"..") {
+        return Err(Errno(libc::ESTALE));
+    }
+    CString::new(name).map_err(|_| Errno(libc::ESTALE))
 }
 
 /// Drops setuid, and setgid where the group may execute, as a write by an ordinary user does.

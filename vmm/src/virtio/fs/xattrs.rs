@@ -62,7 +62,7 @@ impl Server {
         let mut names = std::mem::take(&mut self.scratch);
         names.resize(MAX_VALUE, 0);
         let result = self.inode(request.header.nodeid).and_then(|inode| {
-            let length = rustix::fs::listxattr(sys::proc_name(inode.fd()), names.as_mut_slice())?;
+            let length = rustix::fs::listxattr(sys::proc_name(inode.fd()?), names.as_mut_slice())?;
             let length = self.keep_guest_names(names.get_mut(..length).unwrap_or_default());
             reply(output, args.size, names.get(..length), length)
         });
@@ -79,12 +79,12 @@ impl Server {
         }
         let inode = self.writable(request.header.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno(libc::EINVAL))?;
-        let path = sys::proc_name(inode.fd());
+        let path = sys::proc_name(inode.fd()?);
         rustix::fs::setxattr(path, as_name(&name)?, request.body, flags)?;
         if args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0 {
-            let bits = sys::permissions(&sys::stat(inode.fd())?);
+            let bits = sys::permissions(&sys::stat(inode.fd()?)?);
             if bits & libc::S_ISGID != 0 {
-                self.chmod(inode.fd(), bits & !libc::S_ISGID)?;
+                self.chmod(inode.fd()?, bits & !libc::S_ISGID)?;
             }
         }
         Ok(())
@@ -103,7 +103,7 @@ impl Server {
         let name = self.host_name(request.string()?)?;
         request.end()?;
         let inode = self.writable(request.header.nodeid)?;
-        Ok(rustix::fs::removexattr(sys::proc_name(inode.fd()), as_name(&name)?)?)
+        Ok(rustix::fs::removexattr(sys::proc_name(inode.fd()?), as_name(&name)?)?)
     }
 
     /// The host's name for a guest's, see the table above. `EOPNOTSUPP` where there is none.
@@ -151,7 +151,7 @@ fn as_name(name: &HostName) -> Served<&CStr> {
 
 /// Reads a value; only its size when there is no room at all.
 fn get(inode: &Inode, name: &CStr, room: &mut [u8]) -> Served<usize> {
-    let path = sys::proc_name(inode.fd());
+    let path = sys::proc_name(inode.fd()?);
     if room.is_empty() {
         return Ok(rustix::fs::getxattr_query(path, name)?);
     }

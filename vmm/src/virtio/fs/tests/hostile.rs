@@ -166,30 +166,85 @@ fn forgetting_is_accounted_for() {
 }
 
 #[test]
-fn tables_are_bounded() {
+fn descriptors_are_bounded_and_the_guest_does_not_notice() {
     let directory = tempfile::tempdir().unwrap();
-    for name in 0..40 {
-        fs::write(at(&directory, &name.to_string()), "x").unwrap();
+    fs::create_dir(at(&directory, "dir")).unwrap();
+    for name in 0..200 {
+        fs::write(at(&directory, &format!("dir/{name}")), name.to_string()).unwrap();
     }
     let mut guest = Guest::of(Fs::with_limits(vec![share("s", directory.path(), false)], 16, 4).unwrap());
     let root = guest.lookup(1, "s").unwrap().nodeid;
-    let results: Vec<_> = (0..40).map(|name| guest.lookup(root, &name.to_string())).collect();
-    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 15);
-    assert!(results.iter().flatten().all(|entry| entry.nodeid > 1));
-    assert_eq!(results[39].unwrap_err(), libc::ENFILE);
-    guest.lookup(root, "3").unwrap();
-    let fh = guest.opendir(root).unwrap().fh;
-    let read = ReadIn { fh, size: 1 << 16, ..ReadIn::default() };
-    assert!(guest.request(opcode::READDIRPLUS, root, read.as_bytes(), 1 << 16).unwrap().len() > 40 * 128);
-    guest.forget(results[0].unwrap().nodeid, 100);
-    guest.lookup(root, "39").unwrap();
-    for _ in 0..3 {
-        guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap();
+    let dir = guest.lookup(root, "dir").unwrap().nodeid;
+    let files: Vec<_> = (0..200).map(|name| guest.lookup(dir, &name.to_string()).unwrap().nodeid).collect();
+    assert!(guest.device.server().inodes.hot <= 16);
+    for (name, &file) in files.iter().enumerate() {
+        let fh = guest.open(file, libc::O_RDWR).unwrap().fh;
+        assert_eq!(guest.read(fh, 0, 10).unwrap(), name.to_string().as_bytes());
+        guest.release(fh).unwrap();
+        assert_eq!(guest.lookup(dir, &name.to_string()).unwrap().nodeid, file);
+        assert!(guest.device.server().inodes.hot <= 16);
     }
-    assert_eq!(guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap_err(), libc::ENFILE);
+    // The guest's own changes of names don't make anything stale.
+    guest.tell(opcode::RENAME, root, &RenameIn { newdir: root }, &zz("dir", "moved")).unwrap();
+    guest.tell(opcode::RENAME, dir, &RenameIn { newdir: root }, &zz("7", "seven")).unwrap();
+    guest.tell(opcode::UNLINK, dir, &(), &z("8")).unwrap();
+    assert_eq!(guest.getattr(files[7]).unwrap().size, 1);
+    assert_eq!(guest.getattr(files[8]).unwrap().nlink, 0);
+    assert_eq!(guest.getattr(files[9]).unwrap().nlink, 1);
+    // The host's do, until the name is looked up again.
+    let other =
+        (20..40).map(|at| files[at]).find(|&file| guest.device.server().inodes.peek(file).unwrap().fd().is_err());
+    let name = files.iter().position(|&file| Some(file) == other).unwrap();
+    fs::rename(at(&directory, &format!("moved/{name}")), at(&directory, "moved/host")).unwrap();
+    assert_eq!(guest.getattr(files[name]).unwrap_err(), libc::ESTALE);
+    assert_eq!(guest.lookup(dir, "host").unwrap().nodeid, files[name]);
+    assert_eq!(guest.getattr(files[name]).unwrap().size, 2);
+    fs::remove_file(at(&directory, "moved/50")).unwrap();
+    fs::write(at(&directory, "moved/50"), "another").unwrap();
+    let now = guest.lookup(dir, "50").unwrap();
+    assert!(now.nodeid != files[50] && now.attr.size == 7);
+    for &file in &files {
+        guest.forget(file, 100);
+    }
+    assert!(files.iter().all(|&file| guest.getattr(file).err() == Some(libc::ESTALE)));
+}
+
+#[test]
+fn what_has_no_name_stays_and_fills_the_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut guest = Guest::of(Fs::with_limits(vec![share("s", directory.path(), false)], 16, 4).unwrap());
+    let root = guest.lookup(1, "s").unwrap().nodeid;
+    let mut gone = Vec::new();
+    let error = loop {
+        match guest.create(root, "file", libc::O_RDWR, 0o600) {
+            Ok((entry, open)) => {
+                guest.release(open.fh).unwrap();
+                guest.tell(opcode::UNLINK, root, &(), &z("file")).unwrap();
+                gone.push(entry.nodeid);
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error, gone.len()), (libc::ENFILE, 15));
+    assert!(gone.iter().all(|&file| guest.getattr(file).is_ok()));
+    guest.forget(gone[3], 1);
+    guest.lookup(root, "file").unwrap();
+}
+
+#[test]
+fn handles_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(at(&directory, "file"), "x").unwrap();
+    let shares = |names: &[&str]| names.iter().map(|name| share(name, directory.path(), false)).collect();
+    let mut guest = Guest::of(Fs::with_limits(shares(&["s"]), 16, 4).unwrap());
+    let root = guest.lookup(1, "s").unwrap().nodeid;
+    let file = guest.lookup(root, "file").unwrap().nodeid;
+    let fh = guest.opendir(root).unwrap().fh;
+    for _ in 0..3 {
+        guest.open(file, libc::O_RDONLY).unwrap();
+    }
+    assert_eq!(guest.open(file, libc::O_RDONLY).unwrap_err(), libc::ENFILE);
     guest.release(fh).unwrap();
-    guest.open(results[1].unwrap().nodeid, libc::O_RDONLY).unwrap();
-    assert!(
-        Fs::with_limits(vec![share("a", directory.path(), false), share("b", directory.path(), false)], 1, 1).is_err()
-    );
+    guest.open(file, libc::O_RDONLY).unwrap();
+    assert!(Fs::with_limits(shares(&["a", "b"]), 1, 1).is_err());
 }

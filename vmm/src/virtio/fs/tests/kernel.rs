@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{Resource, Rlimit, setrlimit};
 use zerocopy::FromBytes;
 
 use super::super::fuse::*;
@@ -35,6 +34,11 @@ struct Mounted {
 
 impl Mounted {
     fn new() -> Option<Self> {
+        Self::with_descriptors(1 << 14)
+    }
+
+    /// With at most so many descriptors of known objects.
+    fn with_descriptors(limit: usize) -> Option<Self> {
         let device = match File::options().read(true).write(true).open("/dev/fuse") {
             Ok(device) => device,
             Err(error) => {
@@ -50,12 +54,7 @@ impl Mounted {
         let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other");
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("shares", mount.path(), "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
-        // As a monitor does: each object that the guest knows costs a descriptor.
-        let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            eprintln!("RLIMIT_NOFILE stays as it is: {error}");
-        }
-        let fs = Fs::new("test", vec![share("s", directory.path(), false)]).unwrap();
+        let fs = Fs::with_limits(vec![share("s", directory.path(), false)], limit, 1000).unwrap();
         let counters = fs.counters();
         let bridge = Some(std::thread::spawn(move || bridge(device, fs)));
         Some(Self { directory, mount, counters, bridge })
@@ -131,14 +130,22 @@ fn make_tree(root: &Path, directories: usize, files: usize) {
 
 #[test]
 fn trees_are_copied_packed_compared_and_removed() {
-    let Some(mounted) = Mounted::new() else { return };
+    for descriptors in [1 << 14, 100] {
+        let Some(mounted) = Mounted::with_descriptors(descriptors) else { return };
+        storm(&mounted);
+    }
+}
+
+fn storm(mounted: &Mounted) {
     make_tree(&mounted.directory.path().join("tree"), 20, 40);
     mounted
         .run("cp -a tree copy && diff -r --no-dereference tree copy && diff -r --no-dereference $HOST/tree $HOST/copy");
     mounted.run("tar cf all.tar tree && mkdir out && tar xf all.tar -C out && diff -r --no-dereference tree out/tree");
     mounted.run("test $(find tree | wc -l) = $(find $HOST/tree | wc -l)");
     mounted.run("test $(stat -c %h copy/dir-3/hard) = 2 && test copy/dir-3/hard -ef copy/dir-3/file-1");
-    mounted.run("rm -r tree copy out all.tar && test -z \"$(ls -A $HOST)\"");
+    mounted.run("mv out/tree/dir-1 copy/dir-2/moved && test -f copy/dir-2/moved/file-30 && cp -al copy linked");
+    mounted.run("cd copy/dir-2/moved && rm -r ../moved && test $(stat -c %h .) = 0");
+    mounted.run("rm -r linked tree copy out all.tar && test -z \"$(ls -A $HOST)\"");
 }
 
 #[test]
