@@ -131,8 +131,10 @@ impl<'a> Container<'a> {
     /// `create` that may fail; its output is kept.
     #[track_caller]
     pub fn try_create(&mut self) -> Outcome {
-        self.created = true;
-        command::run(&mut self.named("create", &[]))
+        let outcome = command::run(&mut self.named("create", &[]));
+        // One that failed must have left nothing that would have to be deleted.
+        self.created |= outcome.code == 0;
+        outcome
     }
 
     /// `create` as engines do it: pipes for the container's streams, a pid-file.

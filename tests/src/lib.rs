@@ -11,8 +11,10 @@
 //! begin with `vm_` are about runvm alone. Every wait is bounded ([`PATIENCE`]) and ends in a panic that says
 //! what was waited for.
 
+pub mod bad_host;
 pub mod command;
 pub mod container;
+pub mod docker;
 pub mod leftovers;
 pub mod place;
 pub mod process;

@@ -1,7 +1,7 @@
 //! The reading end of a pipe or a terminal, with bounded waits.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::PollFlags;
 
@@ -49,9 +49,14 @@ impl Reader {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 
+    /// The descriptor, for questions about it.
+    pub fn descriptor(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Whether nothing has come so far.
     pub fn is_silent(&self) -> bool {
-        self.pending.is_empty() && !process::poll(&self.fd, PollFlags::IN, Duration::ZERO)
+        self.pending.is_empty() && rustix::io::ioctl_fionread(&self.fd).unwrap() == 0
     }
 
     /// Reads once; false at the end.

@@ -73,6 +73,12 @@ impl Terminal {
         self.reader.expect(text)
     }
 
+    /// Reads everything to the end.
+    #[track_caller]
+    pub fn rest(self) -> String {
+        self.reader.rest()
+    }
+
     /// Whether the terminal is in raw mode: no echo, no lines, no signals.
     pub fn is_raw(&self) -> bool {
         use rustix::termios::LocalModes;

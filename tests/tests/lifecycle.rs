@@ -283,7 +283,7 @@ fn kill_all_reaches_every_process() {
     let mut created = container.sh(script).up();
     created.stdout.expect("\n");
     created.stdout.expect("\n");
-    run(&mut container.named("kill", &["USR1"]).arg("--all")).success();
+    run(container.named("kill", &["USR1"]).arg("--all")).success();
     let lines = [created.stdout.line(), created.stdout.line()];
     assert!(lines.contains(&"child".to_owned()) && lines.contains(&"init".to_owned()), "{lines:?}");
     container.end(&created);

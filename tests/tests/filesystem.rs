@@ -1,0 +1,317 @@
+//! The root file system and the mounts of a bundle.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use serde_json::json;
+use tests::{Scene, process};
+
+/// Size of the file that must go through the root file system unharmed.
+const BIG: usize = 200 << 20;
+
+#[test]
+fn what_the_container_writes_is_on_the_host() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let script = "echo text >/new; mkdir /dir; ln -s target /link; ln /new /dir/hard; mkfifo /fifo
+        rm /etc/group; mv /etc/passwd /dir/moved; echo more >>/new; chmod 640 /new; chown 5:6 /new";
+    container.sh(script).run().success();
+    let at = |name: &str| container.rootfs().join(name);
+    assert_eq!(fs::read_to_string(at("new")).unwrap(), "text\nmore\n");
+    let meta = fs::metadata(at("new")).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.nlink()), (5, 6, 0o640, 2));
+    assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("target"));
+    assert_eq!(fs::metadata(at("fifo")).unwrap().mode() & 0o170000, 0o010000);
+    assert!(!at("etc/group").exists() && at("dir/moved").exists());
+}
+
+#[test]
+fn what_the_host_writes_is_in_the_container() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let mut created = container.sh("read line; cat /from-host; echo; read line; cat /from-host; echo").up();
+    let stdin = created.stdin.take().unwrap();
+    for text in ["first", "another, longer"] {
+        fs::write(container.rootfs().join("from-host"), text).unwrap();
+        rustix::io::write(&stdin, b"go\n").unwrap();
+        assert_eq!(created.stdout.line(), text);
+    }
+    assert_eq!(process::wait_orphan(created.pid), 0);
+}
+
+#[test]
+fn a_big_file_goes_through_unharmed() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let original = scene.dir().join("original");
+    fs::write(&original, noise(BIG)).unwrap();
+    fs::copy(&original, container.rootfs().join("big")).unwrap();
+    let sum = tests::command::run(std::process::Command::new("md5sum").arg(&original)).success();
+    let seen = container.sh("md5sum </big; cp /big /copy; sync; cmp /big /copy && echo same").run().success();
+    let (in_guest, same) = seen.stdout.split_once('\n').unwrap();
+    assert_eq!(in_guest.split(' ').next(), sum.stdout.split(' ').next());
+    assert_eq!(same, "same\n");
+    assert!(equal(&original, &container.rootfs().join("copy")), "the copy that the container wrote differs");
+}
+
+/// Bytes without a pattern, the same each time.
+fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut block: Vec<u8> = Vec::with_capacity(1 << 16);
+    while block.len() < 1 << 16 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        block.extend(state.to_le_bytes());
+    }
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        // Each block begins with its number, so that swapped ones are noticed.
+        let start = bytes.len();
+        bytes.extend_from_slice(&block);
+        bytes[start..start + 8].copy_from_slice(&(start as u64).to_le_bytes());
+    }
+    bytes
+}
+
+fn equal(a: &Path, b: &Path) -> bool {
+    let (mut a, mut b) = (fs::File::open(a).unwrap(), fs::File::open(b).unwrap());
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    a.read_to_end(&mut left).unwrap();
+    b.read_to_end(&mut right).unwrap();
+    left == right
+}
+
+#[test]
+fn a_read_only_root() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/root/readonly", json!(true));
+    let outcome = container.sh("touch /file; echo code $?; touch /dev/shm/file && echo tmpfs is writable").run();
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    assert_eq!(outcome.success().stdout, "code 1\ntmpfs is writable\n");
+    assert!(!container.rootfs().join("file").exists());
+}
+
+#[test]
+fn a_root_outside_the_bundle() {
+    let scene = Scene::new();
+    let (elsewhere, mut container) = (scene.container(), scene.container());
+    fs::write(elsewhere.rootfs().join("mark"), "elsewhere").unwrap();
+    container.set("/root/path", json!(elsewhere.rootfs()));
+    assert_eq!(container.sh("cat /mark").run().success().stdout, "elsewhere");
+}
+
+#[test]
+fn the_specs_mounts_are_there_with_their_options() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.mount("tmpfs", Path::new("tmpfs"), "/mnt/small", &["noexec", "size=1m", "mode=700"]);
+    let outcome = container.sh("cat /proc/mounts; df -k /mnt/small | tail -n 1; stat -c %a /mnt/small").run().success();
+    let mount = |point: &str| {
+        let found = outcome.stdout.lines().filter(|line| line.split(' ').nth(1) == Some(point)).next_back();
+        let words: Vec<_> = found.unwrap_or_else(|| panic!("no {point}: {outcome:?}")).split(' ').collect();
+        (words[2].to_owned(), words[3].split(',').map(str::to_owned).collect::<Vec<_>>())
+    };
+    let expected = [
+        ("/proc", "proc", "rw"),
+        ("/dev", "tmpfs", "nosuid"),
+        ("/dev/pts", "devpts", "noexec"),
+        ("/dev/shm", "tmpfs", "nodev"),
+        ("/dev/mqueue", "mqueue", "nodev"),
+        ("/sys", "sysfs", "ro"),
+        ("/mnt/small", "tmpfs", "noexec"),
+    ];
+    for (point, kind, option) in expected {
+        let (found, options) = mount(point);
+        assert_eq!(found, kind, "{point}");
+        assert!(options.iter().any(|found| found == option), "{point}: {option} not in {options:?}");
+    }
+    let mut lines = outcome.stdout.lines().rev();
+    assert_eq!(lines.next(), Some("700"));
+    assert!(lines.next().unwrap().split_whitespace().any(|word| word == "1024"), "{outcome:?}");
+}
+
+#[test]
+fn the_devices_that_the_specification_names() {
+    let scene = Scene::new();
+    let script = "for n in null zero full random urandom tty; do stat -c '%n %F %a %t:%T' /dev/$n; done
+        for l in fd stdin stdout stderr ptmx; do echo $l $(readlink /dev/$l); done
+        echo x >/dev/null && head -c 4 /dev/zero | od -An -tx1 && head -c 8 /dev/urandom | wc -c; echo x >/dev/full";
+    let outcome = scene.sh(script).failure();
+    let expected = "/dev/null character special file 666 1:3
+/dev/zero character special file 666 1:5
+/dev/full character special file 666 1:7
+/dev/random character special file 666 1:8
+/dev/urandom character special file 666 1:9
+/dev/tty character special file 666 5:0
+fd /proc/self/fd
+stdin /proc/self/fd/0
+stdout /proc/self/fd/1
+stderr /proc/self/fd/2
+ptmx pts/ptmx
+ 00 00 00 00
+8
+";
+    assert_eq!(outcome.stdout, expected);
+    assert!(outcome.stderr.contains("No space left on device"), "{outcome:?}");
+}
+
+#[test]
+fn devices_of_the_spec() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let device =
+        json!({"type": "c", "path": "/dev/own", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 3, "gid": 4});
+    container.set("/linux/devices", json!([device]));
+    let outcome = container.args(&["stat", "-c", "%F %a %u %g %t:%T", "/dev/own"]).run().success();
+    assert_eq!(outcome.line(), "character special file 640 3 4 1:5");
+}
+
+#[test]
+fn a_directory_of_the_host() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let dir = scene.dir().join("shared");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("in"), "from the host").unwrap();
+    container.mount("bind", &dir, "/made/here", &["rbind", "rw"]);
+    let outcome = container.sh("cat /made/here/in; echo from the guest >/made/here/out").run().success();
+    assert_eq!(outcome.stdout, "from the host");
+    assert_eq!(fs::read_to_string(dir.join("out")).unwrap(), "from the guest\n");
+}
+
+#[test]
+fn a_single_file_of_the_host() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let file = scene.dir().join("hosts");
+    fs::write(&file, "before\n").unwrap();
+    container.mount("bind", &file, "/etc/hosts", &["bind"]);
+    let mut created = container.sh("cat /etc/hosts; read line; cat /etc/hosts; echo guest >>/etc/hosts").up();
+    assert_eq!(created.stdout.line(), "before");
+    // In place, as engines rewrite /etc/hosts and /etc/resolv.conf.
+    fs::write(&file, "after, and longer\n").unwrap();
+    drop(created.stdin.take());
+    assert_eq!(created.stdout.line(), "after, and longer");
+    assert_eq!(process::wait_orphan(created.pid), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "after, and longer\nguest\n");
+}
+
+#[test]
+fn a_read_only_bind() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let dir = scene.dir().join("shared");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("file"), "mine").unwrap();
+    container.mount("bind", &dir, "/data", &["rbind", "ro"]);
+    let outcome = container.sh("cat /data/file; echo x >/data/file; touch /data/new; rm /data/file").run().failure();
+    assert_eq!(outcome.stdout, "mine");
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 3, "{outcome:?}");
+    assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "mine");
+}
+
+#[test]
+fn masked_and_read_only_paths() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    fs::create_dir(container.rootfs().join("secrets")).unwrap();
+    fs::write(container.rootfs().join("secrets/key"), "secret").unwrap();
+    fs::write(container.rootfs().join("secret"), "secret").unwrap();
+    container.set("/linux/maskedPaths", json!(["/secrets", "/secret", "/no/such/path"]));
+    container.set("/linux/readonlyPaths", json!(["/etc", "/no/such/path"]));
+    let script =
+        "cat /secret; ls -A /secrets; touch /secrets/x; touch /etc/x; cat /etc/os-release >/dev/null && touch /ok";
+    let outcome = container.sh(script).run().success();
+    assert_eq!(outcome.stdout, "");
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{outcome:?}");
+}
+
+#[test]
+fn kernel_settings_cannot_be_changed() {
+    let scene = Scene::new();
+    let outcome = scene.sh("echo x >/proc/sysrq-trigger; echo x >/proc/sys/kernel/hostname; cat /proc/kcore").success();
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{outcome:?}");
+    assert_eq!(outcome.stdout, "");
+}
+
+#[test]
+fn links_of_the_image_lead_nowhere_outside() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let (outside, rootfs) = (scene.dir().join("outside"), container.rootfs());
+    fs::create_dir(&outside).unwrap();
+    // Where the links lead inside, there is nothing; on the host there is our folder.
+    symlink(&outside, rootfs.join("absolute")).unwrap();
+    symlink("../../../../../../../../../../..".to_owned() + outside.to_str().unwrap(), rootfs.join("relative"))
+        .unwrap();
+    for link in ["/absolute", "/relative"] {
+        container.mount("tmpfs", Path::new("tmpfs"), &format!("{link}/mounted"), &[]);
+    }
+    container.sh("touch /absolute/file /relative/mounted/file && ls /absolute").run().success();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "a link led out of the root file system");
+    assert!(rootfs.join(outside.strip_prefix("/").unwrap()).join("file").exists());
+}
+
+#[test]
+fn a_link_as_working_directory_stays_inside() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let outside = scene.dir().join("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink("/tmp", container.rootfs().join("link")).unwrap();
+    container.set("/process/cwd", json!("/link"));
+    assert_eq!(container.sh("/bin/pwd; touch here").run().success().line(), "/tmp");
+    assert!(container.rootfs().join("tmp/here").exists());
+}
+
+#[test]
+fn modes_and_links_of_the_image_are_kept() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let file = container.rootfs().join("special");
+    fs::write(&file, "x").unwrap();
+    std::os::unix::fs::chown(&file, Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o4751)).unwrap();
+    symlink("dangling", container.rootfs().join("soft")).unwrap();
+    let outcome = container.sh("stat -c '%a %u %g %s' /special; readlink /soft").run().success();
+    assert_eq!(outcome.stdout, "4751 1000 1001 1\ndangling\n");
+}
+
+#[test]
+fn permissions_hold_for_other_users() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    let script =
+        "touch /home/app/mine && stat -c %u:%g /home/app/mine; touch /root/x; touch /x; ls /root; touch /tmp/ok";
+    let outcome = container.sh(script).run().success();
+    assert_eq!(outcome.stdout, "1000:1000\n");
+    assert_eq!(outcome.stderr.matches("Permission denied").count(), 3, "{outcome:?}");
+}
+
+#[test]
+fn shared_memory_and_message_queues_work() {
+    let scene = Scene::new();
+    let outcome = scene.sh("echo x >/dev/shm/x; cat /dev/shm/x; touch /dev/mqueue/q; cat /dev/mqueue/q; ls /dev/pts");
+    let outcome = outcome.success();
+    assert!(outcome.stdout.starts_with("x\nQSIZE:0"), "{outcome:?}");
+    assert!(outcome.stdout.ends_with("ptmx\n"), "{outcome:?}");
+}
+
+#[test]
+fn the_cgroup_mount_shows_the_containers_own() {
+    let scene = Scene::new();
+    let outcome = scene.sh("cat /proc/self/cgroup; ls /sys/fs/cgroup; touch /sys/fs/cgroup/x; echo $$");
+    let outcome = outcome.success();
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    for line in outcome.stdout.lines().take_while(|line| line.contains(':')) {
+        assert!(line.ends_with(":/"), "the cgroup namespace shows more than the root: {line}");
+    }
+    if tests::place::cgroup_is_unified() || tests::place::is_runvm() {
+        assert!(outcome.stdout.contains("cgroup.procs"), "{outcome:?}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Namespaces: what a container sees of others, and what its pid shows to the host.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+use tests::command::run;
+use tests::{Scene, process};
+
+#[test]
+fn the_process_is_number_one() {
+    let scene = Scene::new();
+    assert_eq!(scene.sh("echo $$").success().line(), "1");
+}
+
+#[test]
+fn only_its_own_processes_are_visible() {
+    let scene = Scene::new();
+    let outcome = scene.sh("sleep 100 & for p in /proc/[0-9]*; do cat $p/comm; done").success();
+    let mut names: Vec<_> = outcome.stdout.lines().collect();
+    names.sort_unstable();
+    names.dedup();
+    assert!(names.iter().all(|name| ["sh", "sleep", "cat"].contains(name)), "{names:?}");
+}
+
+#[test]
+fn orphans_are_reaped_by_nobody_but_the_container() {
+    let scene = Scene::new();
+    // The orphan's new parent is the container's process 1, which is alive and sees it end.
+    let outcome =
+        scene.sh("(sleep 0.1 & echo $! >/pid); sleep 0.5; cut -d' ' -f4 /proc/$(cat /pid)/stat || echo reaped");
+    assert!(["1", "reaped"].contains(&outcome.line()), "{outcome:?}");
+}
+
+#[test]
+fn processes_left_behind_end_with_the_container() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let created = container.sh("setsid sleep 100000 >/dev/null 2>&1 & (setsid sleep 100000 &); exit 4").up();
+    assert_eq!(process::wait_orphan(created.pid), 4);
+    // Nobody holds the streams any more: the second sleep had them.
+    assert_eq!(created.stdout.rest(), "");
+}
+
+#[test]
+fn the_host_name_is_private() {
+    let scene = Scene::new();
+    let before = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let mut container = scene.container();
+    container.set("/hostname", json!("another"));
+    assert_eq!(container.sh("hostname; cat /proc/sys/kernel/hostname").run().success().stdout, "another\nanother\n");
+    assert_eq!(fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), before);
+}
+
+#[test]
+fn the_network_is_a_loopback_that_is_up() {
+    let scene = Scene::new();
+    let script = "ls /sys/class/net; ip -o addr; ping -c 1 -W 5 127.0.0.1 >/dev/null && echo alive";
+    let mut container = scene.container();
+    let capabilities = json!(["CAP_NET_RAW"]);
+    let sets = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    let outcome = container.set("/process/capabilities", sets).sh(script).run().success();
+    let mut lines = outcome.stdout.lines();
+    assert_eq!(lines.next(), Some("lo"));
+    assert!(outcome.stdout.contains("127.0.0.1/8"), "{outcome:?}");
+    assert_eq!(lines.next_back(), Some("alive"));
+}
+
+#[test]
+fn the_pids_network_namespace_is_a_new_one() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let created = container.create();
+    assert_ne!(process::namespace(created.pid, "net"), process::namespace("self", "net"));
+    container.end(&created);
+}
+
+#[test]
+fn the_pid_is_in_the_network_namespace_of_the_spec() {
+    let scene = Scene::new();
+    let name = format!("runvm-test-{}", std::process::id());
+    run(Command::new("ip").args(["netns", "add", &name])).success();
+    let mut container = scene.container();
+    container.namespace("network", Some(json!({"type": "network", "path": format!("/run/netns/{name}")})));
+    let created = container.create();
+    let expected = run(Command::new("ip").args(["netns", "exec", &name, "readlink", "/proc/self/ns/net"]));
+    assert_eq!(process::namespace(created.pid, "net"), expected.success().line());
+    container.end(&created);
+    run(Command::new("ip").args(["netns", "del", &name])).success();
+    // `ip netns` leaves its folder, and the mount on it, for the next time.
+    let _ = rustix::mount::unmount("/run/netns", rustix::mount::UnmountFlags::DETACH);
+    let _ = fs::remove_dir("/run/netns");
+}
+
+#[test]
+fn vm_the_hosts_network_is_refused() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.namespace("network", None);
+    scene.refused(&container.run(), &["network"]);
+    let mut container = scene.container();
+    container.namespace("network", Some(json!({"type": "network", "path": "/proc/1/ns/net"})));
+    scene.refused(&container.run(), &["network"]);
+}
+
+#[test]
+fn a_user_namespace_maps_ids() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.namespace("user", Some(json!({"type": "user"})));
+    let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 5000}]);
+    container.set("/linux/uidMappings", mapping.clone()).set("/linux/gidMappings", mapping);
+    let dir = container.rootfs().join("writable");
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(100_000), Some(100_000)).unwrap();
+    let outcome = container.sh("id -u; cat /proc/self/uid_map; touch /writable/file; touch /x").run().failure();
+    let words: Vec<_> = outcome.stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "5000"]);
+    assert!(outcome.stderr.contains("/x: Permission denied"), "{outcome:?}");
+    let meta = fs::metadata(dir.join("file")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), 100_000);
+}
+
+#[test]
+fn sysctls_are_set_in_the_container_alone() {
+    let scene = Scene::new();
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/{name}")).unwrap();
+    let before = (read("kernel/msgmax"), read("net/ipv4/ip_default_ttl"));
+    let mut container = scene.container();
+    container.set("/linux/sysctl", json!({"kernel.msgmax": "4242", "net.ipv4.ip_default_ttl": "42"}));
+    let outcome = container.sh("cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl").run().success();
+    assert_eq!(outcome.stdout, "4242\n42\n");
+    assert_eq!((read("kernel/msgmax"), read("net/ipv4/ip_default_ttl")), before);
+}
+
+#[test]
+fn ipc_is_private() {
+    let scene = Scene::new();
+    fs::write("/dev/shm/runvm-test-visible", "host").unwrap();
+    let outcome = scene.sh("ls -A /dev/shm | wc -l; tail -n +2 /proc/sysvipc/shm | wc -l").success();
+    fs::remove_file("/dev/shm/runvm-test-visible").unwrap();
+    assert_eq!(outcome.stdout, "0\n0\n");
+}
+
+#[test]
+fn vm_the_kernel_is_another_one() {
+    let scene = Scene::new();
+    let host = fs::read_to_string("/proc/sys/kernel/version").unwrap();
+    let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let outcome = scene.sh("cat /proc/sys/kernel/version /proc/sys/kernel/random/boot_id").success();
+    let (version, boot) = outcome.stdout.split_once('\n').unwrap();
+    assert_ne!(version, host.trim());
+    assert_ne!(boot.trim(), host_boot.trim());
+}
+
+#[test]
+fn vm_the_clock_is_the_hosts() {
+    let scene = Scene::new();
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let before = now();
+    let outcome = scene.sh("date +%s").success();
+    let seen: u64 = outcome.line().parse().unwrap();
+    assert!((before..=now()).contains(&seen), "{seen} is not between {before} and now");
+}
+
+#[test]
+fn vm_the_hosts_hardware_is_not_there() {
+    let scene = Scene::new();
+    let outcome = scene.sh("ls /sys/bus/pci/devices 2>/dev/null | wc -l; ls /dev/kvm /dev/sda /dev/mem").failure();
+    assert_eq!(outcome.stdout, "0\n");
+}
