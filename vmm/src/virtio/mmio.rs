@@ -416,3 +416,6 @@ impl From<&SavedQueue> for QueueState {
         Self { max_size, next_avail, next_used, event_idx_enabled, size, ready, desc_table, avail_ring, used_ring }
     }
 }
+
+#[cfg(test)]
+mod tests;

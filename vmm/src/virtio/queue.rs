@@ -65,7 +65,7 @@ impl Ring {
         loop {
             self.queue.disable_notification(memory)?;
             while let Some(chain) = self.queue.iter(memory)?.next() {
-                let mut chain = Chain::parse(chain, memory)?;
+                let mut chain = Chain::parse(chain, memory, self.queue.size())?;
                 match serve(&mut chain)? {
                     Outcome::Used(length) => self.queue.add_used(memory, chain.head, length)?,
                     Outcome::Later => {
@@ -91,13 +91,17 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    fn parse<M>(chain: DescriptorChain<M>, memory: &'m GuestMemoryMmap) -> Result<Self, Error>
+    /// A chain is at most as long as its queue (section 2.7.5.3.1), even by way of an indirect table.
+    fn parse<M>(chain: DescriptorChain<M>, memory: &'m GuestMemoryMmap, longest: u16) -> Result<Self, Error>
     where
         M: std::ops::Deref<Target = GuestMemoryMmap> + Clone,
     {
         let head = chain.head_index();
         let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
-        for descriptor in chain {
+        for (index, descriptor) in chain.enumerate() {
+            if index >= usize::from(longest) {
+                return Err(Error::Protocol("a descriptor chain longer than its queue"));
+            }
             let (side, access) = if descriptor.is_write_only() {
                 (&mut writable, Permissions::Write)
             } else if writable.left == 0 {

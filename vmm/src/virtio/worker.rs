@@ -165,3 +165,6 @@ fn wait_for(stop: &EventFd) {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
