@@ -21,11 +21,14 @@ pub struct Artifacts {
 /// `RUNVM_GUEST_DIR` says. Checks cheaply that they are whole and of this version.
 pub fn find() -> anyhow::Result<Artifacts> {
     let dir = directory()?;
-    let manifest = Manifest::load(&dir).context("the guest's files cannot be used; make build or make install makes new ones")?;
+    let manifest =
+        Manifest::load(&dir).context("the guest's files cannot be used; make build or make install makes new ones")?;
     let version = env!("CARGO_PKG_VERSION");
     if manifest.version != version {
         let (theirs, place) = (&manifest.version, dir.display());
-        bail!("kernel and initrd in {place} belong to runvm {theirs}, this is runvm {version}: install them from one build");
+        bail!(
+            "kernel and initrd in {place} belong to runvm {theirs}, this is runvm {version}: install them from one build"
+        );
     }
     let (kernel, initrd) = (dir.join(&manifest.kernel.artifact.file), dir.join(&manifest.initrd.file));
     Ok(Artifacts { kernel, initrd, manifest, dir })

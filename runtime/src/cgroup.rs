@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn paths_as_runc_reads_them() {
-        let path = |given: &str, systemd| path(Some(Path::new(given)), "id", systemd).map(|path| path.display().to_string());
+        let path =
+            |given: &str, systemd| path(Some(Path::new(given)), "id", systemd).map(|path| path.display().to_string());
         assert_eq!(path("/docker/abc", false).unwrap(), "docker/abc");
         assert_eq!(path("abc", false).unwrap(), "abc");
         assert_eq!(path("", false).unwrap(), "id");
@@ -204,7 +205,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cpuset = root.path().join("cpuset");
         std::fs::create_dir_all(cpuset.join("abc")).unwrap();
-        for (file, text) in [("cgroup.procs", ""), ("cpuset.cpus", "0-1\n"), ("cpuset.mems", "0\n"), ("abc/cpuset.cpus", ""), ("abc/cpuset.mems", "")] {
+        for (file, text) in [
+            ("cgroup.procs", ""),
+            ("cpuset.cpus", "0-1\n"),
+            ("cpuset.mems", "0\n"),
+            ("abc/cpuset.cpus", ""),
+            ("abc/cpuset.mems", ""),
+        ] {
             std::fs::write(cpuset.join(file), text).unwrap();
         }
         create(&CgroupPlan { path: "abc".into(), hierarchy: Hierarchy::find(root.path()).unwrap() }).unwrap();

@@ -124,10 +124,7 @@ mod tests {
     #[test]
     fn a_failing_hook_says_what_it_said() {
         let error = outcome("echo out; echo err >&2; exit 3", None).unwrap_err();
-        assert_eq!(
-            error,
-            "error running prestart hook #0 (/bin/sh): exit status: 3, stdout: out, stderr: err"
-        );
+        assert_eq!(error, "error running prestart hook #0 (/bin/sh): exit status: 3, stdout: out, stderr: err");
     }
 
     #[test]

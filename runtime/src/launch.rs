@@ -55,6 +55,8 @@ pub struct Setup {
     pub log: log::Settings,
     /// What the command did so far.
     pub timeline: Timeline,
+    /// Whether to print all of it.
+    pub print_timeline: bool,
 }
 
 /// A share whose root is an inherited descriptor.
@@ -260,6 +262,7 @@ impl Pipes {
             terminal: self.numbers.terminal,
             log: log::settings(),
             timeline,
+            print_timeline: plan.timeline || log::settings().debug,
         };
         let bytes = control::encode(&setup)?;
         // A monitor that died tells why through its exit status, not through this pipe.

@@ -94,6 +94,11 @@ pub fn warning(message: &str) {
     line("warning", message);
 }
 
+/// A line of level info: what was asked for.
+pub fn info(message: &str) {
+    line("info", message);
+}
+
 /// A line of level debug, when `--debug` was given.
 pub fn debug(message: &str) {
     if LOGGER.get().is_some_and(|logger| logger.settings.debug) {

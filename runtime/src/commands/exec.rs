@@ -16,8 +16,18 @@ use crate::state::{Dir, State, Status};
 use crate::stub::{Attachment, Signals, TerminalCopy};
 use crate::{bundle, log, plan, stub};
 
+/// runc's exit code for an exec that did not happen: told apart from what a program may exit with.
+const EXEC_FAILED: u8 = 255;
+
 /// Runs another process in a container.
 pub fn run(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
+    exec(global, args).or_else(|error| {
+        log::fatal(&format!("exec failed: {error:#}"));
+        Ok(EXEC_FAILED)
+    })
+}
+
+fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     if args.preserve_fds > 0 {
         bail!("--preserve-fds {}: open descriptors of the host cannot be passed into a VM", args.preserve_fds);
     }

@@ -95,7 +95,7 @@ impl Inherited {
 async fn live(setup: Setup, inherited: Inherited) -> u8 {
     let Inherited { shares, control, ready, terminal } = inherited;
     let mut ready = Some(ready);
-    let debug = setup.log.debug;
+    let print_timeline = setup.print_timeline;
     let result = create(setup, shares, terminal).await;
     let answer = match &result {
         Ok(_) => Answer::Ready,
@@ -103,7 +103,7 @@ async fn live(setup: Setup, inherited: Inherited) -> u8 {
     };
     let told = ready.take().map(|pipe| tell(pipe, &answer));
     match (result, told) {
-        (Ok(container), Some(Ok(()))) => serve(container, control, debug).await,
+        (Ok(container), Some(Ok(()))) => serve(container, control, print_timeline).await,
         // Nobody heard that the container is ready: the command is gone, so is the container.
         _ => 1,
     }
@@ -131,11 +131,12 @@ async fn create(
     if let Some(slave) = &terminal {
         console::become_controlling(std::os::fd::AsFd::as_fd(slave))?;
     }
-    let mut vm = Vm::boot(setup, shares)?;
+    let logs_to_stderr = setup.log.path.is_none() && setup.print_timeline;
+    let vm = Vm::boot(setup, shares)?;
     let agent = vm.agent().await?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
-        None => stdio::take_standard_streams()?,
+        None => stdio::take_standard_streams(logs_to_stderr)?,
     };
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
     let process = request.process.mut_or_insert_default();
@@ -151,7 +152,7 @@ async fn create(
     Ok(Container { vm, agent, stdio, terminal })
 }
 
-async fn serve(container: Container, control: std::os::unix::net::UnixListener, debug: bool) -> u8 {
+async fn serve(container: Container, control: std::os::unix::net::UnixListener, print_timeline: bool) -> u8 {
     let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
     let listener = match listener {
         Ok(listener) => listener,
@@ -164,8 +165,8 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
     let server = Rc::new(Server::new(vm, agent));
     server::follow_signals(&server, terminal);
     let code = server.run(listener, stdio).await;
-    if debug {
-        log::debug(&server.timeline());
+    if print_timeline {
+        log::info(&server.timeline());
     }
     code
 }

@@ -46,6 +46,7 @@ impl Server {
     pub async fn run(self: &Rc<Self>, listener: UnixListener, stdio: Stdio) -> u8 {
         tokio::task::spawn_local(Rc::clone(self).accept(listener));
         let end = self.alive(self.agent.wait("")).await;
+        self.vm.mark("ended");
         self.apply(Event::End).ok();
         let code = match end {
             Ok(End { code, oom_killed }) => {
@@ -72,9 +73,11 @@ impl Server {
         if tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await.is_err() {
             log::warning("nobody read the rest of the container's output");
         }
+        self.vm.mark("output delivered");
         if let Err(error) = self.alive(self.agent.shutdown()).await {
             log::warning(&format!("stop the guest: {error:#}"));
         }
+        self.vm.mark("guest synced");
     }
 
     /// Waits for the guest's answer, or says why it died.
@@ -136,7 +139,9 @@ impl Server {
 
     async fn start(&self) -> anyhow::Result<Reply> {
         self.apply(Event::Start)?;
+        self.vm.mark("start asked");
         self.alive(self.agent.start()).await?;
+        self.vm.mark("started");
         Ok(Reply::Done)
     }
 

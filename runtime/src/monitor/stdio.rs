@@ -104,7 +104,7 @@ impl Drop for Stdio {
 
 /// Our own standard descriptors, taken: /dev/null stands in their place, so that nothing here keeps the
 /// engine's pipes open but the pumps.
-pub fn take_standard_streams() -> anyhow::Result<[Option<OwnedFd>; 3]> {
+pub fn take_standard_streams(keep_stderr: bool) -> anyhow::Result<[Option<OwnedFd>; 3]> {
     use rustix::fs::{Mode, OFlags};
     let null =
         rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
@@ -112,9 +112,8 @@ pub fn take_standard_streams() -> anyhow::Result<[Option<OwnedFd>; 3]> {
     let taken = [take(rustix::stdio::stdin()), take(rustix::stdio::stdout()), take(rustix::stdio::stderr())];
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    // Logging at debug level without a file goes to stderr: it stays, as with runc.
-    let logs_to_stderr = crate::log::settings().path.is_none() && crate::log::settings().debug;
-    if !logs_to_stderr {
+    // A timeline or debug lines without a log file go to stderr: it stays, as with runc.
+    if !keep_stderr {
         rustix::stdio::dup2_stderr(&null)?;
     }
     Ok(taken)

@@ -1,5 +1,6 @@
 //! The container's virtual machine, from its set-up to a connected agent.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -30,7 +31,7 @@ pub struct Vm {
     ready: AsyncFd<OwnedFd>,
     listener: Listener,
     container_id: String,
-    timeline: Timeline,
+    timeline: RefCell<Timeline>,
 }
 
 impl Vm {
@@ -56,11 +57,11 @@ impl Vm {
         timeline.mark("VM started");
         let ended = watch(running.ended().try_clone_to_owned()?)?;
         let ready = watch(waiting(&listener)?)?;
-        Ok(Self { running, ended, vsock, ready, listener, container_id: setup.id, timeline })
+        Ok(Self { running, ended, vsock, ready, listener, container_id: setup.id, timeline: RefCell::new(timeline) })
     }
 
     /// Waits for the agent's report and connects to it.
-    pub async fn agent(&mut self) -> anyhow::Result<Agent> {
+    pub async fn agent(&self) -> anyhow::Result<Agent> {
         let started = crate::timeline::now_us();
         let hello = self.or_death(self.hello()).await?;
         if hello.version != protocol::VERSION {
@@ -69,11 +70,11 @@ impl Vm {
         }
         // The guest counts from where its kernel began; put that on our clock by the later end.
         let begin = crate::timeline::now_us().saturating_sub(u64::from(hello.ready_us)).max(started);
-        self.timeline.mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
-        self.timeline.mark("agent ready");
+        self.timeline.borrow_mut().mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
+        self.timeline.borrow_mut().mark("agent ready");
         let agent = Agent::new(self.vsock.connect(RPC_PORT)?, &self.container_id)?;
         self.or_death(agent.configure()).await?;
-        self.timeline.mark("agent configured");
+        self.timeline.borrow_mut().mark("agent configured");
         Ok(agent)
     }
 
@@ -83,13 +84,13 @@ impl Vm {
     }
 
     /// Adds a moment to the timeline.
-    pub fn mark(&mut self, what: &str) {
-        self.timeline.mark(what);
+    pub fn mark(&self, what: &str) {
+        self.timeline.borrow_mut().mark(what);
     }
 
     /// Where the time went so far.
     pub fn timeline(&self) -> String {
-        self.timeline.summary()
+        self.timeline.borrow().summary()
     }
 
     /// Returns when the VM has stopped by itself.

@@ -79,6 +79,8 @@ pub struct Plan {
     pub cgroup: CgroupPlan,
     /// Hooks that run on the host.
     pub hooks: Hooks,
+    /// Whether the timeline of the start is printed: annotation `io.runvm.timeline`.
+    pub timeline: bool,
     /// What was accepted without having an effect.
     pub notes: Vec<String>,
 }
@@ -119,7 +121,8 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
         path: cgroup::path(linux.cgroups_path().as_deref(), &options.id, options.systemd_cgroup)?,
         hierarchy: facts.cgroups.clone(),
     };
-    Ok(Plan { machine, shares, container, network, cgroup, hooks: hooks(spec)?, notes })
+    let timeline = validate::switch(spec, "io.runvm.timeline")?;
+    Ok(Plan { machine, shares, container, network, cgroup, hooks: hooks(spec)?, timeline, notes })
 }
 
 fn namespaces(linux: &Linux, facts: &Facts) -> anyhow::Result<(Vec<Namespace>, NetworkPlan)> {
@@ -155,10 +158,7 @@ fn namespaces(linux: &Linux, facts: &Facts) -> anyhow::Result<(Vec<Namespace>, N
     Ok((kinds, network.context(HOST_NETWORK)?))
 }
 
-fn mappings(
-    mappings: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>,
-    field: &str,
-) -> anyhow::Result<Vec<IdMapping>> {
+fn mappings(mappings: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>, field: &str) -> anyhow::Result<Vec<IdMapping>> {
     let mut result: Vec<IdMapping> = Vec::new();
     for mapping in mappings.iter().flatten() {
         let (container_id, host_id, size) = (mapping.container_id(), mapping.host_id(), mapping.size());

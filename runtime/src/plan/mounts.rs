@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::Mount as Given;
 use protocol::Mount;
 
+use super::SharePlan;
 use super::options::{self, MountOptions};
 use super::validate::absolute;
-use super::SharePlan;
 use crate::bundle::Bundle;
 use crate::facts::{Facts, Kind};
 
@@ -22,11 +22,7 @@ const PSEUDO_DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/
 const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// The shares, the root file system first, and the mounts in the bundle's order.
-pub fn plan(
-    bundle: &Bundle,
-    facts: &Facts,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<(Vec<SharePlan>, Vec<Mount>)> {
+pub fn plan(bundle: &Bundle, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Result<(Vec<SharePlan>, Vec<Mount>)> {
     let root = bundle.spec.root().as_ref().context("config.json: root is required")?;
     // Read-only is the guest's mount, not the share: the engine's mount points are still made in it.
     let rootfs = SharePlan { name: ROOTFS.to_owned(), source: bundle.dir.join(root.path()), read_only: false };

@@ -10,7 +10,8 @@ use crate::cgroup::Hierarchy;
 use crate::facts::Kind;
 
 fn facts() -> Facts {
-    let sources = [("/b/rootfs", Kind::Directory), ("/vol", Kind::Directory), ("/etc/x", Kind::File), ("/s", Kind::Socket)];
+    let sources =
+        [("/b/rootfs", Kind::Directory), ("/vol", Kind::Directory), ("/etc/x", Kind::File), ("/s", Kind::Socket)];
     Facts {
         cpus: 4,
         memory_mib: 16_000,
@@ -59,7 +60,11 @@ fn what_breaks_the_rules_is_named() {
         ("/process/cwd", json!("tmp"), "process.cwd: \"tmp\" must be an absolute path"),
         ("/root/path", json!("nope"), "rootfs /b/nope does not exist"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "host network is not possible"),
-        ("/linux/namespaces", json!([{"type": "network"}, {"type": "pid", "path": "/x"}]), "joining the pid namespace /x"),
+        (
+            "/linux/namespaces",
+            json!([{"type": "network"}, {"type": "pid", "path": "/x"}]),
+            "joining the pid namespace /x",
+        ),
         ("/mounts", json!([{"destination": "/x", "type": "bind", "source": "/gone"}]), "/gone: no such file"),
         ("/mounts", json!([{"destination": "/x", "type": "bind", "source": "/s"}]), "/s is a socket"),
         ("/mounts", json!([{"destination": "/x", "type": "bind", "source": "/proc/1"}]), "/proc/1 belongs to the host"),
@@ -110,7 +115,12 @@ fn limits_size_the_vm_and_reach_the_guests_cgroup() {
     let plan = with("/linux/resources", resources).unwrap();
     assert_eq!((plan.machine.memory_mib, plan.machine.vcpus), (320, 2));
     let files: Vec<_> = plan.container.cgroup_files.iter().map(|f| (f.key.as_str(), f.value.as_str())).collect();
-    let expected = [("memory.max", "268435456"), ("memory.swap.max", "268435456"), ("cpu.max", "150000 100000"), ("pids.max", "100")];
+    let expected = [
+        ("memory.max", "268435456"),
+        ("memory.swap.max", "268435456"),
+        ("cpu.max", "150000 100000"),
+        ("pids.max", "100"),
+    ];
     assert_eq!(files, expected);
 }
 
@@ -129,11 +139,36 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 /// Where generated values are put: every field the plan reads.
 const FIELDS: &[&str] = &[
-    "/ociVersion", "/root", "/root/path", "/root/readonly", "/process", "/process/args", "/process/cwd", "/process/env",
-    "/process/user", "/process/user/uid", "/process/terminal", "/process/consoleSize", "/process/capabilities",
-    "/process/rlimits", "/process/oomScoreAdj", "/hostname", "/mounts", "/hooks", "/annotations", "/linux",
-    "/linux/namespaces", "/linux/uidMappings", "/linux/gidMappings", "/linux/devices", "/linux/cgroupsPath",
-    "/linux/resources", "/linux/sysctl", "/linux/maskedPaths", "/linux/rootfsPropagation", "/linux/seccomp",
+    "/ociVersion",
+    "/root",
+    "/root/path",
+    "/root/readonly",
+    "/process",
+    "/process/args",
+    "/process/cwd",
+    "/process/env",
+    "/process/user",
+    "/process/user/uid",
+    "/process/terminal",
+    "/process/consoleSize",
+    "/process/capabilities",
+    "/process/rlimits",
+    "/process/oomScoreAdj",
+    "/hostname",
+    "/mounts",
+    "/hooks",
+    "/annotations",
+    "/linux",
+    "/linux/namespaces",
+    "/linux/uidMappings",
+    "/linux/gidMappings",
+    "/linux/devices",
+    "/linux/cgroupsPath",
+    "/linux/resources",
+    "/linux/sysctl",
+    "/linux/maskedPaths",
+    "/linux/rootfsPropagation",
+    "/linux/seccomp",
 ];
 
 proptest! {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::bundle::Bundle;
 use crate::facts::{Facts, Kind};
@@ -67,12 +67,18 @@ fn hostname(bundle: &Bundle) -> anyhow::Result<()> {
 }
 
 fn annotations(bundle: &Bundle) -> anyhow::Result<()> {
-    let known = ["io.runvm.memory-mib", "io.runvm.vcpus"];
+    let known = ["io.runvm.memory-mib", "io.runvm.timeline", "io.runvm.vcpus"];
     let ours = bundle.spec.annotations().iter().flatten().map(|(key, _)| key.as_str());
     match ours.filter(|key| key.starts_with("io.runvm.")).find(|key| !known.contains(key)) {
-        Some(unknown) => bail!("annotation {unknown} is not known; {} are", known.join(" and ")),
+        Some(unknown) => bail!("annotation {unknown} is not known; {} are", known.join(", ")),
         None => Ok(()),
     }
+}
+
+/// An annotation that is `true` or `false`; `false` when it is missing.
+pub fn switch(spec: &Spec, key: &str) -> anyhow::Result<bool> {
+    let text = spec.annotations().as_ref().and_then(|all| all.get(key)).map_or("false", String::as_str);
+    text.parse().with_context(|| format!("annotation {key}: {text:?} is neither true nor false"))
 }
 
 /// An absolute path without NUL.
