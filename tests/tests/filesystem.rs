@@ -111,7 +111,7 @@ fn the_specs_mounts_are_there_with_their_options() {
     container.mount("tmpfs", Path::new("tmpfs"), "/mnt/small", &["noexec", "size=1m", "mode=700"]);
     let outcome = container.sh("cat /proc/mounts; df -k /mnt/small | tail -n 1; stat -c %a /mnt/small").run().success();
     let mount = |point: &str| {
-        let found = outcome.stdout.lines().filter(|line| line.split(' ').nth(1) == Some(point)).next_back();
+        let found = outcome.stdout.lines().rfind(|line| line.split(' ').nth(1) == Some(point));
         let words: Vec<_> = found.unwrap_or_else(|| panic!("no {point}: {outcome:?}")).split(' ').collect();
         (words[2].to_owned(), words[3].split(',').map(str::to_owned).collect::<Vec<_>>())
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tests::process::{namespace, wait_orphan};
-use tests::{Container, Scene};
+use tests::{Container, Scene, place};
 
 /// Writes a program for a hook.
 fn program(dir: &Path, name: &str, script: &str) -> PathBuf {
@@ -51,9 +51,11 @@ fn each_runs_at_its_time_with_the_state() {
     container.spec["annotations"] = json!({"key": "value"});
     let order = || fs::read_to_string(scene.dir().join("order")).unwrap_or_default();
     let created = container.create();
-    assert_eq!(order(), "prestart argument\ncreateRuntime argument\n");
+    let at_create = "prestart argument\ncreateRuntime argument\n";
+    // runc runs its poststart hooks as early as in create.
+    assert!(order() == at_create || !place::is_runvm() && order().starts_with(at_create), "{}", order());
     container.start().success();
-    assert_eq!(order().lines().count(), 3, "{}", order());
+    assert_eq!(order(), format!("{at_create}poststart argument\n"));
     wait_orphan(created.pid);
     container.delete().success();
     assert_eq!(order().lines().last(), Some("poststop argument"));
