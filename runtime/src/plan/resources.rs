@@ -30,7 +30,9 @@ pub fn machine(spec: &Spec, facts: &Facts) -> anyhow::Result<MachinePlan> {
     if !(1..=MAX_VCPUS).contains(&cpus) {
         bail!("io.runvm.vcpus: {cpus} is not between 1 and {MAX_VCPUS}");
     }
-    Ok(MachinePlan { memory_mib: u32::try_from(memory)?, vcpus: u8::try_from(cpus)?, cmdline: String::new() })
+    // The agent brings the other CPUs up once the container's process runs.
+    let cmdline = if cpus > 1 { "maxcpus=1" } else { "" }.to_owned();
+    Ok(MachinePlan { memory_mib: u32::try_from(memory)?, vcpus: u8::try_from(cpus)?, cmdline })
 }
 
 fn annotation(spec: &Spec, key: &str) -> anyhow::Result<Option<u64>> {

@@ -46,7 +46,7 @@ fn with(pointer: &str, value: Value) -> anyhow::Result<Plan> {
 #[test]
 fn the_smallest_bundle_has_a_plan() {
     let plan = try_plan(config()).unwrap();
-    assert_eq!(plan.machine, MachinePlan { memory_mib: 2048, vcpus: 4, cmdline: String::new() });
+    assert_eq!(plan.machine, MachinePlan { memory_mib: 2048, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
     assert_eq!(plan.network, NetworkPlan::New);
     assert_eq!(plan.shares.len(), 1);
     assert_eq!(plan.cgroup.path.to_str(), Some("c"));
