@@ -1,49 +1,124 @@
-//! Finds the kernel and the initrd that belong to this binary, with no configuration.
+//! The guest's kernel and initrd, found without configuration.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use initrd::Manifest;
 
-/// What a guest is started from.
+/// Environment variable that names the directory, for tests and unusual installations.
+const VARIABLE: &str = "RUNVM_GUEST_DIR";
+/// The manifest's name in the directory.
+const MANIFEST: &str = "manifest.json";
+
+/// What a VM is booted from.
+#[derive(Clone, Debug)]
 pub struct Artifacts {
-    /// The kernel, an ELF image.
+    /// The kernel, an uncompressed ELF.
     pub kernel: PathBuf,
     /// The initial RAM disk with the agent.
     pub initrd: PathBuf,
-    /// What belongs together.
+    /// What belongs together, with hashes.
     pub manifest: Manifest,
-    /// Where they lie.
+    /// Where they are.
     pub dir: PathBuf,
 }
 
-/// Finds them in `guest/` beside the binary (a build tree) or in `../lib/runvm/` (installed), or where
-/// `RUNVM_GUEST_DIR` says. Checks cheaply that they are whole and of this version.
+/// Looks where `RUNVM_GUEST_DIR` says, else beside this program (`guest/`), else where `make install` puts
+/// it (`../lib/runvm/`). Checks presence, sizes, version and protocol; the hashes are left to
+/// [`Manifest::verify`].
+///
+/// # Errors
+/// What is missing or does not fit, and what to do.
 pub fn find() -> anyhow::Result<Artifacts> {
-    let dir = directory()?;
-    let manifest =
-        Manifest::load(&dir).context("the guest's files cannot be used; make build or make install makes new ones")?;
-    let version = env!("CARGO_PKG_VERSION");
-    if manifest.version != version {
-        let (theirs, place) = (&manifest.version, dir.display());
-        bail!(
-            "kernel and initrd in {place} belong to runvm {theirs}, this is runvm {version}: install them from one build"
-        );
-    }
-    let (kernel, initrd) = (dir.join(&manifest.kernel.artifact.file), dir.join(&manifest.initrd.file));
-    Ok(Artifacts { kernel, initrd, manifest, dir })
+    load(&directory(&candidates()?)?)
 }
 
-fn directory() -> anyhow::Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("RUNVM_GUEST_DIR") {
-        return Ok(dir.into());
+fn candidates() -> anyhow::Result<Vec<PathBuf>> {
+    if let Some(directory) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
+        return Ok(vec![directory.into()]);
     }
-    let binary = std::env::current_exe().context("find this binary")?;
-    let beside = binary.parent().unwrap_or(Path::new("/"));
-    let candidates = [beside.join("guest"), beside.join("../lib/runvm")];
-    let found = candidates.iter().find(|dir| dir.join("manifest.json").exists());
-    found.cloned().with_context(|| {
-        let [first, second] = candidates.map(|dir| dir.display().to_string());
-        format!("no guest kernel and initrd in {first} or {second}: run make build or make install")
+    let program = std::env::current_exe().context("find this program's own file")?;
+    let home = program.parent().unwrap_or(Path::new("/"));
+    Ok(vec![home.join("guest"), home.join("../lib/runvm")])
+}
+
+fn directory(candidates: &[PathBuf]) -> anyhow::Result<PathBuf> {
+    if let Some(found) = candidates.iter().find(|directory| directory.join(MANIFEST).exists()) {
+        return Ok(found.clone());
+    }
+    let places: Vec<String> = candidates.iter().map(|directory| directory.display().to_string()).collect();
+    let places = places.join(" or ");
+    bail!("guest kernel and initrd not found: no {MANIFEST} in {places}; run make build, or install runvm again")
+}
+
+fn load(directory: &Path) -> anyhow::Result<Artifacts> {
+    const HELP: &str = "guest kernel and initrd cannot be used; run make build, or install runvm again";
+    let manifest = Manifest::load(directory).context(HELP)?;
+    let (theirs, ours) = (&manifest.version, env!("CARGO_PKG_VERSION"));
+    if theirs != ours {
+        bail!("{HELP}: those in {} are of version {theirs}, this runvm is {ours}", directory.display());
+    }
+    Ok(Artifacts {
+        kernel: manifest.kernel_path(),
+        initrd: manifest.initrd_path(),
+        manifest,
+        dir: directory.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(version: &str, protocol: u32, size: u64) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, size| serde_json::json!({"file": name, "size": size, "sha256": "", "release": "6.12"});
+        let manifest = serde_json::json!({
+            "version": version, "protocol": protocol, "kernel": file("vmlinux", size), "initrd": file("initrd", 3)
+        });
+        std::fs::write(directory.path().join(MANIFEST), manifest.to_string()).unwrap();
+        std::fs::write(directory.path().join("vmlinux"), "abcd").unwrap();
+        std::fs::write(directory.path().join("initrd"), "abc").unwrap();
+        directory
+    }
+
+    fn error(directory: &Path) -> String {
+        format!("{:#}", load(directory).unwrap_err())
+    }
+
+    #[test]
+    fn what_fits_is_found() {
+        let directory = guest(env!("CARGO_PKG_VERSION"), protocol::VERSION, 4);
+        let artifacts = load(directory.path()).unwrap();
+        assert_eq!(artifacts.kernel, directory.path().join("vmlinux"));
+        assert_eq!(artifacts.initrd, directory.path().join("initrd"));
+        assert!(artifacts.manifest.verify().is_err(), "its hashes are not those of the files");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_what_to_do() {
+        let version = env!("CARGO_PKG_VERSION");
+        for (directory, what) in [
+            (guest("9.9.9", protocol::VERSION, 4), "are of version 9.9.9"),
+            (guest(version, protocol::VERSION + 1, 4), "protocol"),
+            (guest(version, protocol::VERSION, 5), "4 bytes"),
+        ] {
+            let text = error(directory.path());
+            assert!(text.contains(what) && text.contains("make build"), "{text}");
+        }
+        let directory = guest(version, protocol::VERSION, 4);
+        std::fs::remove_file(directory.path().join("initrd")).unwrap();
+        assert!(error(directory.path()).contains("initrd: No such file"));
+        std::fs::write(directory.path().join(MANIFEST), "{").unwrap();
+        assert!(error(directory.path()).contains("manifest.json"));
+    }
+
+    #[test]
+    fn the_first_directory_with_a_manifest_counts() {
+        let (empty, full) = (tempfile::tempdir().unwrap(), guest("1", 1, 1));
+        let candidates = [empty.path().to_owned(), full.path().to_owned()];
+        assert_eq!(directory(&candidates).unwrap(), full.path());
+        let text = directory(&candidates[..1]).unwrap_err().to_string();
+        assert!(text.starts_with("guest kernel and initrd not found: no manifest.json in "), "{text}");
+    }
 }

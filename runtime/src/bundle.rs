@@ -1,69 +1,186 @@
-//! Reads bundles and process files; what they say is judged by `plan`.
+//! Reading a bundle: the directory with config.json, and the process file of `exec`.
 
-use std::io::ErrorKind;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Capability, Process, Spec};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-/// A configuration larger than this is an attack or a mistake.
+/// Name of the configuration in a bundle.
+pub const CONFIG: &str = "config.json";
+
+/// Largest configuration that is read, in bytes; real ones have a few ten thousand.
 const MAX_SIZE: u64 = 16 << 20;
 
-/// A bundle as it was read.
+/// A bundle as it is on disk.
+#[derive(Clone, Debug)]
 pub struct Bundle {
-    /// Its directory, absolute and without symlinks.
+    /// Its directory, canonical.
     pub dir: PathBuf,
     /// Its config.json.
     pub spec: Spec,
+    /// Capabilities in it that this runtime does not know; runc ignores such names with a warning.
+    pub unknown_capabilities: Vec<String>,
 }
 
 /// Reads the bundle in a directory.
+///
+/// # Errors
+/// A sentence with the path: no such directory, no config.json, not JSON (with line and column), a value
+/// of the wrong type.
 pub fn load(dir: &Path) -> anyhow::Result<Bundle> {
-    let found = dir.canonicalize().with_context(|| format!("bundle {}", dir.display()))?;
-    if !found.is_dir() {
-        bail!("bundle {} is not a directory", found.display());
+    let dir = dir.canonicalize().with_context(|| format!("open bundle {}", dir.display()))?;
+    if !dir.is_dir() {
+        bail!("open bundle {}: not a directory", dir.display());
     }
-    let config = found.join("config.json");
-    if config.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-        bail!("JSON specification file config.json not found in bundle {}", found.display());
-    }
-    Ok(Bundle { spec: read(&config)?, dir: found })
+    let path = dir.join(CONFIG);
+    let text = match read(&path) {
+        Err(error) if is_not_found(&error) => {
+            bail!("JSON specification file {CONFIG} not found in {}", dir.display())
+        }
+        text => text?,
+    };
+    let (spec, unknown_capabilities) = parse(&text, &path)?;
+    Ok(Bundle { dir, spec, unknown_capabilities })
 }
 
-/// Reads the description of a process, as engines give it to `exec`.
+/// Reads the process of `exec --process FILE`.
+///
+/// # Errors
+/// As [`load`].
 pub fn load_process(path: &Path) -> anyhow::Result<Process> {
-    read(path)
+    let (process, _) = parse(&read(path)?, path)?;
+    Ok(process)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let name = path.display();
-    let file = path.metadata().with_context(|| format!("read {name}"))?;
-    if !file.is_file() || file.len() > MAX_SIZE {
-        bail!("{name} is not a regular file of at most {MAX_SIZE} bytes");
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    // Non-blocking, so that a FIFO in its place cannot hold the command up.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    if !file.metadata().with_context(|| format!("stat {}", path.display()))?.is_file() {
+        bail!("{} is not a regular file", path.display());
     }
-    let text = std::fs::read(path).with_context(|| format!("read {name}"))?;
-    serde_json::from_slice(&text).with_context(|| format!("{name} is not valid"))
+    let mut text = Vec::new();
+    file.take(MAX_SIZE + 1).read_to_end(&mut text).with_context(|| format!("read {}", path.display()))?;
+    if text.len() as u64 > MAX_SIZE {
+        bail!("{} is larger than {} MiB", path.display(), MAX_SIZE >> 20);
+    }
+    String::from_utf8(text).with_context(|| format!("{} is not UTF-8 text", path.display()))
+}
+
+/// The value and the capabilities in it that had to be ignored.
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec<String>)> {
+    // The parser would take an array for an object whose fields are all left out.
+    if text.trim_start().starts_with('[') {
+        bail!("parse {}: an array at line 1 is not the object it has to be", path.display());
+    }
+    let failed = match serde_json::from_str(text) {
+        Ok(value) => return Ok((value, Vec::new())),
+        Err(error) => error,
+    };
+    // The types know all capabilities of today; names of tomorrow must not make a bundle unreadable.
+    if let Ok(mut value) = serde_json::from_str::<Value>(text) {
+        let mut unknown = BTreeSet::new();
+        drop_unknown_capabilities(&mut value, &mut unknown);
+        if let (false, Ok(parsed)) = (unknown.is_empty(), serde_json::from_value(value)) {
+            return Ok((parsed, unknown.into_iter().collect()));
+        }
+    }
+    Err(failed).with_context(|| format!("parse {}", path.display()))
+}
+
+fn drop_unknown_capabilities(value: &mut Value, unknown: &mut BTreeSet<String>) {
+    let at_process = value.pointer("/process/capabilities").is_some();
+    let place = if at_process { "/process/capabilities" } else { "/capabilities" };
+    let Some(Value::Object(sets)) = value.pointer_mut(place) else { return };
+    for names in sets.values_mut().filter_map(Value::as_array_mut) {
+        names.retain(|name| {
+            let known = !name.is_string() || serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if !known {
+                unknown.extend(name.as_str().map(str::to_owned));
+            }
+            known
+        });
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn error(config: Option<&str>) -> String {
+    fn bundle(config: &str) -> (tempfile::TempDir, anyhow::Result<Bundle>) {
         let dir = tempfile::tempdir().unwrap();
-        if let Some(text) = config {
-            std::fs::write(dir.path().join("config.json"), text).unwrap();
-        }
-        load(dir.path()).map(|_| ()).map_err(|error| format!("{error:#}")).unwrap_err()
+        std::fs::write(dir.path().join(CONFIG), config).unwrap();
+        let loaded = load(dir.path());
+        (dir, loaded)
+    }
+
+    fn error(config: &str) -> String {
+        format!("{:#}", bundle(config).1.unwrap_err())
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        assert!(error(None).starts_with("JSON specification file config.json not found"));
-        assert!(error(Some("{")).contains("config.json is not valid: EOF while parsing"));
-        assert!(error(Some(r#"{"ociVersion": 1}"#)).contains("line 1 column 16"));
-        let missing = format!("{:#}", load(Path::new("/no/such/bundle")).err().unwrap());
-        assert!(missing.contains("/no/such/bundle: No such file or directory"), "{missing}");
+    fn broken_configurations_are_named_with_line_and_column() {
+        let text = error("{\n  \"ociVersion\": \n");
+        assert!(text.contains("config.json: ") && text.contains("line 3 column 0"), "{text}");
+        let text = error(r#"{"ociVersion":"1.0.2","root":5}"#);
+        assert!(text.contains("invalid type: integer `5`") && text.contains("line 1 column"), "{text}");
+        assert!(error("").contains("EOF while parsing"));
+        assert!(error(" []").contains("config.json: an array"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("{:#}", load(dir.path()).unwrap_err());
+        assert!(text.starts_with("JSON specification file config.json not found"), "{text}");
+        let text = format!("{:#}", load(Path::new("/nonexistent/bundle")).unwrap_err());
+        assert!(text.contains("/nonexistent/bundle") && text.contains("No such file"), "{text}");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(format!("{:#}", load(&file).unwrap_err()).contains("not a directory"));
+    }
+
+    #[test]
+    fn a_configuration_is_a_regular_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(CONFIG)).unwrap();
+        assert!(format!("{:#}", load(dir.path()).unwrap_err()).contains("is not a regular file"));
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = std::ffi::CString::new(dir.path().join(CONFIG).to_str().unwrap()).unwrap();
+        // SAFETY: the path is a valid C string.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        assert!(format!("{:#}", load(dir.path()).unwrap_err()).contains("is not a regular file"));
+    }
+
+    #[test]
+    fn unknown_capabilities_are_ignored_and_told() {
+        let config = r#"{"ociVersion":"1.0.2","process":{"user":{},"cwd":"/","capabilities":
+            {"bounding":["CAP_KILL","CAP_FROM_THE_FUTURE"],"effective":["CAP_FROM_THE_FUTURE"]}}}"#;
+        let bundle = bundle(config).1.unwrap();
+        assert_eq!(bundle.unknown_capabilities, ["CAP_FROM_THE_FUTURE"]);
+        let capabilities = bundle.spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_process_file_is_read_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("process.json");
+        std::fs::write(&path, r#"{"user":{},"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_X"]}}"#).unwrap();
+        assert_eq!(load_process(&path).unwrap().args().as_ref().unwrap()[0], "a");
+        std::fs::write(&path, "{").unwrap();
+        assert!(format!("{:#}", load_process(&path).unwrap_err()).contains("process.json"));
+        let text = format!("{:#}", load_process(&dir.path().join("none")).unwrap_err());
+        assert!(text.contains("none: No such file"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the plan must know of this host: the only I/O before planning.
+//! What planning has to know about the host. This is the only look at the host before anything is made.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -8,100 +8,248 @@ use anyhow::Context;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::bundle::Bundle;
-use crate::cgroup::Hierarchy;
+use crate::plan::{bind_source, rootfs_path};
 
-/// What a path of the host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+/// The host as planning sees it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// CPUs this process may run on.
+    pub host_cpus: u32,
+    /// The host's memory in bytes.
+    pub host_memory: u64,
+    /// The root file system, if the bundle names one.
+    pub rootfs: Option<SourceFact>,
+    /// Sources of bind mounts, by the path the bundle gives (made absolute).
+    pub sources: BTreeMap<PathBuf, SourceFact>,
+    /// Network namespaces of the host: this process's and that of process 1.
+    pub host_networks: Vec<NamespaceId>,
+    /// The network namespace that the bundle names by path.
+    pub network: NetworkFact,
+}
+
+/// Something on the host that is to be seen in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFact {
+    /// Its path without symlinks; the path as given when there is nothing.
+    pub canonical: PathBuf,
+    /// What it is.
+    pub kind: SourceKind,
+    /// Whose file system it is on.
+    pub place: Place,
+    /// Size in bytes of the tmpfs it is on.
+    pub tmpfs_size: Option<u64>,
+}
+
+/// Kind of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceKind {
     /// A directory.
     Directory,
     /// A regular file.
     File,
     /// A character device.
-    Device,
+    CharDevice {
+        /// Its major number.
+        major: u32,
+        /// Its minor number.
+        minor: u32,
+    },
     /// A block device.
-    Block,
+    BlockDevice,
     /// A Unix socket.
     Socket,
-    /// A FIFO.
+    /// A named pipe.
     Fifo,
-    /// Nothing.
-    Missing,
+    /// It could not be looked at; why.
+    Missing(String),
 }
 
-/// What the plan must know of this host.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// CPUs that this process may use.
-    pub cpus: usize,
-    /// Memory of the host in MiB.
-    pub memory_mib: u64,
-    /// What the root file system and the sources of bind mounts are, by absolute path.
-    pub sources: BTreeMap<PathBuf, Kind>,
-    /// Size in bytes of the tmpfs or other file system behind a bind mount's source on `/dev/shm`.
-    pub shm_size: Option<u64>,
-    /// Whether the network namespace that the bundle names by path is the host's own.
-    pub network_is_hosts: bool,
-    /// The host's cgroup hierarchies.
-    pub cgroups: Hierarchy,
+/// Where a file is, as far as that changes its meaning in a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A file system with somebody's data.
+    Ordinary,
+    /// procfs.
+    Proc,
+    /// sysfs and what is mounted in it.
+    Sys,
+    /// A cgroup file system, or the directory where they are mounted.
+    Cgroup,
+    /// The host's /dev, without /dev/shm.
+    Dev,
 }
 
-/// Looks at the host for what this bundle asks for.
+/// Identity of a namespace: device and inode of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceId {
+    /// Device number of nsfs.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// The network namespace path of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkFact {
+    /// None is given.
+    NotGiven,
+    /// It is this namespace.
+    Is(NamespaceId),
+    /// It is a file, but no namespace.
+    NotNamespace,
+    /// It could not be looked at; why.
+    Missing(String),
+}
+
+/// Looks at everything that the bundle refers to.
+///
+/// # Errors
+/// The host's own CPU and memory figures cannot be read. What the bundle names and is missing is no error
+/// here: planning says what that means.
 pub fn gather(bundle: &Bundle) -> anyhow::Result<Facts> {
-    let mut sources = BTreeMap::new();
-    let mut shm_size = None;
-    let root = bundle.spec.root().as_ref().map(|root| bundle.dir.join(root.path()));
     let mounts = bundle.spec.mounts().iter().flatten();
-    let binds = mounts.filter_map(|mount| Some((mount.destination(), bundle.dir.join(mount.source().as_ref()?))));
-    for (destination, source) in binds {
-        if destination == Path::new("/dev/shm") {
-            shm_size = size_of(&source);
-        }
-        sources.insert(source.clone(), kind(&source));
-    }
-    sources.extend(root.map(|root| (root.clone(), kind(&root))));
+    let sources = mounts.filter_map(|mount| bind_source(mount, &bundle.dir));
     Ok(Facts {
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_mib: memory_mib()?,
-        sources,
-        shm_size,
-        network_is_hosts: network_path(bundle).is_some_and(|path| same_namespace(&path)),
-        cgroups: Hierarchy::find(Path::new("/sys/fs/cgroup"))?,
+        host_cpus: host_cpus()?,
+        host_memory: host_memory()?,
+        rootfs: rootfs_path(bundle).map(|path| source(&path)),
+        sources: sources.map(|path| (path.clone(), source(&path))).collect(),
+        host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
+        network: network(bundle),
     })
 }
 
-fn kind(path: &Path) -> Kind {
-    match path.metadata().map(|found| found.file_type()) {
-        Err(_) => Kind::Missing,
-        Ok(found) if found.is_dir() => Kind::Directory,
-        Ok(found) if found.is_char_device() => Kind::Device,
-        Ok(found) if found.is_block_device() => Kind::Block,
-        Ok(found) if found.is_socket() => Kind::Socket,
-        Ok(found) if found.is_fifo() => Kind::Fifo,
-        Ok(_) => Kind::File,
+fn host_cpus() -> anyhow::Result<u32> {
+    let cpus = std::thread::available_parallelism().context("count the host's CPUs")?;
+    Ok(u32::try_from(cpus.get()).unwrap_or(u32::MAX))
+}
+
+fn host_memory() -> anyhow::Result<u64> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}; is /proc mounted?"))?;
+    parse_memory(&text).with_context(|| format!("{path} has no MemTotal"))
+}
+
+fn parse_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn source(path: &Path) -> SourceFact {
+    let looked = path.canonicalize().and_then(|canonical| std::fs::metadata(&canonical).map(|data| (canonical, data)));
+    let (canonical, metadata) = match looked {
+        Ok(found) => found,
+        Err(error) => return missing(path, &error),
+    };
+    let system = rustix::fs::statfs(&canonical).ok();
+    let magic = system.as_ref().map_or(0, |system| system.f_type);
+    let place = place(&canonical, magic);
+    let on_tmpfs = system.filter(|system| system.f_type == libc::TMPFS_MAGIC);
+    let tmpfs_size =
+        on_tmpfs.map(|system| system.f_blocks.saturating_mul(u64::try_from(system.f_bsize).unwrap_or_default()));
+    SourceFact { canonical, kind: kind(&metadata), place, tmpfs_size }
+}
+
+fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
+    // As strerror(3) says it and runc passes on: engines look for the words.
+    let why = match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::NotADirectory => "not a directory".to_owned(),
+        _ => error.to_string(),
+    };
+    SourceFact { canonical: path.to_owned(), kind: SourceKind::Missing(why), place: Place::Ordinary, tmpfs_size: None }
+}
+
+fn kind(metadata: &std::fs::Metadata) -> SourceKind {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        SourceKind::Directory
+    } else if kind.is_char_device() {
+        let device = metadata.rdev();
+        SourceKind::CharDevice { major: libc::major(device), minor: libc::minor(device) }
+    } else if kind.is_block_device() {
+        SourceKind::BlockDevice
+    } else if kind.is_socket() {
+        SourceKind::Socket
+    } else if kind.is_fifo() {
+        SourceKind::Fifo
+    } else {
+        SourceKind::File
     }
 }
 
-fn size_of(path: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    found.f_blocks.checked_mul(found.f_frsize)
+fn place(canonical: &Path, magic: i64) -> Place {
+    let under = |root: &str| canonical.starts_with(root);
+    match magic {
+        libc::PROC_SUPER_MAGIC => Place::Proc,
+        libc::CGROUP_SUPER_MAGIC | libc::CGROUP2_SUPER_MAGIC => Place::Cgroup,
+        libc::SYSFS_MAGIC => Place::Sys,
+        _ if under("/proc") => Place::Proc,
+        _ if under("/sys/fs/cgroup") => Place::Cgroup,
+        _ if under("/sys") => Place::Sys,
+        _ if under("/dev") && !under("/dev/shm") => Place::Dev,
+        _ => Place::Ordinary,
+    }
 }
 
-fn memory_mib() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(number.context("no MemTotal in /proc/meminfo")? / 1024)
+fn identity(path: impl AsRef<Path>) -> Option<NamespaceId> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(NamespaceId { device: metadata.dev(), inode: metadata.ino() })
 }
 
-fn network_path(bundle: &Bundle) -> Option<PathBuf> {
-    let namespaces = bundle.spec.linux().as_ref()?.namespaces().as_ref()?;
-    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
-    network.path().clone()
+fn network(bundle: &Bundle) -> NetworkFact {
+    let namespaces = bundle.spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let mut paths = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let path = paths.find_map(|namespace| namespace.path().clone()).filter(|path| !path.as_os_str().is_empty());
+    let Some(path) = path else { return NetworkFact::NotGiven };
+    let identity = std::fs::metadata(&path).map(|data| NamespaceId { device: data.dev(), inode: data.ino() });
+    match (identity, rustix::fs::statfs(&path)) {
+        (Ok(identity), Ok(system)) if system.f_type == libc::NSFS_MAGIC => NetworkFact::Is(identity),
+        (Ok(_), _) => NetworkFact::NotNamespace,
+        (Err(error), _) => NetworkFact::Missing(error.to_string()),
+    }
 }
 
-fn same_namespace(path: &Path) -> bool {
-    let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
-    let own = identity(Path::new("/proc/1/ns/net")).or_else(|| identity(Path::new("/proc/self/ns/net")));
-    own.is_some() && identity(path) == own
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(source(dir.path()).kind, SourceKind::Directory);
+        assert_eq!(source(&link).kind, SourceKind::File);
+        assert_eq!(source(&link).canonical, file.canonicalize().unwrap());
+        assert_eq!(source(&socket).kind, SourceKind::Socket);
+        assert_eq!(source(Path::new("/dev/null")).kind, SourceKind::CharDevice { major: 1, minor: 3 });
+        let none = source(&dir.path().join("none")).kind;
+        assert_eq!(none, SourceKind::Missing("no such file or directory".to_owned()));
+    }
+
+    #[test]
+    fn places_are_told_by_file_system_and_path() {
+        let place = |path: &str| source(Path::new(path)).place;
+        assert_eq!(place("/proc/self/status"), Place::Proc);
+        assert_eq!(place("/sys/kernel"), Place::Sys);
+        assert_eq!(place("/sys/fs/cgroup"), Place::Cgroup);
+        assert_eq!(place("/dev/null"), Place::Dev);
+        assert_eq!(place("/etc"), Place::Ordinary);
+        assert_eq!(super::place(Path::new("/dev/shm/data"), libc::TMPFS_MAGIC), Place::Ordinary);
+        assert_eq!(super::place(Path::new("/mnt/proc"), libc::PROC_SUPER_MAGIC), Place::Proc);
+    }
+
+    #[test]
+    fn memory_is_in_bytes() {
+        assert_eq!(parse_memory("Foo: 1\nMemTotal:       24684220 kB\n"), Some(24_684_220 << 10));
+        assert_eq!(parse_memory("MemTotal: x"), None);
+        assert!(host_memory().unwrap() > 1 << 20);
+        assert!(host_cpus().unwrap() > 0);
+    }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use crate::artifacts;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::Layout;
 
 /// What a check found.
 enum Finding {
@@ -16,9 +16,12 @@ enum Finding {
     Fail(String, String),
 }
 
+/// A name and how it is checked.
+type Check = (&'static str, fn() -> Finding);
+
 /// Prints every finding; `true` when containers can run.
 pub fn run() -> anyhow::Result<bool> {
-    let checks: [(&str, fn() -> Finding); 7] = [
+    let checks: [Check; 7] = [
         ("user", user),
         ("/dev/kvm", kvm),
         ("ring 0", ring0),
@@ -92,10 +95,7 @@ fn guest() -> Finding {
 }
 
 fn cgroups() -> Finding {
-    match Hierarchy::find(Path::new("/sys/fs/cgroup")) {
-        Ok(found) if found.unified.is_none() && found.legacy.is_empty() => {
-            Finding::Fail("none mounted at /sys/fs/cgroup".to_owned(), "mount cgroup2 there".to_owned())
-        }
+    match Layout::detect() {
         Ok(found) => Finding::Ok(found.describe()),
         Err(error) => Finding::Fail(format!("{error:#}"), "mount cgroup2 at /sys/fs/cgroup".to_owned()),
     }

@@ -2,52 +2,18 @@
 
 use serde_json::json;
 
+use crate::plan;
+
 /// Prints what this runtime supports (OCI runtime specification, "Features Structure").
 pub fn run() -> anyhow::Result<()> {
-    let options = vec![
-        "async",
-        "atime",
-        "bind",
-        "defaults",
-        "dev",
-        "diratime",
-        "dirsync",
-        "exec",
-        "iversion",
-        "mand",
-        "noatime",
-        "nodev",
-        "nodiratime",
-        "noexec",
-        "noiversion",
-        "nomand",
-        "norelatime",
-        "nostrictatime",
-        "nosuid",
-        "private",
-        "rbind",
-        "relatime",
-        "ro",
-        "rprivate",
-        "rshared",
-        "rslave",
-        "runbindable",
-        "rw",
-        "shared",
-        "slave",
-        "strictatime",
-        "suid",
-        "sync",
-        "tmpcopyup",
-        "unbindable",
-    ];
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
-        "mountOptions": options,
+        "mountOptions": plan::mount_option_names(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": plan::CAPABILITIES.as_slice(),
             "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
             "seccomp": {"enabled": false},
             "apparmor": {"enabled": false},

@@ -1,139 +1,282 @@
-//! `root` and `mounts` of the bundle as shares of the host and mounts in the guest.
+//! Mounts, and what of the host they need: the shares.
+//!
+//! A source on the host means one of three things in a VM: data, which is shared; something every kernel
+//! has (/dev/null, /sys/fs/cgroup), which is the guest's own; or something of this host's kernel (a socket,
+//! a device), which nothing in the guest could be. The last is refused, never replaced.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::Mount as Given;
-use protocol::Mount;
+use oci_spec::runtime::{Mount, Spec};
+use protocol::CreateContainerRequest;
 
-use super::SharePlan;
-use super::options::{self, MountOptions};
-use super::validate::absolute;
+use super::mount_options::{self, MountOptions};
+use super::{devices, text};
 use crate::bundle::Bundle;
-use crate::facts::{Facts, Kind};
+use crate::facts::{Facts, Place, SourceFact, SourceKind};
 
-/// Name of the share that is the root file system.
-pub const ROOTFS: &str = "rootfs";
+/// Part of the host's file system that the guest sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharePlan {
+    /// Its name in the guest.
+    pub name: String,
+    /// Directory or file on the host.
+    pub source: PathBuf,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+}
 
-/// Devices that are the same in every kernel: a bind of the host's means the guest's own.
-const PSEUDO_DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+/// File systems of the guest's kernel that need no source.
+const KINDS: [&str; 15] = [
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "devpts",
+    "mqueue",
+    "devtmpfs",
+    "ramfs",
+    "hugetlbfs",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "bpf",
+    "fusectl",
+    "binfmt_misc",
+    "configfs",
+];
 
-/// File systems whose content belongs to the kernel: the guest's own, never the host's.
-const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// Size of a /dev/shm of unknown size in bytes: what engines give.
+const SHM_SIZE: u64 = 64 << 20;
 
-/// The shares, the root file system first, and the mounts in the bundle's order.
-pub fn plan(bundle: &Bundle, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Result<(Vec<SharePlan>, Vec<Mount>)> {
-    let root = bundle.spec.root().as_ref().context("config.json: root is required")?;
-    // Read-only is the guest's mount, not the share: the engine's mount points are still made in it.
-    let rootfs = SharePlan { name: ROOTFS.to_owned(), source: bundle.dir.join(root.path()), read_only: false };
-    let mut planner = Planner { dir: &bundle.dir, facts, notes, shares: vec![rootfs] };
-    let given = bundle.spec.mounts().iter().flatten();
-    let mounts = given.map(|mount| planner.mount(mount)).collect::<anyhow::Result<_>>()?;
-    Ok((planner.shares, mounts))
+/// What the bundle gives as root file system, absolute.
+pub fn rootfs_path(bundle: &Bundle) -> Option<PathBuf> {
+    bundle.spec.root().as_ref().map(|root| bundle.dir.join(root.path()))
+}
+
+/// The host path that a mount binds, absolute; `None` when it binds none.
+pub fn bind_source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
+    let options = mount.options().iter().flatten();
+    let bind = options.into_iter().any(|option| option == "bind" || option == "rbind");
+    if !bind && mount.typ().as_deref() != Some("bind") {
+        return None;
+    }
+    mount.source().as_ref().filter(|source| !source.as_os_str().is_empty()).map(|source| bundle.join(source))
+}
+
+/// Fills in root file system, mounts, masked and read-only paths; returns the shares.
+///
+/// # Errors
+/// A source that is missing or cannot be in a VM, a kind of file system the guest does not have.
+pub fn plan(
+    bundle: &Bundle,
+    facts: &Facts,
+    request: &mut CreateContainerRequest,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<SharePlan>> {
+    let spec = &bundle.spec;
+    let rootfs = rootfs(bundle, facts)?;
+    request.share = rootfs.name.clone();
+    // The share itself stays writable: mount points are made in it, as runc does.
+    request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let mut planner = Planner { bundle, facts, shares: vec![rootfs], notes };
+    for mount in spec.mounts().iter().flatten() {
+        let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
+        request.mounts.push(planned);
+    }
+    let shares = planner.shares;
+    paths(spec, request, notes)?;
+    Ok(shares)
+}
+
+fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
+    let path = rootfs_path(bundle).context("root must be specified")?;
+    let fact = facts.rootfs.as_ref().context("root must be specified")?;
+    match &fact.kind {
+        SourceKind::Directory => {}
+        SourceKind::Missing(why) => bail!("invalid rootfs: stat {}: {why}", path.display()),
+        _ => bail!("invalid rootfs: {}: not a directory", path.display()),
+    }
+    Ok(SharePlan { name: "rootfs".to_owned(), source: fact.canonical.clone(), read_only: false })
+}
+
+/// Masked and read-only paths, labels and the propagation of the root.
+fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<String>) -> anyhow::Result<()> {
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    let all = |field: &str, paths: &Option<Vec<String>>| {
+        let paths = paths.iter().flatten();
+        paths.map(|path| text::checked(field, path).map(|path| text::clean(&path))).collect::<anyhow::Result<_>>()
+    };
+    request.masked_paths = all("linux.maskedPaths", linux.masked_paths())?;
+    request.readonly_paths = all("linux.readonlyPaths", linux.readonly_paths())?;
+    if request.masked_paths.iter().any(|path| path == "/") {
+        bail!("linux.maskedPaths names the root file system itself: name paths in it");
+    }
+    let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    let known = mount_options::parse(&[propagation.to_owned()]).is_ok_and(|options| options.propagation != 0);
+    if !propagation.is_empty() && !known {
+        bail!("rootfsPropagation={propagation} is not supported");
+    }
+    request.rootfs_propagation = propagation.to_owned();
+    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        notes.push("linux.mountLabel: no effect in the guest".to_owned());
+    }
+    Ok(())
 }
 
 struct Planner<'a> {
-    dir: &'a Path,
+    bundle: &'a Bundle,
     facts: &'a Facts,
-    notes: &'a mut Vec<String>,
     shares: Vec<SharePlan>,
+    notes: &'a mut Vec<String>,
 }
 
 impl Planner<'_> {
-    fn mount(&mut self, given: &Given) -> anyhow::Result<Mount> {
-        let destination = destination(given)?;
-        let parsed = options::parse(given.options().as_deref().unwrap_or_default());
-        let kind = given.typ().clone().unwrap_or_default();
-        if parsed.bind || kind == "bind" {
-            return self.bind(given, destination, parsed).with_context(|| format!("mount {}", destination_of(given)));
+    fn mount(&mut self, mount: &Mount) -> anyhow::Result<protocol::Mount> {
+        let options = mount_options::parse(mount.options().as_deref().unwrap_or_default())?;
+        if [mount.uid_mappings(), mount.gid_mappings()]
+            .iter()
+            .any(|ids| ids.as_ref().is_some_and(|ids| !ids.is_empty()))
+        {
+            bail!("id-mapped mounts are not supported: leave uidMappings and gidMappings out");
         }
-        let source = given.source().as_ref().map_or_else(|| kind.clone(), |path| path.display().to_string());
-        match kind.as_str() {
-            "" => bail!("mount {destination}: it has no type"),
-            "cgroup" => Ok(cgroup(destination, parsed)),
-            _ => Ok(Mount { source, ..file_system(destination, &kind, parsed) }),
+        let destination = self.destination(mount)?;
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        if options.copy_up && (options.bind || kind != "tmpfs") {
+            bail!("option tmpcopyup works with type tmpfs only");
         }
-    }
-
-    fn bind(&mut self, given: &Given, destination: String, parsed: MountOptions) -> anyhow::Result<Mount> {
-        let source = given.source().as_ref().context("a bind mount needs a source")?;
-        let source = self.dir.join(source);
-        let text = absolute(&source, "source")?;
-        if destination == "/dev/shm" {
-            return Ok(self.shared_memory(destination, parsed));
-        }
-        if text == "/sys/fs/cgroup" {
-            return Ok(cgroup(destination, parsed));
-        }
-        if PSEUDO_DEVICES.contains(&text.as_str()) {
-            return Ok(Mount { source: text, ..bind(destination, parsed) });
-        }
-        let kernels = KERNEL_FILE_SYSTEMS.iter().any(|top| source.starts_with(top)) && !source.starts_with("/dev/shm");
-        if kernels {
-            bail!("{text} belongs to the host's kernel; the container has a kernel of its own in its VM");
-        }
-        let is_dir = match self.facts.sources.get(&source).copied().unwrap_or(Kind::Missing) {
-            Kind::Directory => true,
-            Kind::File => false,
-            Kind::Missing => bail!("{text}: no such file or directory"),
-            Kind::Socket => bail!("{text} is a socket of the host; sockets do not reach into a VM"),
-            Kind::Fifo => bail!("{text} is a FIFO of the host; FIFOs do not reach into a VM"),
-            Kind::Device | Kind::Block => bail!("{text} is a device of the host, which a VM does not have"),
+        let planned = match kind {
+            _ if options.bind || kind == "bind" => self.bind(mount, &destination, &options)?,
+            "cgroup" | "cgroup2" => own(&destination, "cgroup2", "cgroup", &options),
+            "" => bail!("no type is given and it is no bind mount"),
+            kind if KINDS.contains(&kind) => file_system(mount, kind, &destination, &options)?,
+            kind => bail!(
+                "type {kind:?} is not possible in a VM, which has none of the host's disks: \
+                 mount it on the host and give the container a bind mount"
+            ),
         };
-        let share = self.share(source, parsed.flags & libc::MS_RDONLY != 0);
-        Ok(Mount { share, source_is_dir: is_dir, ..bind(destination, parsed) })
+        Ok(planned)
     }
 
-    /// One share for each source; read-only only when every mount of it is.
-    fn share(&mut self, source: PathBuf, read_only: bool) -> String {
-        if let Some(known) = self.shares.iter_mut().skip(1).find(|share| share.source == source) {
-            known.read_only &= read_only;
-            return known.name.clone();
+    fn destination(&mut self, mount: &Mount) -> anyhow::Result<String> {
+        let given = text::path("destination", mount.destination())?;
+        if !given.is_empty() && !mount.destination().is_absolute() {
+            self.notes.push(format!("mount destination {given} is not absolute: taken below /"));
+        }
+        match text::clean(&given) {
+            clean if clean == "/" => bail!("{given:?} is the root file system itself: name a path in it"),
+            clean => Ok(clean),
+        }
+    }
+
+    fn bind(&mut self, mount: &Mount, destination: &str, options: &MountOptions) -> anyhow::Result<protocol::Mount> {
+        let path = bind_source(mount, &self.bundle.dir).context("a bind mount must have a source")?;
+        let facts = self.facts;
+        let fact = facts.sources.get(&path).with_context(|| format!("{} was not looked at", path.display()))?;
+        if !options.data.is_empty() {
+            let data = options.data.join(",");
+            self.notes.push(format!("mount {destination}: {data}: no effect on a bind mount"));
+        }
+        if let Some(guest) = of_the_guest(fact, destination, options) {
+            self.notes.push(format!("mount {destination}: {} of the host becomes the guest's own", path.display()));
+            return Ok(guest);
+        }
+        let source_is_dir = match &fact.kind {
+            SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
+            SourceKind::Directory | SourceKind::File if fact.place == Place::Ordinary => {
+                fact.kind == SourceKind::Directory
+            }
+            _ => bail!("{} is {}", path.display(), reason(fact)),
+        };
+        let share = self.share(&fact.canonical, options.read_only());
+        Ok(protocol::Mount { share, source_is_dir, ..bind_message(destination, options) })
+    }
+
+    /// The name of the share with this source; each pair of source and access is shared once.
+    fn share(&mut self, source: &Path, read_only: bool) -> String {
+        let binds = self.shares.iter().skip(1);
+        let same = binds.into_iter().find(|share| share.source == source && share.read_only == read_only);
+        if let Some(share) = same {
+            return share.name.clone();
         }
         let name = format!("m{}", self.shares.len() - 1);
-        self.shares.push(SharePlan { name: name.clone(), source, read_only });
+        self.shares.push(SharePlan { name: name.clone(), source: source.to_owned(), read_only });
         name
     }
+}
 
-    /// Shared memory over a shared file system is neither fast nor correct: a tmpfs of the same size.
-    fn shared_memory(&mut self, destination: String, parsed: MountOptions) -> Mount {
-        self.notes.push(format!("{destination} is a tmpfs of the guest"));
-        let size = self.facts.shm_size.unwrap_or(64 << 20);
-        let flags = parsed.flags | libc::MS_NOSUID | libc::MS_NODEV;
-        let data = format!("mode=1777,size={size}");
-        Mount { source: "shm".to_owned(), flags, data, ..file_system(destination, "tmpfs", MountOptions::default()) }
+/// Sources that exist in every kernel and whose meaning is not "that of this host".
+fn of_the_guest(fact: &SourceFact, destination: &str, options: &MountOptions) -> Option<protocol::Mount> {
+    if let SourceKind::CharDevice { major, minor } = fact.kind {
+        let source = devices::pseudo(major, minor)?.to_owned();
+        return Some(protocol::Mount { source, ..bind_message(destination, options) });
+    }
+    if fact.kind != SourceKind::Directory {
+        return None;
+    }
+    let whole = fact.canonical.to_str() == Some(destination);
+    match (fact.place, destination) {
+        (Place::Cgroup, _) if fact.canonical == Path::new("/sys/fs/cgroup") => {
+            Some(own(destination, "cgroup2", "cgroup", options))
+        }
+        (Place::Sys, "/sys") if whole => Some(own(destination, "sysfs", "sysfs", options)),
+        (Place::Proc, "/proc") if whole => Some(own(destination, "proc", "proc", options)),
+        (Place::Dev, "/dev/mqueue") if whole => Some(own(destination, "mqueue", "mqueue", options)),
+        (_, "/dev/shm") if fact.tmpfs_size.is_some() => {
+            let size = fact.tmpfs_size.filter(|&size| size > 0).unwrap_or(SHM_SIZE);
+            let mut shm = own(destination, "tmpfs", "shm", options);
+            shm.data = format!("mode=1777,size={size}");
+            Some(shm)
+        }
+        _ => None,
     }
 }
 
-fn destination_of(given: &Given) -> String {
-    given.destination().display().to_string()
+/// Why something of the host cannot be in a VM, and what to do.
+fn reason(fact: &SourceFact) -> &'static str {
+    match (&fact.kind, fact.place) {
+        (SourceKind::Socket, _) => {
+            "a socket of the host: nothing in a VM can connect to it; leave it out or reach the service by network"
+        }
+        (SourceKind::Fifo, _) => "a named pipe of the host: it cannot lead into a VM; leave it out",
+        (SourceKind::CharDevice { .. } | SourceKind::BlockDevice, _) => {
+            "a device of the host: it does not exist in a VM; leave it out"
+        }
+        (_, Place::Proc) => "the host's procfs: a VM has its own; use type proc",
+        (_, Place::Sys) => "the host's sysfs: a VM has its own; use type sysfs",
+        (_, Place::Cgroup) => "the host's cgroup file system: a VM has its own; use type cgroup",
+        (_, Place::Dev) => "in the host's /dev: a VM has its own; leave it out",
+        _ => "not a file or directory: it cannot be shared with a VM; leave it out",
+    }
 }
 
-/// The specification wants it absolute; runc takes a relative one as below the root.
-fn destination(given: &Given) -> anyhow::Result<String> {
-    absolute(&Path::new("/").join(given.destination()), "mounts.destination")
+/// A mount of the guest's own.
+fn own(destination: &str, kind: &str, source: &str, options: &MountOptions) -> protocol::Mount {
+    let kind = kind.to_owned();
+    protocol::Mount { kind, source: source.to_owned(), recursive: false, ..bind_message(destination, options) }
 }
 
-fn file_system(destination: String, kind: &str, parsed: MountOptions) -> Mount {
-    Mount {
-        destination,
-        kind: kind.to_owned(),
-        flags: parsed.flags,
-        clear_flags: parsed.clear,
-        propagation: parsed.propagation,
-        data: parsed.data.join(","),
-        copy_up: parsed.copy_up,
+fn bind_message(destination: &str, options: &MountOptions) -> protocol::Mount {
+    protocol::Mount {
+        destination: destination.to_owned(),
+        kind: "bind".to_owned(),
+        flags: options.flags & !libc::MS_REMOUNT,
+        clear_flags: options.clear,
+        propagation: options.propagation,
+        recursive: options.recursive,
         ..Default::default()
     }
 }
 
-/// The guest has cgroup v2 only, whatever the host has.
-fn cgroup(destination: String, parsed: MountOptions) -> Mount {
-    let mount = file_system(destination, "cgroup2", parsed);
-    Mount { source: "cgroup".to_owned(), data: String::new(), ..mount }
-}
-
-fn bind(destination: String, parsed: MountOptions) -> Mount {
-    let recursive = parsed.recursive;
-    Mount { recursive, data: String::new(), ..file_system(destination, "bind", parsed) }
+fn file_system(
+    mount: &Mount,
+    kind: &str,
+    destination: &str,
+    options: &MountOptions,
+) -> anyhow::Result<protocol::Mount> {
+    let source = mount.source().as_deref().map(|source| text::path("source", source)).transpose()?;
+    let mut message = own(destination, kind, &source.unwrap_or_default(), options);
+    message.flags = options.flags;
+    message.data = text::checked("options", &options.data.join(","))?;
+    message.copy_up = options.copy_up;
+    Ok(message)
 }

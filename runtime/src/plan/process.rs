@@ -1,176 +1,201 @@
-//! `process` of the bundle, and of an exec.
+//! A process of the specification as the agent's message.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{Capabilities as Names, Capability, PosixRlimitType, Process};
-use protocol::{Capabilities, Rlimit};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
-use super::validate::absolute;
+use super::{capabilities, text, validate};
+use crate::bundle::Bundle;
 
-/// Translates the process of an exec.
-pub fn exec_process(given: &Process) -> anyhow::Result<protocol::Process> {
-    let mut notes = Vec::new();
-    let translated = process(given, &mut notes)?;
-    notes.iter().for_each(|note| crate::log::debug(note));
-    Ok(translated)
+/// The container's own process.
+///
+/// # Errors
+/// What about it is wrong.
+pub fn init(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+    let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
+    if bundle.spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()) {
+        notes.push("seccomp: not applied yet".to_owned());
+    }
+    convert(process, notes)
 }
 
-/// Adds capabilities by name, as `exec --cap` does: to every set but the ambient one.
-pub fn add_capabilities(process: &mut Process, names: &[String]) -> anyhow::Result<()> {
-    if names.is_empty() {
-        return Ok(());
+/// Another process of a running container.
+///
+/// # Errors
+/// What about it is wrong.
+pub fn exec(process: &Process) -> anyhow::Result<protocol::Process> {
+    validate::process(process)?;
+    convert(process, &mut Vec::new())
+}
+
+fn convert(process: &Process, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+    note_ignored(process, notes);
+    let mut message = protocol::Process::new();
+    let args = process.args().iter().flatten();
+    message.args = args.map(|arg| text::checked("process.args", arg)).collect::<anyhow::Result<_>>()?;
+    message.env = environment(process.env().as_deref().unwrap_or_default())?;
+    message.cwd = text::path("process.cwd", process.cwd())?;
+    let user = process.user();
+    (message.uid, message.gid) = (user.uid(), user.gid());
+    message.additional_gids = user.additional_gids().clone().unwrap_or_default();
+    message.has_umask = user.umask().is_some();
+    message.umask = user.umask().unwrap_or_default();
+    message.capabilities = Some(capabilities::masks(process.capabilities().as_ref(), notes)).into();
+    message.rlimits = rlimits(process.rlimits().as_deref().unwrap_or_default())?;
+    message.no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    message.has_oom_score_adj = process.oom_score_adj().is_some();
+    message.oom_score_adj = oom_score_adj(process)?;
+    message.terminal = process.terminal().unwrap_or(false);
+    if let (true, Some(size)) = (message.terminal, process.console_size()) {
+        message.rows = cells(size.height());
+        message.columns = cells(size.width());
     }
-    let mut all = process.capabilities().clone().unwrap_or_default();
-    for name in names {
-        let plain = name.to_ascii_uppercase();
-        let known = serde_json::from_value::<Capability>(serde_json::Value::String(plain));
-        let one = known.with_context(|| format!("unknown capability {name:?}"))?;
-        let with = |set: &Option<Names>| {
-            let mut set = set.clone().unwrap_or_default();
-            set.insert(one);
-            Some(set)
+    Ok(message)
+}
+
+/// What terminals can have; a size no terminal has is as good as none.
+fn cells(count: u64) -> u32 {
+    u16::try_from(count).map_or(0, u32::from)
+}
+
+fn oom_score_adj(process: &Process) -> anyhow::Result<i32> {
+    let value = process.oom_score_adj().unwrap_or_default();
+    if !(-1000..=1000).contains(&value) {
+        bail!("process.oomScoreAdj {value} is not between -1000 and 1000");
+    }
+    Ok(value)
+}
+
+/// Each variable once: the last value wins, as when each is set in turn.
+fn environment(env: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut result: Vec<String> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for entry in env {
+        let entry_text = text::checked("process.env", entry)?;
+        let Some((name, _)) = entry.split_once('=') else {
+            bail!("invalid environment variable: missing '=' in {entry:?}");
         };
-        let (bounding, effective, permitted) = (with(all.bounding()), with(all.effective()), with(all.permitted()));
-        all.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+        if name.is_empty() {
+            bail!("invalid environment variable: name cannot be empty in {entry:?}");
+        }
+        match places.get(name).and_then(|&place| result.get_mut(place)) {
+            Some(earlier) => *earlier = entry_text,
+            None => {
+                places.insert(name, result.len());
+                result.push(entry_text);
+            }
+        }
     }
-    process.set_capabilities(Some(all));
-    Ok(())
+    Ok(result)
 }
 
-/// Translates a process; the streams are the monitor's to name.
-pub fn process(given: &Process, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
-    let args = given.args().clone().unwrap_or_default();
-    let env = given.env().clone().unwrap_or_default();
-    if args.is_empty() {
-        bail!("process.args must not be empty");
-    }
-    if args.iter().chain(&env).any(|text| text.contains('\0')) {
-        bail!("process.args and process.env must not contain NUL");
-    }
-    if given.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty()) {
-        notes.push("process.apparmorProfile has no effect: the guest's kernel has no AppArmor".to_owned());
-    }
-    if given.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
-        notes.push("process.selinuxLabel has no effect: the guest's kernel has no SELinux".to_owned());
-    }
-    let user = given.user();
-    let size = given.console_size().filter(|_| given.terminal().unwrap_or_default());
-    Ok(protocol::Process {
-        args,
-        env,
-        cwd: absolute(given.cwd(), "process.cwd")?,
-        uid: user.uid(),
-        gid: user.gid(),
-        additional_gids: user.additional_gids().clone().unwrap_or_default(),
-        has_umask: user.umask().is_some(),
-        umask: user.umask().unwrap_or_default(),
-        capabilities: given.capabilities().as_ref().map(capabilities).into(),
-        rlimits: rlimits(given)?,
-        no_new_privileges: given.no_new_privileges().unwrap_or_default(),
-        has_oom_score_adj: given.oom_score_adj().is_some(),
-        oom_score_adj: given.oom_score_adj().unwrap_or_default(),
-        terminal: given.terminal().unwrap_or_default(),
-        rows: size.map_or(0, |size| u32::try_from(size.height()).unwrap_or_default()),
-        columns: size.map_or(0, |size| u32::try_from(size.width()).unwrap_or_default()),
-        ..Default::default()
-    })
-}
-
-fn capabilities(given: &oci_spec::runtime::LinuxCapabilities) -> Capabilities {
-    let bits = |set: &Option<Names>| set.iter().flatten().fold(0, |bits, &one| bits | 1 << number(one));
-    Capabilities {
-        bounding: bits(given.bounding()),
-        effective: bits(given.effective()),
-        inheritable: bits(given.inheritable()),
-        permitted: bits(given.permitted()),
-        ambient: bits(given.ambient()),
-        ..Default::default()
-    }
-}
-
-/// Number of a capability in `linux/capability.h`.
-fn number(capability: Capability) -> u32 {
-    use Capability as C;
-    match capability {
-        C::Chown => 0,
-        C::DacOverride => 1,
-        C::DacReadSearch => 2,
-        C::Fowner => 3,
-        C::Fsetid => 4,
-        C::Kill => 5,
-        C::Setgid => 6,
-        C::Setuid => 7,
-        C::Setpcap => 8,
-        C::LinuxImmutable => 9,
-        C::NetBindService => 10,
-        C::NetBroadcast => 11,
-        C::NetAdmin => 12,
-        C::NetRaw => 13,
-        C::IpcLock => 14,
-        C::IpcOwner => 15,
-        C::SysModule => 16,
-        C::SysRawio => 17,
-        C::SysChroot => 18,
-        C::SysPtrace => 19,
-        C::SysPacct => 20,
-        C::SysAdmin => 21,
-        C::SysBoot => 22,
-        C::SysNice => 23,
-        C::SysResource => 24,
-        C::SysTime => 25,
-        C::SysTtyConfig => 26,
-        C::Mknod => 27,
-        C::Lease => 28,
-        C::AuditWrite => 29,
-        C::AuditControl => 30,
-        C::Setfcap => 31,
-        C::MacOverride => 32,
-        C::MacAdmin => 33,
-        C::Syslog => 34,
-        C::WakeAlarm => 35,
-        C::BlockSuspend => 36,
-        C::AuditRead => 37,
-        C::Perfmon => 38,
-        C::Bpf => 39,
-        C::CheckpointRestore => 40,
-    }
-}
-
-fn rlimits(given: &Process) -> anyhow::Result<Vec<Rlimit>> {
-    let mut seen = HashSet::new();
-    let mut limits = Vec::new();
-    for limit in given.rlimits().iter().flatten() {
-        let resource = resource(limit.typ());
+fn rlimits(rlimits: &[PosixRlimit]) -> anyhow::Result<Vec<protocol::Rlimit>> {
+    let mut seen = BTreeSet::new();
+    let mut convert = |limit: &PosixRlimit| {
+        let (name, resource) = (limit.typ(), rlimit_number(limit.typ()));
         if !seen.insert(resource) {
-            bail!("process.rlimits: {} is given twice", limit.typ());
+            bail!("rlimit duplicated: {name}");
         }
         if limit.soft() > limit.hard() {
-            bail!("process.rlimits: {}: soft limit {} above hard limit {}", limit.typ(), limit.soft(), limit.hard());
+            bail!("rlimit {name}: its soft limit {} is above its hard limit {}", limit.soft(), limit.hard());
         }
-        limits.push(Rlimit { resource, soft: limit.soft(), hard: limit.hard(), ..Default::default() });
-    }
-    Ok(limits)
+        let (soft, hard) = (limit.soft(), limit.hard());
+        Ok(protocol::Rlimit { resource, soft, hard, ..Default::default() })
+    };
+    rlimits.iter().map(&mut convert).collect()
 }
 
-fn resource(kind: PosixRlimitType) -> u32 {
-    use PosixRlimitType as T;
+/// Numbers of getrlimit(2) on x86-64.
+fn rlimit_number(kind: PosixRlimitType) -> u32 {
     match kind {
-        T::RlimitCpu => libc::RLIMIT_CPU,
-        T::RlimitFsize => libc::RLIMIT_FSIZE,
-        T::RlimitData => libc::RLIMIT_DATA,
-        T::RlimitStack => libc::RLIMIT_STACK,
-        T::RlimitCore => libc::RLIMIT_CORE,
-        T::RlimitRss => libc::RLIMIT_RSS,
-        T::RlimitNproc => libc::RLIMIT_NPROC,
-        T::RlimitNofile => libc::RLIMIT_NOFILE,
-        T::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        T::RlimitAs => libc::RLIMIT_AS,
-        T::RlimitLocks => libc::RLIMIT_LOCKS,
-        T::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        T::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        T::RlimitNice => libc::RLIMIT_NICE,
-        T::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        T::RlimitRttime => libc::RLIMIT_RTTIME,
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+fn note_ignored(process: &Process, notes: &mut Vec<String>) {
+    let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let ignored = [
+        ("apparmorProfile", given(process.apparmor_profile())),
+        ("selinuxLabel", given(process.selinux_label())),
+        ("ioPriority", process.io_priority().is_some()),
+        ("scheduler", process.scheduler().is_some()),
+        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
+    ];
+    let ignored = ignored.iter().filter(|(_, given)| *given);
+    notes.extend(ignored.map(|(name, _)| format!("process.{name}: no effect in the guest")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(json: &str) -> anyhow::Result<protocol::Process> {
+        exec(&serde_json::from_str(json).unwrap())
+    }
+
+    fn error(json: &str) -> String {
+        format!("{:#}", process(json).unwrap_err())
+    }
+
+    #[test]
+    fn everything_arrives() {
+        let message = process(
+            r#"{"terminal":true,"consoleSize":{"height":24,"width":80},"cwd":"/w","args":["a","b"],
+                "user":{"uid":1,"gid":2,"umask":18,"additionalGids":[3,4]},"env":["A=1","B=2","A=3"],
+                "rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}],"noNewPrivileges":true,
+                "oomScoreAdj":-5,"capabilities":{"bounding":["CAP_KILL"]}}"#,
+        )
+        .unwrap();
+        assert_eq!((message.rows, message.columns, message.terminal), (24, 80, true));
+        assert_eq!((message.args.len(), message.cwd.as_str()), (2, "/w"));
+        assert_eq!((message.uid, message.gid, message.umask, message.has_umask), (1, 2, 18, true));
+        assert_eq!(message.additional_gids, [3, 4]);
+        assert_eq!(message.env, ["A=3", "B=2"]);
+        let limit = &message.rlimits[0];
+        assert_eq!((limit.resource, limit.soft, limit.hard), (7, 10, 20));
+        assert!(message.no_new_privileges && message.has_oom_score_adj);
+        assert_eq!((message.oom_score_adj, message.capabilities.bounding), (-5, 32));
+        assert_eq!((message.stdin, message.stdout, message.stderr), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_runcs_words() {
+        let with = |extra: &str| format!(r#"{{"user":{{}},"args":["a"],"cwd":"/"{extra}}}"#);
+        assert_eq!(error(r#"{"user":{},"cwd":"/"}"#), "args must not be empty");
+        assert_eq!(error(r#"{"user":{},"cwd":"/","args":[]}"#), "args must not be empty");
+        let text = error(r#"{"user":{},"cwd":"x","args":["a"]}"#);
+        assert!(text.starts_with("Cwd must be an absolute path"), "{text}");
+        assert!(error(&with(r#","env":["A"]"#)).starts_with("invalid environment variable: missing '='"));
+        assert!(error(&with(r#","env":["=1"]"#)).contains("name cannot be empty"));
+        assert!(error(&with(r#","env":["A=\u0000"]"#)).contains("zero byte"));
+        assert!(error(&with(r#","oomScoreAdj":1001"#)).contains("oomScoreAdj 1001"));
+        let twice = r#","rlimits":[{"type":"RLIMIT_CPU"},{"type":"RLIMIT_CPU"}]"#;
+        assert_eq!(error(&with(twice)), "rlimit duplicated: RLIMIT_CPU");
+        let above = r#","rlimits":[{"type":"RLIMIT_CPU","soft":2,"hard":1}]"#;
+        assert!(error(&with(above)).contains("above its hard limit 1"));
+    }
+
+    #[test]
+    fn absurd_terminal_sizes_are_no_sizes() {
+        let json =
+            r#"{"terminal":true,"consoleSize":{"height":99999999999,"width":80},"cwd":"/","args":["a"],"user":{}}"#;
+        let message = process(json).unwrap();
+        assert_eq!((message.rows, message.columns), (0, 80));
     }
 }

@@ -1,137 +1,194 @@
-//! Size of the VM, and `linux.resources` as files of the guest's cgroup v2.
+//! Limits: `linux.resources` as files of the guest's cgroup (version 2).
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
-use protocol::KeyValue;
+use protocol::{CreateContainerRequest, KeyValue};
 
-use super::{MachinePlan, key_value};
-use crate::facts::Facts;
+use super::{machine, text};
 
-/// Memory of a VM without a limit, lazily backed.
-const DEFAULT_MIB: u64 = 2048;
+/// Size of huge pages that the guest has by default; others exist only when asked for at boot.
+const HUGE_PAGE: &str = "2MB";
 
-/// What the guest's kernel and agent need besides the container's own limit.
-const RESERVE_MIB: u64 = 64;
-
-/// The least that a guest boots with.
-const MINIMUM_MIB: u64 = 128;
-
-/// Most CPUs of a guest: what its kernel is built for.
-const MAX_VCPUS: usize = 64;
-
-/// Size of the VM: annotations win over limits, limits over the host's size.
-pub fn machine(spec: &Spec, facts: &Facts) -> anyhow::Result<MachinePlan> {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let memory = annotation(spec, "io.runvm.memory-mib")?.map_or_else(|| memory_mib(resources, facts), Ok)?;
-    let cpus = annotation(spec, "io.runvm.vcpus")?.map_or_else(|| Ok(vcpus(resources, facts)), usize::try_from)?;
-    if !(MINIMUM_MIB..=1 << 20).contains(&memory) {
-        bail!("io.runvm.memory-mib: {memory} is not between {MINIMUM_MIB} and {}", 1 << 20);
-    }
-    if !(1..=MAX_VCPUS).contains(&cpus) {
-        bail!("io.runvm.vcpus: {cpus} is not between 1 and {MAX_VCPUS}");
-    }
-    // The agent brings the other CPUs up once the container's process runs.
-    let cmdline = if cpus > 1 { "maxcpus=1" } else { "" }.to_owned();
-    Ok(MachinePlan { memory_mib: u32::try_from(memory)?, vcpus: u8::try_from(cpus)?, cmdline })
-}
-
-fn annotation(spec: &Spec, key: &str) -> anyhow::Result<Option<u64>> {
-    let text = spec.annotations().as_ref().and_then(|all| all.get(key));
-    let parse = |text: &String| text.parse().with_context(|| format!("{key}: {text:?} is not a number"));
-    text.map(parse).transpose()
-}
-
-fn memory_mib(resources: Option<&LinuxResources>, facts: &Facts) -> anyhow::Result<u64> {
-    let limit = resources.and_then(|all| all.memory().as_ref()).and_then(LinuxMemory::limit);
-    match limit.filter(|&limit| limit > 0).and_then(|limit| u64::try_from(limit).ok()) {
-        // A limit above what the host has limits nothing.
-        Some(limit) if limit >> 20 < facts.memory_mib => Ok((limit.div_ceil(1 << 20) + RESERVE_MIB).max(MINIMUM_MIB)),
-        Some(_) => Ok(facts.memory_mib.max(MINIMUM_MIB)),
-        None => Ok(DEFAULT_MIB.min(facts.memory_mib).max(MINIMUM_MIB)),
-    }
-}
-
-fn vcpus(resources: Option<&LinuxResources>, facts: &Facts) -> usize {
-    let cpu = resources.and_then(|all| all.cpu().as_ref());
-    let quota = cpu.and_then(|cpu| {
-        let quota = u64::try_from(cpu.quota()?).ok().filter(|&quota| quota > 0)?;
-        let period = cpu.period().filter(|&period| period > 0).unwrap_or(100_000);
-        usize::try_from(quota.div_ceil(period)).ok()
-    });
-    facts.cpus.min(quota.unwrap_or(usize::MAX)).clamp(1, MAX_VCPUS)
-}
-
-/// The guest's cgroup files, in the order they are written.
-pub fn cgroup_files(
-    resources: Option<&LinuxResources>,
+/// Fills in the files to write, in order.
+///
+/// # Errors
+/// Values that contradict each other, in runc's words.
+pub fn plan(
+    spec: &Spec,
     vcpus: u8,
+    request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
-) -> anyhow::Result<Vec<KeyValue>> {
-    let Some(resources) = resources else { return Ok(Vec::new()) };
-    let mut files = Vec::new();
+) -> anyhow::Result<()> {
+    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
+        return Ok(());
+    };
+    let mut files = Files { files: Vec::new(), notes };
     if let Some(memory) = resources.memory() {
-        memory_files(memory, &mut files)?;
+        files.memory(memory)?;
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_files(cpu, vcpus, &mut files, notes);
+        files.cpu(cpu, vcpus);
     }
-    if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit()) {
-        files.push(key_value("pids.max", &limited(limit)));
-    }
-    let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
-    unified.sort();
-    for (file, value) in unified {
-        if file.contains('/') || !file.contains('.') {
-            bail!("linux.resources.unified: {file:?} is no file of a cgroup");
-        }
-        files.push(key_value(file, value));
-    }
-    if resources.block_io().is_some() {
-        notes.push("linux.resources.blockIO is accepted and has no effect yet".to_owned());
-    }
-    Ok(files)
-}
-
-/// Zero and less mean no limit in the specification's v1 language.
-fn limited(value: i64) -> String {
-    if value > 0 { value.to_string() } else { "max".to_owned() }
-}
-
-fn memory_files(memory: &LinuxMemory, files: &mut Vec<KeyValue>) -> anyhow::Result<()> {
-    if let Some(limit) = memory.limit().filter(|&limit| limit != 0) {
-        files.push(key_value("memory.max", &limited(limit)));
-    }
-    if let Some(low) = memory.reservation().filter(|&low| low > 0) {
-        files.push(key_value("memory.low", &low.to_string()));
-    }
-    // v1 counts memory and swap together, v2 swap alone.
-    match (memory.swap(), memory.limit()) {
-        (Some(swap), _) if swap < 0 => files.push(key_value("memory.swap.max", "max")),
-        (Some(swap), Some(limit)) if swap > 0 && limit > 0 => {
-            let alone = swap.checked_sub(limit).filter(|&alone| alone >= 0);
-            let alone = alone.with_context(|| format!("linux.resources.memory: swap {swap} below limit {limit}"))?;
-            files.push(key_value("memory.swap.max", &alone.to_string()));
-        }
-        _ => {}
-    }
+    files.pids(resources);
+    files.huge_pages(resources);
+    files.ignored(resources);
+    files.unified(resources)?;
+    request.cgroup_files = files.files;
     Ok(())
 }
 
-fn cpu_files(cpu: &LinuxCpu, vcpus: u8, files: &mut Vec<KeyValue>, notes: &mut Vec<String>) {
-    if let Some(shares) = cpu.shares().filter(|&shares| shares > 0) {
-        files.push(key_value("cpu.weight", &weight(shares).to_string()));
+/// The limit of the container's memory in bytes, from wherever it is set.
+pub fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let unified = resources.unified().as_ref().and_then(|files| files.get("memory.max"));
+    let plain = resources.memory().as_ref().and_then(|memory| memory.limit());
+    let plain = plain.and_then(|limit| u64::try_from(limit).ok()).filter(|&limit| limit > 0);
+    unified.and_then(|text| text.trim().parse().ok()).or(plain)
+}
+
+/// A set of CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuSet {
+    /// How many.
+    pub count: u32,
+    /// The highest number.
+    pub highest: u32,
+}
+
+/// Reads a list like `0-2,5`; `None` when it is none, or empty.
+pub fn cpu_list(list: &str) -> Option<CpuSet> {
+    const MOST: usize = 8192;
+    let mut present = vec![false; MOST];
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse::<usize>().ok()?, last.trim().parse::<usize>().ok()?);
+        present.get_mut(first..=last).filter(|range| !range.is_empty())?.fill(true);
     }
-    let quota = cpu.quota().filter(|&quota| quota > 0);
-    if quota.is_some() || cpu.period().is_some_and(|period| period > 0) {
-        let period = cpu.period().filter(|&period| period > 0).unwrap_or(100_000);
-        files.push(key_value("cpu.max", &format!("{} {period}", limited(quota.unwrap_or(-1)))));
+    let count = u32::try_from(present.iter().filter(|&&is| is).count()).ok()?;
+    let highest = u32::try_from(present.iter().rposition(|&is| is)?).ok()?;
+    Some(CpuSet { count, highest })
+}
+
+struct Files<'a> {
+    files: Vec<KeyValue>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Files<'_> {
+    fn push(&mut self, key: &str, value: String) {
+        self.files.push(KeyValue { key: key.to_owned(), value, ..Default::default() });
     }
-    if cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty()) {
-        notes.push(format!("linux.resources.cpu.cpus has no effect on the {vcpus} CPUs of the VM yet"));
+
+    /// As runc: 0 means not set, negative means no limit.
+    fn limit(&mut self, key: &str, value: Option<i64>) {
+        match value.unwrap_or_default() {
+            0 => {}
+            value if value < 0 => self.push(key, "max".to_owned()),
+            value => self.push(key, value.to_string()),
+        }
+    }
+
+    fn ignore(&mut self, name: &str, given: bool) {
+        if given {
+            self.notes.push(format!("linux.resources.{name}: no effect in the guest"));
+        }
+    }
+
+    fn memory(&mut self, memory: &LinuxMemory) -> anyhow::Result<()> {
+        self.limit("memory.max", memory.limit());
+        self.limit("memory.low", memory.reservation());
+        self.limit("memory.swap.max", swap_only(memory)?);
+        // A limit of no swap at all is 0 in version 2 and has to be said.
+        if memory.limit().is_some_and(|limit| limit > 0) && memory.swap() == memory.limit() {
+            self.push("memory.swap.max", "0".to_owned());
+        }
+        self.ignore("memory.swappiness", memory.swappiness().is_some());
+        self.ignore("memory.disableOOMKiller", memory.disable_oom_killer() == Some(true));
+        self.ignore("memory.kernelTCP", memory.kernel_tcp().is_some_and(|limit| limit != 0));
+        Ok(())
+    }
+
+    fn cpu(&mut self, cpu: &LinuxCpu, vcpus: u8) {
+        if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+            self.push("cpu.weight", weight(shares).to_string());
+        }
+        self.bandwidth(cpu);
+        if let Some(idle) = cpu.idle() {
+            self.push("cpu.idle", idle.to_string());
+        }
+        if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.trim().is_empty()) {
+            match cpu_list(cpus).filter(|set| set.highest < u32::from(vcpus)) {
+                Some(_) => self.push("cpuset.cpus", cpus.trim().to_owned()),
+                None => self.notes.push(format!("cpuset {cpus}: the VM has as many CPUs, numbered from 0")),
+            }
+        }
+        self.ignore("cpu.mems", cpu.mems().as_ref().is_some_and(|mems| !mems.is_empty()));
+        let real_time = [cpu.realtime_runtime().is_some_and(|n| n != 0), cpu.realtime_period().is_some_and(|n| n != 0)];
+        self.ignore("cpu.realtimeRuntime and realtimePeriod", real_time.contains(&true));
+    }
+
+    fn bandwidth(&mut self, cpu: &LinuxCpu) {
+        let quota = cpu.quota().filter(|&quota| quota != 0);
+        let period = cpu.period().filter(|&period| period != 0);
+        if quota.is_some() || period.is_some() {
+            let period = period.unwrap_or(machine::DEFAULT_PERIOD);
+            let quota = quota.filter(|&quota| quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+            self.push("cpu.max", format!("{quota} {period}"));
+        }
+        if let Some(burst) = cpu.burst().filter(|&burst| burst != 0) {
+            self.push("cpu.max.burst", burst.to_string());
+        }
+    }
+
+    fn pids(&mut self, resources: &LinuxResources) {
+        self.limit("pids.max", resources.pids().as_ref().map(|pids| pids.limit()));
+    }
+
+    fn huge_pages(&mut self, resources: &LinuxResources) {
+        for limit in resources.hugepage_limits().iter().flatten() {
+            if limit.page_size() == HUGE_PAGE && limit.limit() >= 0 {
+                self.push(&format!("hugetlb.{HUGE_PAGE}.max"), limit.limit().to_string());
+            } else {
+                let size = limit.page_size();
+                self.notes.push(format!("hugepageLimits: the VM has no pages of {size:?} to limit"));
+            }
+        }
+    }
+
+    fn ignored(&mut self, resources: &LinuxResources) {
+        self.ignore("blockIO", resources.block_io().is_some());
+        self.ignore("network", resources.network().is_some());
+        self.ignore("rdma", resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()));
+        self.ignore("devices", resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()));
+    }
+
+    fn unified(&mut self, resources: &LinuxResources) -> anyhow::Result<()> {
+        let mut files: Vec<_> = resources.unified().iter().flatten().collect();
+        files.sort();
+        for (key, value) in files {
+            if key.is_empty() || key.contains('/') || key.starts_with('.') {
+                bail!("unified resource {key:?} must be a file name (no slashes)");
+            }
+            let (key, value) = (text::checked("unified", key)?, text::checked("unified", value)?);
+            self.push(&key, value);
+        }
+        Ok(())
     }
 }
 
-/// Shares (2 to 262144) as a weight (1 to 10000), the conversion that runc documents.
+/// Version 1 limits memory and swap together, version 2 swap alone.
+fn swap_only(memory: &LinuxMemory) -> anyhow::Result<Option<i64>> {
+    let limit = memory.limit().unwrap_or_default();
+    match memory.swap().unwrap_or_default() {
+        0 if limit == -1 => Ok(Some(-1)),
+        0 => Ok(None),
+        swap if swap < 0 => Ok(Some(-1)),
+        _ if limit <= 0 => bail!("unable to set swap limit without memory limit"),
+        swap if swap < limit => bail!("memory+swap limit should be >= memory limit"),
+        swap => Ok(swap.checked_sub(limit)),
+    }
+}
+
+/// 2…262144 shares of version 1 to 1…10000 of version 2, linearly.
 fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
@@ -140,8 +197,91 @@ fn weight(shares: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn files(json: &str) -> anyhow::Result<(String, Vec<String>)> {
+        let spec = serde_json::from_str(&format!(r#"{{"linux":{{"resources":{json}}}}}"#)).unwrap();
+        let (mut request, mut notes) = (CreateContainerRequest::new(), Vec::new());
+        plan(&spec, 4, &mut request, &mut notes)?;
+        let lines: Vec<String> =
+            request.cgroup_files.iter().map(|file| format!("{}={}", file.key, file.value)).collect();
+        Ok((lines.join(" "), notes))
+    }
+
     #[test]
-    fn shares_become_weights_as_runc_says() {
-        assert_eq!([2, 1024, 262_144, u64::MAX].map(weight), [1, 39, 10_000, 10_000]);
+    fn limits_become_files() {
+        let table = [
+            ("{}", ""),
+            (
+                r#"{"memory":{"limit":1000,"swap":3000,"reservation":500}}"#,
+                "memory.max=1000 memory.low=500 memory.swap.max=2000",
+            ),
+            (r#"{"memory":{"limit":1000,"swap":1000}}"#, "memory.max=1000 memory.swap.max=0"),
+            (r#"{"memory":{"limit":1000,"swap":-1}}"#, "memory.max=1000 memory.swap.max=max"),
+            (r#"{"memory":{"limit":-1}}"#, "memory.max=max memory.swap.max=max"),
+            (r#"{"cpu":{"shares":1024}}"#, "cpu.weight=39"),
+            (r#"{"cpu":{"shares":2}}"#, "cpu.weight=1"),
+            (r#"{"cpu":{"shares":9999999}}"#, "cpu.weight=10000"),
+            (r#"{"cpu":{"quota":5000,"period":10000}}"#, "cpu.max=5000 10000"),
+            (r#"{"cpu":{"quota":5000}}"#, "cpu.max=5000 100000"),
+            (r#"{"cpu":{"quota":-1,"period":10000}}"#, "cpu.max=max 10000"),
+            (r#"{"cpu":{"cpus":"0-3"}}"#, "cpuset.cpus=0-3"),
+            (r#"{"cpu":{"cpus":"4"}}"#, ""),
+            (r#"{"cpu":{"shares":0,"quota":0,"period":0,"cpus":"","mems":""}}"#, ""),
+            (r#"{"pids":{"limit":100}}"#, "pids.max=100"),
+            (r#"{"pids":{"limit":-1}}"#, "pids.max=max"),
+            (r#"{"pids":{"limit":0}}"#, ""),
+            (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#, "hugetlb.2MB.max=0"),
+            (r#"{"unified":{"memory.high":"5","cpu.idle":"1"}}"#, "cpu.idle=1 memory.high=5"),
+        ];
+        for (json, expected) in table {
+            assert_eq!(files(json).unwrap().0, expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_noted() {
+        for json in [
+            r#"{"blockIO":{"weight":5}}"#,
+            r#"{"devices":[{"allow":false}]}"#,
+            r#"{"cpu":{"cpus":"9"}}"#,
+            r#"{"cpu":{"mems":"0"}}"#,
+            r#"{"hugepageLimits":[{"pageSize":"1GB","limit":0}]}"#,
+            r#"{"memory":{"swappiness":5}}"#,
+        ] {
+            let (files, notes) = files(json).unwrap();
+            assert_eq!((files.as_str(), notes.len()), ("", 1), "{json}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused_in_runcs_words() {
+        let table = [
+            (r#"{"memory":{"swap":5}}"#, "unable to set swap limit without memory limit"),
+            (r#"{"memory":{"limit":9,"swap":5}}"#, "memory+swap limit should be >= memory limit"),
+            (r#"{"unified":{"a/b":"5"}}"#, "unified resource \"a/b\" must be a file name (no slashes)"),
+        ];
+        for (json, text) in table {
+            assert_eq!(files(json).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn lists_of_cpus() {
+        let set = |count, highest| Some(CpuSet { count, highest });
+        let table = [
+            ("0", set(1, 0)),
+            ("0-2,5", set(4, 5)),
+            ("1,1,0-1", set(2, 1)),
+            (" 3 - 4 \n", set(2, 4)),
+            ("", None),
+            ("2-1", None),
+            ("0-99999999999", None),
+            ("0-8192", None),
+            ("18446744073709551615", None),
+            ("a", None),
+            ("1,", None),
+        ];
+        for (list, expected) in table {
+            assert_eq!(cpu_list(list), expected, "{list:?}");
+        }
     }
 }

@@ -1,90 +1,95 @@
-//! The rules of the OCI runtime specification that a bundle must keep.
-
-use std::path::Path;
+//! What every bundle must have, in runc's words.
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Process;
 
 use crate::bundle::Bundle;
-use crate::facts::{Facts, Kind};
 
-/// Longest id: it names a directory.
+/// Longest container id: it has to be a file name.
 const MAX_ID: usize = 255;
 
-/// Checks a container's name: letters, digits, `_`, `+`, `-` and `.`, as runc has it.
-pub fn validate_id(id: &str) -> anyhow::Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() {
-        bail!("container id cannot be empty");
-    }
-    if id == "." || id == ".." || !id.chars().all(allowed) {
-        bail!("invalid container ID format: {id:?} (letters, digits, '_', '+', '-' and '.' are possible)");
+/// Checks a container's name: letters, digits and `_ + . -`, not `.` or `..`, at most 255 characters.
+///
+/// # Errors
+/// As runc's, with the reason.
+pub fn id(id: &str) -> anyhow::Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
+    if id.is_empty() || id == "." || id == ".." || !id.chars().all(allowed) {
+        bail!("invalid container ID format: {id:?}, only letters, digits and _ + . - are allowed");
     }
     if id.len() > MAX_ID {
-        bail!("invalid container ID format: {} characters are more than {MAX_ID}", id.len());
+        bail!("invalid container ID format: {} characters, at most {MAX_ID} are allowed", id.len());
     }
     Ok(())
 }
 
-/// Checks what does not belong to one section alone.
-pub fn spec(bundle: &Bundle, facts: &Facts) -> anyhow::Result<()> {
-    version(bundle.spec.version())?;
-    rootfs(bundle, facts)?;
-    let process = bundle.spec.process().as_ref().context("config.json: process is required")?;
+/// Checks version, process and root, and notes what only other platforms use.
+///
+/// # Errors
+/// What is missing or wrong.
+pub fn bundle(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<()> {
+    let spec = &bundle.spec;
+    version(spec.version())?;
+    process(spec.process().as_ref().context("process property must not be empty")?)?;
+    if spec.root().as_ref().is_none_or(|root| root.path().as_os_str().is_empty()) {
+        bail!("root must be specified");
+    }
+    for name in &bundle.unknown_capabilities {
+        notes.push(format!("ignoring unknown capability {name}"));
+    }
+    let others = [spec.solaris().is_some(), spec.windows().is_some(), spec.vm().is_some(), spec.zos().is_some()];
+    if others.contains(&true) {
+        notes.push("solaris, windows, vm and zos sections of config.json have no effect".to_owned());
+    }
+    Ok(())
+}
+
+/// Checks what both `create` and `exec` need of a process.
+///
+/// # Errors
+/// As runc's.
+pub fn process(process: &Process) -> anyhow::Result<()> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
-        bail!("config.json: process.args must not be empty");
+        bail!("args must not be empty");
     }
-    hostname(bundle)?;
-    annotations(bundle)
-}
-
-fn version(version: &str) -> anyhow::Result<()> {
-    let mut numbers = version.split(['-', '+']).next().unwrap_or_default().split('.').map(str::parse::<u32>);
-    match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
-        (Some(Ok(1)), Some(Ok(_)), Some(Ok(_)), None) => Ok(()),
-        _ => bail!("config.json: unsupported ociVersion {version:?}, this runtime implements 1.x"),
-    }
-}
-
-fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<()> {
-    let root = bundle.spec.root().as_ref().context("config.json: root is required")?;
-    let path = bundle.dir.join(root.path());
-    match facts.sources.get(&path) {
-        Some(Kind::Directory) => Ok(()),
-        Some(Kind::Missing) | None => bail!("rootfs {} does not exist: no such file or directory", path.display()),
-        Some(_) => bail!("rootfs {} is not a directory", path.display()),
-    }
-}
-
-fn hostname(bundle: &Bundle) -> anyhow::Result<()> {
-    let named = bundle.spec.hostname().as_ref().is_some_and(|name| !name.is_empty());
-    let namespaces = bundle.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let own = namespaces.is_some_and(|list| list.iter().any(|one| one.typ() == LinuxNamespaceType::Uts));
-    if named && !own {
-        bail!("config.json: unable to set hostname without a private UTS namespace");
+    if !process.cwd().is_absolute() {
+        bail!("Cwd must be an absolute path, not {:?}", process.cwd());
     }
     Ok(())
 }
 
-fn annotations(bundle: &Bundle) -> anyhow::Result<()> {
-    let known = ["io.runvm.memory-mib", "io.runvm.timeline", "io.runvm.vcpus"];
-    let ours = bundle.spec.annotations().iter().flatten().map(|(key, _)| key.as_str());
-    match ours.filter(|key| key.starts_with("io.runvm.")).find(|key| !known.contains(key)) {
-        Some(unknown) => bail!("annotation {unknown} is not known; {} are", known.join(", ")),
-        None => Ok(()),
+/// Any 1.x: the specification only adds to it.
+fn version(version: &str) -> anyhow::Result<()> {
+    let number = version.split(['-', '+']).next().unwrap_or_default();
+    let parts: Vec<Option<u32>> = number.split('.').map(|part| part.parse().ok()).collect();
+    match parts.as_slice() {
+        [Some(1), Some(_), Some(_)] => Ok(()),
+        _ => bail!("unsupported ociVersion {version:?}: this runtime supports 1.x.y"),
     }
 }
 
-/// An annotation that is `true` or `false`; `false` when it is missing.
-pub fn switch(spec: &Spec, key: &str) -> anyhow::Result<bool> {
-    let text = spec.annotations().as_ref().and_then(|all| all.get(key)).map_or("false", String::as_str);
-    text.parse().with_context(|| format!("annotation {key}: {text:?} is neither true nor false"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An absolute path without NUL.
-pub fn absolute(path: &Path, field: &str) -> anyhow::Result<String> {
-    match path.to_str() {
-        Some(text) if path.is_absolute() && !text.contains('\0') => Ok(text.to_owned()),
-        _ => bail!("{field}: {path:?} must be an absolute path"),
+    #[test]
+    fn ids_come_from_an_allow_list() {
+        for good in ["a", "A-b_c.d+e", "0", "...", &"x".repeat(255)] {
+            assert!(id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "../a", "a b", "ä", "a\n", "a\0", "a:b", &"x".repeat(256)] {
+            let text = id(bad).unwrap_err().to_string();
+            assert!(text.starts_with("invalid container ID format"), "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_of_the_first_series() {
+        for good in ["1.0.0", "1.0.2-dev", "1.2.0+x", "1.0.0-rc5", "1.99.3"] {
+            assert!(version(good).is_ok(), "{good}");
+        }
+        for bad in ["", "1", "1.0", "0.9.0", "2.0.0", "1.x.0", "1.0.0.0", "v1.0.0", "-1.0.0"] {
+            assert!(version(bad).unwrap_err().to_string().starts_with("unsupported ociVersion"), "{bad}");
+        }
     }
 }

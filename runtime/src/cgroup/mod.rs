@@ -1,0 +1,180 @@
+//! The container's cgroup on the host: where the monitor, and with it the whole VM, is accounted.
+//!
+//! Engines read the monitor's cgroup for statistics and out-of-memory events, so it is there before
+//! `create` returns. Limits of the bundle hold in the guest; the host's cgroup gets none of them, since the
+//! monitor and the guest's kernel need memory and threads beyond the container's.
+
+mod layout;
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::CgroupPlan;
+use layout::Hierarchy;
+pub use layout::Layout;
+
+/// How long a cgroup may stay busy after its last process was reaped.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How deep below a cgroup of ours others are removed.
+const MAX_DEPTH: usize = 32;
+
+/// The cgroups of a container, one in each hierarchy. Kept in the container's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCgroup {
+    directories: Vec<Directory>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Directory {
+    path: PathBuf,
+    /// Whether it was made for this container; what is inside is ours then, too.
+    made: bool,
+}
+
+/// Makes the cgroups.
+///
+/// # Errors
+/// One of them cannot be made; those made before it are gone again.
+pub fn create(plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
+    create_in(&Layout::detect()?, plan)
+}
+
+fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
+    let mut cgroup = HostCgroup::default();
+    for hierarchy in &layout.hierarchies {
+        let path = hierarchy.directory(&plan.path);
+        match make(hierarchy, &path) {
+            Ok(made) => cgroup.directories.push(Directory { path, made }),
+            Err(error) => {
+                // The error at hand says more than one of cleaning up.
+                let _ = cgroup.remove();
+                return Err(error).with_context(|| format!("make cgroup {}", path.display()));
+            }
+        }
+    }
+    Ok(cgroup)
+}
+
+impl HostCgroup {
+    /// Moves a process into all of them.
+    ///
+    /// # Errors
+    /// The cgroup that refuses it.
+    pub fn add(&self, pid: i32) -> anyhow::Result<()> {
+        self.directories.iter().try_for_each(|directory| {
+            let file = directory.path.join("cgroup.procs");
+            fs::write(&file, pid.to_string()).with_context(|| format!("move process {pid} into {}", file.display()))
+        })
+    }
+
+    /// Removes them, waiting briefly for processes that are still on their way out. What is gone already is
+    /// no error; what was there before is left when somebody else uses it.
+    ///
+    /// # Errors
+    /// The first cgroup that cannot be removed.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let results = self.directories.iter().rev().map(|directory| directory.remove(deadline));
+        // All are tried, whatever becomes of one.
+        results.collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+impl Directory {
+    fn remove(&self, deadline: Instant) -> anyhow::Result<()> {
+        if !self.made {
+            return match fs::remove_dir(&self.path) {
+                Err(error) if !is_busy(&error) && error.kind() != ErrorKind::NotFound => self.failed(error),
+                _ => Ok(()),
+            };
+        }
+        loop {
+            match remove_tree(&self.path, MAX_DEPTH) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Err(error) => return self.failed(error),
+            }
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> anyhow::Result<()> {
+        Err(error).with_context(|| format!("unable to remove cgroup {}", self.path.display()))
+    }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::DirectoryNotEmpty)
+}
+
+/// A cgroup is removed by rmdir(2) alone: its files are no obstacle, its children are.
+fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if !is_busy(&error) || depth == 0 => return Err(error),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path(), depth - 1)?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Makes a directory and those above it; says whether it was not there before.
+fn make(hierarchy: &Hierarchy, path: &Path) -> io::Result<bool> {
+    let mut above = path.ancestors().take_while(|above| *above != hierarchy.mount).collect::<Vec<_>>();
+    above.reverse();
+    let mut made = false;
+    let mut parent = hierarchy.mount.as_path();
+    for directory in above {
+        if hierarchy.is_unified() {
+            enable_controllers(parent);
+        }
+        made = match fs::create_dir(directory) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        };
+        if hierarchy.has("cpuset") {
+            inherit_cpuset(parent, directory)?;
+        }
+        parent = directory;
+    }
+    Ok(made)
+}
+
+/// Lets children have every controller. One that cannot be had (a cgroup with processes, a delegated tree)
+/// only means less accounting.
+fn enable_controllers(directory: &Path) {
+    let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let file = directory.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    let enabled: Vec<&str> = enabled.split_whitespace().collect();
+    for controller in available.split_whitespace().filter(|controller| !enabled.contains(controller)) {
+        let _ = fs::write(&file, format!("+{controller}"));
+    }
+}
+
+/// A new cpuset of version 1 is empty and takes no process until it has CPUs and memory nodes.
+fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let read = |directory: &Path| fs::read_to_string(directory.join(file));
+        let given = read(parent)?;
+        if read(child)?.trim().is_empty() && !given.trim().is_empty() {
+            fs::write(child.join(file), given.trim())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

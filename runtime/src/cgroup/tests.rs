@@ -1,0 +1,95 @@
+//! On a false version 2 tree, and on this machine's own hierarchies where that is allowed.
+
+use super::*;
+
+struct FakeRoot(tempfile::TempDir);
+
+impl FakeRoot {
+    fn new() -> Self {
+        let root = Self(tempfile::tempdir().unwrap());
+        fs::write(root.path("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        fs::write(root.path("cgroup.subtree_control"), "cpu\n").unwrap();
+        root
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn layout(&self, own: &str) -> Layout {
+        let mount = self.0.path().to_owned();
+        Layout { hierarchies: vec![Hierarchy { mount, controllers: vec![], own: own.to_owned() }] }
+    }
+}
+
+fn plan(path: &str) -> CgroupPlan {
+    CgroupPlan { path: path.to_owned() }
+}
+
+#[test]
+fn a_unified_tree() {
+    let root = FakeRoot::new();
+    let cgroup = create_in(&root.layout(""), &plan("/a/b")).unwrap();
+    assert!(root.path("a/b").is_dir());
+    // A plain file keeps only the last write; the kernel takes each.
+    assert_eq!(fs::read_to_string(root.path("cgroup.subtree_control")).unwrap(), "+pids");
+    cgroup.add(7).unwrap();
+    assert_eq!(fs::read_to_string(root.path("a/b/cgroup.procs")).unwrap(), "7");
+    fs::remove_file(root.path("a/b/cgroup.procs")).unwrap();
+    fs::remove_file(root.path("a/b/cgroup.subtree_control")).unwrap_or_default();
+    fs::create_dir_all(root.path("a/b/child/grandchild")).unwrap();
+    cgroup.remove().unwrap();
+    assert!(!root.path("a/b").exists() && root.path("a").is_dir());
+    cgroup.remove().unwrap();
+}
+
+#[test]
+fn a_relative_path_is_beside_the_own_cgroup() {
+    let root = FakeRoot::new();
+    fs::create_dir_all(root.path("user/session")).unwrap();
+    create_in(&root.layout("user/session"), &plan("box")).unwrap();
+    assert!(root.path("user/box").is_dir());
+}
+
+#[test]
+fn what_others_use_is_left_alone() {
+    let root = FakeRoot::new();
+    fs::create_dir_all(root.path("shared/other")).unwrap();
+    let cgroup = create_in(&root.layout(""), &plan("/shared")).unwrap();
+    cgroup.remove().unwrap();
+    assert!(root.path("shared/other").is_dir());
+}
+
+#[test]
+fn a_failure_names_the_place_and_leaves_nothing() {
+    let (good, bad) = (FakeRoot::new(), FakeRoot::new());
+    fs::write(bad.path("a"), "in the way").unwrap();
+    let hierarchies = [good.layout("").hierarchies, bad.layout("").hierarchies].concat();
+    let text = format!("{:#}", create_in(&Layout { hierarchies }, &plan("/a/b")).unwrap_err());
+    assert!(text.starts_with("make cgroup ") && text.contains("/a/b: "), "{text}");
+    assert!(!good.path("a/b").exists());
+    let gone = HostCgroup { directories: vec![Directory { path: good.path("none"), made: true }] };
+    assert!(format!("{:#}", gone.add(1).unwrap_err()).starts_with("move process 1 into "));
+}
+
+#[test]
+fn this_machines_hierarchies() {
+    let path = format!("/runvm-test-{}", std::process::id());
+    let created = Layout::detect().and_then(|layout| create_in(&layout, &plan(&path)));
+    let Ok(cgroup) = created else {
+        eprintln!("skipped: no cgroups can be made here");
+        return;
+    };
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let added = cgroup.add(i32::try_from(child.id()).unwrap());
+    let inside = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+    let busy = cgroup.directories.first().map(|directory| directory.remove(Instant::now()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    cgroup.remove().unwrap();
+    added.unwrap();
+    let hierarchies = Layout::detect().unwrap().hierarchies.len();
+    assert_eq!(inside.lines().filter(|line| line.ends_with(&path)).count(), hierarchies, "{inside}");
+    assert!(busy.unwrap().is_err(), "a cgroup with a process in it cannot be removed");
+    assert!(cgroup.directories.iter().all(|directory| !directory.path.exists()));
+}

@@ -1,0 +1,55 @@
+//! Annotations of our own: all begin with `io.runvm.`, and one that nobody knows is a mistake.
+
+use std::ops::RangeInclusive;
+
+use anyhow::{Context, bail};
+use oci_spec::runtime::Spec;
+
+/// Memory of the VM in MiB.
+pub const MEMORY: &str = "io.runvm.memory-mib";
+/// Whether the timeline of the start is printed.
+pub const TIMELINE: &str = "io.runvm.timeline";
+/// Number of virtual CPUs.
+pub const VCPUS: &str = "io.runvm.vcpus";
+
+/// What ours begin with.
+const PREFIX: &str = "io.runvm.";
+/// All there are.
+const KNOWN: [&str; 3] = [MEMORY, TIMELINE, VCPUS];
+
+/// Checks that those of ours are known.
+///
+/// # Errors
+/// Names one that is not.
+pub fn check(spec: &Spec) -> anyhow::Result<()> {
+    let names = spec.annotations().iter().flatten().map(|(name, _)| name.as_str());
+    match names.filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(name)).min() {
+        Some(name) => bail!("unknown annotation {name}: known are {}", KNOWN.join(", ")),
+        None => Ok(()),
+    }
+}
+
+/// A number within a range, if the annotation is there.
+///
+/// # Errors
+/// It is no such number.
+pub fn number(spec: &Spec, name: &str, range: RangeInclusive<u64>) -> anyhow::Result<Option<u64>> {
+    let Some(text) = get(spec, name) else { return Ok(None) };
+    match text.parse::<u64>() {
+        Ok(number) if range.contains(&number) => Ok(Some(number)),
+        _ => bail!("annotation {name}: {text:?} is not a number from {} to {}", range.start(), range.end()),
+    }
+}
+
+/// `true` or `false`; `false` when it is missing.
+///
+/// # Errors
+/// It is neither.
+pub fn switch(spec: &Spec, name: &str) -> anyhow::Result<bool> {
+    let text = get(spec, name).unwrap_or("false");
+    text.parse().with_context(|| format!("annotation {name}: {text:?} is neither true nor false"))
+}
+
+fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(name).map(String::as_str)
+}

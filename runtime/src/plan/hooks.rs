@@ -1,0 +1,84 @@
+//! Hooks of the bundle: those that run on the host.
+
+use anyhow::{Context, bail};
+use oci_spec::runtime::Spec;
+
+use super::text;
+use crate::hooks::{Hook, Hooks};
+
+/// Takes the hooks over.
+///
+/// # Errors
+/// A hook that would have to run in the container's namespaces, or one that breaks the specification.
+#[allow(deprecated, reason = "engines still use prestart")]
+pub fn plan(spec: &Spec) -> anyhow::Result<Hooks> {
+    let Some(hooks) = spec.hooks() else { return Ok(Hooks::default()) };
+    let inside = [("createContainer", hooks.create_container()), ("startContainer", hooks.start_container())];
+    for (kind, list) in inside {
+        if list.as_ref().is_some_and(|list| !list.is_empty()) {
+            bail!(
+                "{kind} hooks run in the container's namespaces, which are inside the VM: \
+                 use createRuntime or poststart"
+            );
+        }
+    }
+    Ok(Hooks {
+        prestart: list("prestart", hooks.prestart())?,
+        create_runtime: list("createRuntime", hooks.create_runtime())?,
+        poststart: list("poststart", hooks.poststart())?,
+        poststop: list("poststop", hooks.poststop())?,
+    })
+}
+
+fn list(kind: &str, hooks: &Option<Vec<oci_spec::runtime::Hook>>) -> anyhow::Result<Vec<Hook>> {
+    let hooks = hooks.iter().flatten().enumerate();
+    hooks.map(|(n, hook)| convert(hook).with_context(|| format!("{kind} hook #{n}"))).collect()
+}
+
+fn convert(hook: &oci_spec::runtime::Hook) -> anyhow::Result<Hook> {
+    text::path("path", hook.path())?;
+    if !hook.path().is_absolute() {
+        bail!("its path {:?} is not absolute", hook.path());
+    }
+    let all = |field: &str, texts: &Option<Vec<String>>| {
+        texts.iter().flatten().map(|text| text::checked(field, text)).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let timeout = match hook.timeout() {
+        None => None,
+        Some(seconds @ 1..) => Some(u64::try_from(seconds)?),
+        Some(seconds) => bail!("its timeout {seconds} is not greater than zero"),
+    };
+    Ok(Hook { path: hook.path().clone(), args: all("args", hook.args())?, env: all("env", hook.env())?, timeout })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hooks(json: &str) -> anyhow::Result<Hooks> {
+        plan(&serde_json::from_str(&format!(r#"{{"hooks":{json}}}"#)).unwrap())
+    }
+
+    #[test]
+    fn hooks_of_the_host_are_taken_over() {
+        let hooks = hooks(r#"{"prestart":[{"path":"/a","args":["a","b"],"env":["X=1"],"timeout":3}]}"#).unwrap();
+        let hook = &hooks.prestart[0];
+        assert_eq!((hook.args.len(), hook.env.len(), hook.timeout), (2, 1, Some(3)));
+        assert!(hooks.poststop.is_empty());
+    }
+
+    #[test]
+    fn others_are_refused() {
+        let table = [
+            (r#"{"createContainer":[{"path":"/a"}]}"#, "createContainer hooks run in the container's namespaces"),
+            (r#"{"startContainer":[{"path":"/a"}]}"#, "startContainer hooks run in the container's namespaces"),
+            (r#"{"poststop":[{"path":"/a"},{"path":"a"}]}"#, "poststop hook #1: its path \"a\" is not absolute"),
+            (r#"{"prestart":[{"path":"/a","timeout":0}]}"#, "prestart hook #0: its timeout 0"),
+        ];
+        for (json, text) in table {
+            let error = format!("{:#}", hooks(json).unwrap_err());
+            assert!(error.starts_with(text), "{error}");
+        }
+        assert!(hooks(r#"{"createContainer":[]}"#).is_ok());
+    }
+}

@@ -1,0 +1,113 @@
+//! How large the VM is.
+
+use anyhow::Context;
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::{MachinePlan, annotations, resources};
+use crate::facts::Facts;
+
+/// Memory without a limit in the bundle, in MiB. The host backs only what the guest touches.
+const DEFAULT_MIB: u64 = 2048;
+/// A VM of ours is never smaller, in MiB.
+const LEAST_MIB: u64 = 128;
+/// The least that may be asked for by annotation, in MiB: kernel and agent start with it.
+const LEAST_ASKED_MIB: u64 = 64;
+/// The VMM's largest, in MiB.
+const MOST_MIB: u64 = 1 << 20;
+/// What kernel and agent need besides the container, in MiB.
+const RESERVE_MIB: u64 = 64;
+/// The kernel describes each page of 4096 bytes with 64.
+const PAGE_OVERHEAD: u64 = 64;
+/// The VMM's most.
+const MOST_VCPUS: u32 = 64;
+/// `cpu.cfs_period_us` when the bundle has none.
+pub const DEFAULT_PERIOD: u64 = 100_000;
+
+/// Plans the VM.
+///
+/// # Errors
+/// An annotation that is no number or out of range.
+pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Result<MachinePlan> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let memory = match annotations::number(spec, annotations::MEMORY, LEAST_ASKED_MIB..=MOST_MIB)? {
+        Some(mib) => mib,
+        None => memory_mib(resources.and_then(resources::memory_limit), facts.host_memory >> 20, notes),
+    };
+    let vcpus = match annotations::number(spec, annotations::VCPUS, 1..=u64::from(MOST_VCPUS))? {
+        Some(count) => count,
+        None => u64::from(vcpus(resources, facts.host_cpus)),
+    };
+    let memory_mib = u32::try_from(memory).context("memory of the VM")?;
+    let vcpus = u8::try_from(vcpus).context("virtual CPUs of the VM")?;
+    // The agent brings the other CPUs up once the container's process runs.
+    let cmdline = if vcpus > 1 { "maxcpus=1" } else { "" }.to_owned();
+    Ok(MachinePlan { memory_mib, vcpus, cmdline })
+}
+
+/// The limit, the guest kernel's description of that many pages, and the reserve, in steps of 2 MiB, so
+/// that the container's cgroup reaches its limit before the VM runs out. Never more than the host has.
+fn memory_mib(limit: Option<u64>, host_mib: u64, notes: &mut Vec<String>) -> u64 {
+    let most = host_mib.clamp(LEAST_MIB, MOST_MIB);
+    let Some(limit) = limit else { return DEFAULT_MIB.min(most) };
+    let limit_mib = limit.div_ceil(1 << 20);
+    let wanted = limit_mib.saturating_add(limit_mib.div_ceil(PAGE_OVERHEAD)).saturating_add(RESERVE_MIB);
+    let wanted = wanted.checked_next_multiple_of(2).unwrap_or(u64::MAX).max(LEAST_MIB);
+    if wanted > most {
+        notes.push(format!("memory limit of {limit_mib} MiB: the VM has the host's {most} MiB, no more"));
+    }
+    wanted.min(most)
+}
+
+/// All of the host's, unless a quota or a set of CPUs says that fewer can ever be busy.
+fn vcpus(resources: Option<&LinuxResources>, host: u32) -> u32 {
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu.and_then(|cpu| {
+        let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok()).filter(|&quota| quota > 0)?;
+        let period = cpu.period().filter(|&period| period > 0).unwrap_or(DEFAULT_PERIOD);
+        Some(u32::try_from(quota.div_ceil(period)).unwrap_or(u32::MAX))
+    });
+    let set = cpu.and_then(|cpu| cpu.cpus().as_deref()).and_then(resources::cpu_list).map(|cpus| cpus.count);
+    let limits = [Some(host), Some(MOST_VCPUS), quota, set];
+    limits.into_iter().flatten().min().unwrap_or(1).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_limit_and_reserve() {
+        let table = [
+            (None, 16_000, 2048),
+            (None, 1000, 1000),
+            (Some(512 << 20), 16_000, 584),
+            (Some(1), 16_000, 128),
+            (Some((64 << 20) + 1), 16_000, 132),
+            (Some(1 << 40), 16_000, 16_000),
+            (Some(u64::MAX), u64::MAX, 1 << 20),
+        ];
+        for (limit, host, mib) in table {
+            assert_eq!(memory_mib(limit, host, &mut Vec::new()), mib, "{limit:?} of {host}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_limited_by_quota_and_set() {
+        let table = [
+            ("{}", 8, 8),
+            ("{}", 500, 64),
+            ("{}", 0, 1),
+            (r#"{"quota":150000,"period":100000}"#, 8, 2),
+            (r#"{"quota":50000}"#, 8, 1),
+            (r#"{"quota":-1,"period":0}"#, 8, 8),
+            (r#"{"quota":100,"period":0}"#, 8, 1),
+            (r#"{"quota":9223372036854775807,"period":1}"#, 8, 8),
+            (r#"{"cpus":"4-6,8"}"#, 16, 4),
+            (r#"{"cpus":"nonsense"}"#, 3, 3),
+        ];
+        for (cpu, host, count) in table {
+            let resources = serde_json::from_str(&format!(r#"{{"cpu":{cpu}}}"#)).unwrap();
+            assert_eq!(vcpus(Some(&resources), host), count, "{cpu}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Namespaces: new ones are made in the guest; of the host's only a network namespace can be used.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, bail};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
+use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
+
+use super::{NetworkPlan, text};
+use crate::facts::{Facts, NetworkFact};
+
+/// Longest host and domain name, in bytes (sethostname(2)).
+const MAX_NAME: usize = 64;
+
+/// Fills in namespaces, id mappings, host name and sysctls; says where the monitor's network is.
+///
+/// # Errors
+/// A namespace that cannot be shared with a VM, or settings that need one that is not there.
+pub fn plan(
+    spec: &Spec,
+    facts: &Facts,
+    request: &mut CreateContainerRequest,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<NetworkPlan> {
+    let none = Linux::default();
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let network = network(namespaces, facts)?;
+    let kinds = new_ones(namespaces)?;
+    note_shared(&kinds, notes);
+    mappings(linux.unwrap_or(&none), kinds.contains(&(NamespaceKind::USER as i32)), request)?;
+    names(spec, kinds.contains(&(NamespaceKind::UTS as i32)), request)?;
+    if let Some(linux) = linux {
+        sysctls(linux, request)?;
+        refuse_time_offsets(linux)?;
+    }
+    let message =
+        |namespace: &LinuxNamespace| protocol::Namespace { kind: kind(namespace.typ()).into(), ..Default::default() };
+    request.namespaces = namespaces.iter().map(message).collect();
+    Ok(network)
+}
+
+fn path_of(namespace: &LinuxNamespace) -> Option<&std::path::Path> {
+    namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
+fn network(namespaces: &[LinuxNamespace], facts: &Facts) -> anyhow::Result<NetworkPlan> {
+    const HOST: &str = "host network is not possible in a VM: it would need the host's own interfaces; \
+                        use --network bridge or none (a network namespace in linux.namespaces)";
+    let entry = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let Some(path) = path_of(entry.context(HOST)?) else { return Ok(NetworkPlan::New) };
+    match &facts.network {
+        NetworkFact::Is(id) if facts.host_networks.contains(id) => bail!("{HOST}"),
+        NetworkFact::Is(_) => Ok(NetworkPlan::Path(path.to_owned())),
+        NetworkFact::NotNamespace => bail!("network namespace {}: the file is not a namespace", path.display()),
+        NetworkFact::Missing(why) => bail!("network namespace {}: {why}", path.display()),
+        NetworkFact::NotGiven => bail!("network namespace {}: it was not looked at", path.display()),
+    }
+}
+
+/// Kinds of namespaces that the container has, each once.
+fn new_ones(namespaces: &[LinuxNamespace]) -> anyhow::Result<BTreeSet<i32>> {
+    let mut kinds = BTreeSet::new();
+    for namespace in namespaces {
+        let name = name(namespace.typ());
+        if !kinds.insert(kind(namespace.typ()) as i32) {
+            bail!("malformed spec file: duplicated {name} namespace");
+        }
+        if let (Some(path), true) = (path_of(namespace), namespace.typ() != LinuxNamespaceType::Network) {
+            bail!(
+                "cannot join {name} namespace {}: a VM has namespaces of its own; \
+                 give the container a new one (no --{name} container:… or host)",
+                path.display()
+            );
+        }
+    }
+    Ok(kinds)
+}
+
+fn note_shared(kinds: &BTreeSet<i32>, notes: &mut Vec<String>) {
+    for wanted in [NamespaceKind::PID, NamespaceKind::IPC, NamespaceKind::UTS, NamespaceKind::MOUNT] {
+        if !kinds.contains(&(wanted as i32)) {
+            let name = format!("{wanted:?}").to_lowercase();
+            notes.push(format!("no new {name} namespace: the container has that of its VM, not the host's"));
+        }
+    }
+}
+
+fn kind(kind: LinuxNamespaceType) -> NamespaceKind {
+    match kind {
+        LinuxNamespaceType::Mount => NamespaceKind::MOUNT,
+        LinuxNamespaceType::Cgroup => NamespaceKind::CGROUP,
+        LinuxNamespaceType::Uts => NamespaceKind::UTS,
+        LinuxNamespaceType::Ipc => NamespaceKind::IPC,
+        LinuxNamespaceType::User => NamespaceKind::USER,
+        LinuxNamespaceType::Pid => NamespaceKind::PID,
+        LinuxNamespaceType::Network => NamespaceKind::NETWORK,
+        LinuxNamespaceType::Time => NamespaceKind::TIME,
+    }
+}
+
+fn name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mount",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "network",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+fn mappings(linux: &Linux, user: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
+    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
+    match (user, uids.is_empty(), gids.is_empty()) {
+        (true, true, _) => bail!("User namespaces enabled, but no uid mappings found."),
+        (true, _, true) => bail!("User namespaces enabled, but no gid mappings found."),
+        (false, true, true) => return Ok(()),
+        (false, ..) => bail!("User namespace mappings specified, but user namespace isn't enabled in the config"),
+        _ => {}
+    }
+    request.uid_mappings = uids.iter().map(mapping).collect();
+    request.gid_mappings = gids.iter().map(mapping).collect();
+    Ok(())
+}
+
+fn mapping(mapping: &LinuxIdMapping) -> IdMapping {
+    let (container_id, host_id, size) = (mapping.container_id(), mapping.host_id(), mapping.size());
+    IdMapping { container_id, host_id, size, ..Default::default() }
+}
+
+fn names(spec: &Spec, uts: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
+    request.hostname = host_name("hostname", spec.hostname().as_deref(), uts)?;
+    request.domainname = host_name("domainname", spec.domainname().as_deref(), uts)?;
+    Ok(())
+}
+
+fn host_name(field: &str, value: Option<&str>, uts: bool) -> anyhow::Result<String> {
+    let value = value.unwrap_or_default();
+    if !value.is_empty() && !uts {
+        bail!("unable to set {field} without a private UTS namespace");
+    }
+    if value.len() > MAX_NAME {
+        bail!("{field} has {} bytes, at most {MAX_NAME} are possible", value.len());
+    }
+    text::checked(field, value)
+}
+
+/// All of them: they are those of the guest's kernel, which is the container's alone.
+fn sysctls(linux: &Linux, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
+    let mut sysctls: Vec<_> = linux.sysctl().iter().flatten().collect();
+    sysctls.sort();
+    let convert = |(key, value): (&String, &String)| {
+        let strange = key.is_empty() || key.starts_with('/') || key.split('/').any(|part| part == "..");
+        if strange || key.contains("..") {
+            bail!("sysctl {key:?} is not a name like net.ipv4.ip_forward");
+        }
+        let (key, value) = (text::checked("linux.sysctl", key)?, text::checked("linux.sysctl", value)?);
+        Ok(protocol::KeyValue { key, value, ..Default::default() })
+    };
+    request.sysctls = sysctls.into_iter().map(convert).collect::<anyhow::Result<_>>()?;
+    Ok(())
+}
+
+fn refuse_time_offsets(linux: &Linux) -> anyhow::Result<()> {
+    match linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        true => bail!("linux.timeOffsets is not supported: leave it out"),
+        false => Ok(()),
+    }
+}
