@@ -24,8 +24,9 @@ agent: deps
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 		cargo build --quiet -p agent --profile agent --target x86_64-unknown-linux-gnu
 
+# Static, still position independent: no dynamic linker in the two executions that each start needs.
 runtime: deps
-	@cargo build --quiet --release -p runvm
+	@cargo rustc --quiet --release -p runvm -- -C target-feature=+crt-static
 
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent

@@ -288,7 +288,6 @@ impl Pipes {
 
 fn new_state(bundle: &Bundle, plan: &Plan) -> State {
     let uid = rustix::process::getuid();
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid.as_raw())).ok().flatten();
     State {
         oci_version: bundle.spec.version().clone(),
         id: plan.container.container_id.clone(),
@@ -298,11 +297,23 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         bundle: bundle.dir.clone(),
         rootfs: plan.shares.first().map(|share| share.source.clone()).unwrap_or_default(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-        owner: user.map_or_else(|| uid.as_raw().to_string(), |user| user.name),
+        owner: user_name(uid.as_raw()),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: None,
         hooks: plan.hooks.clone(),
     }
+}
+
+/// The user's name by /etc/passwd, else the number. Not by libc, whose static form has no name services.
+fn user_name(uid: u32) -> String {
+    let number = uid.to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    named.unwrap_or(number)
 }
 
 fn open_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<Option<Pty>> {

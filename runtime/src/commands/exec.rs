@@ -49,13 +49,22 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
 
 fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> {
     let process = match &args.process {
-        Some(file) => bundle::load_process(file)?,
+        Some(file) => with_capabilities(bundle::load_process(file)?, state)?,
         None => from_arguments(args, state)?,
     };
     let mut process = plan::exec_process(&process)?;
     process.no_new_privileges |= args.no_new_privs;
     if args.process_label.is_some() || args.apparmor.is_some() || !args.cgroup.is_empty() {
         log::debug("labels, AppArmor profiles and sub-cgroups of exec have no effect in the guest");
+    }
+    Ok(process)
+}
+
+/// As runc: a process that names no capabilities has the container's.
+fn with_capabilities(mut process: Process, state: &State) -> anyhow::Result<Process> {
+    if process.capabilities().is_none() {
+        let container = bundle::load(&state.bundle)?.spec.process().clone();
+        process.set_capabilities(container.and_then(|container| container.capabilities().clone()));
     }
     Ok(process)
 }

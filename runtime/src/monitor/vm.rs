@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use protocol::{Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
-use vmm::virtio::fs::{Fs, Share};
+use vmm::virtio::fs::{Counters, Fs, Share};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
@@ -32,6 +33,7 @@ pub struct Vm {
     listener: Listener,
     container_id: String,
     timeline: RefCell<Timeline>,
+    requests: Arc<Counters>,
 }
 
 impl Vm {
@@ -42,6 +44,7 @@ impl Vm {
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let requests = fs.counters();
         let spec = MachineSpec {
             memory_mib: setup.machine.memory_mib,
             vcpus: setup.machine.vcpus,
@@ -57,7 +60,16 @@ impl Vm {
         timeline.mark("VM started");
         let ended = watch(running.ended().try_clone_to_owned()?)?;
         let ready = watch(waiting(&listener)?)?;
-        Ok(Self { running, ended, vsock, ready, listener, container_id: setup.id, timeline: RefCell::new(timeline) })
+        Ok(Self {
+            running,
+            ended,
+            vsock,
+            ready,
+            listener,
+            container_id: setup.id,
+            timeline: RefCell::new(timeline),
+            requests,
+        })
     }
 
     /// Waits for the agent's report and connects to it.
@@ -88,9 +100,11 @@ impl Vm {
         self.timeline.borrow_mut().mark(what);
     }
 
-    /// Where the time went so far.
+    /// Where the time went so far, and how often the guest asked the host for what.
     pub fn timeline(&self) -> String {
-        self.timeline.borrow().summary()
+        let requests: Vec<String> = self.requests.named().iter().map(|(name, n)| format!("{name} {n}")).collect();
+        let (summary, exits) = (self.timeline.borrow().summary(), self.running.exits());
+        format!("{summary}; FUSE requests: {}; exits to user space: {exits:?}", requests.join(", "))
     }
 
     /// Returns when the VM has stopped by itself.
