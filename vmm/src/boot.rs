@@ -9,15 +9,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::elf::{self, Image};
 use crate::error::Error;
 use crate::layout::{self, MIB, PAGE};
-use crate::memory::map_file;
+use crate::memory::read_file;
 use crate::spec::MachineSpec;
 
 /// Memory that a kernel needs besides itself and its initrd to come up at all.
 const SLACK: u64 = 8 * MIB;
 
-/// `E820_TYPE_RAM` and `E820_TYPE_RESERVED`.
+/// `E820_TYPE_RAM`.
 const RAM: u32 = 1;
-const RESERVED: u32 = 2;
 
 /// `SETUP_RNG_SEED` of `struct setup_data`.
 const SETUP_RNG_SEED: u32 = 9;
@@ -26,9 +25,9 @@ const SEED_BYTES: usize = 32;
 /// Code (64-bit) and data segments at selectors 0x10 and 0x18, as the boot protocol asks.
 pub const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-/// What every machine tells its kernel; docs/guest-kernel.md has the reasons.
-const ARGUMENTS: &str = "reboot=t panic=-1 no_timer_check tsc=reliable random.trust_cpu=on random.trust_bootloader=on \
-     rcupdate.rcu_expedited=1 cryptomgr.notests";
+/// What every machine tells its kernel; docs/guest-kernel.md has the reasons, and what each one costs.
+const ARGUMENTS: &str = "reboot=t noreplace-smp tsc=reliable rcupdate.rcu_expedited=1 \
+     dhash_entries=65536 ihash_entries=32768 nf_conntrack.hashsize=4096 ifb.numifbs=0 dummy.numdummies=0";
 
 /// Loads everything the kernel finds in memory; returns the address of its first instruction.
 ///
@@ -40,7 +39,7 @@ pub fn load(memory: &GuestMemoryMmap, spec: &MachineSpec, devices: usize) -> Res
     let kernel = elf::inspect(&kernel_file).map_err(|what| Error::file(&spec.kernel, what))?;
     let initrd = place_initrd(&kernel, &initrd_file, spec)?;
     load_kernel(memory, &kernel, &kernel_file).map_err(|error| Error::file(&spec.kernel, error))?;
-    map_file(memory, &initrd_file, 0, initrd).map_err(|error| Error::file(&spec.initrd, error))?;
+    read_file(memory, &initrd_file, 0, initrd).map_err(|error| Error::file(&spec.initrd, error))?;
     let cmdline = cmdline(spec, devices)?;
     memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
     memory.write_slice(&zero_page(bytes, initrd), GuestAddress(layout::ZERO_PAGE))?;
@@ -78,22 +77,20 @@ fn load_kernel(memory: &GuestMemoryMmap, kernel: &Image, file: &File) -> io::Res
     kernel
         .segments
         .iter()
-        .try_for_each(|segment| map_file(memory, file, segment.offset, (segment.address, segment.file_size)))
+        .try_for_each(|segment| read_file(memory, file, segment.offset, (segment.address, segment.file_size)))
 }
 
 /// The kernel's arguments with their terminating zero.
 fn cmdline(spec: &MachineSpec, devices: usize) -> Result<String, Error> {
     let mut line = ARGUMENTS.to_owned();
-    line.push_str(match spec.console {
-        Some(_) => " console=ttyS0 earlyprintk=ttyS0 8250.nr_uarts=1",
-        None => " quiet loglevel=0 8250.nr_uarts=0",
-    });
+    if spec.console.is_some() {
+        line.push_str(" console=ttyS0 earlyprintk=ttyS0 8250.nr_uarts=1");
+    }
+    let record = crate::last_words::RECORD_SIZE;
     line.push_str(&format!(
-        " ramoops.mem_address={:#x} ramoops.mem_size={:#x} ramoops.record_size={:#x} ramoops.mem_type=2 \
-         ramoops.console_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0 ramoops.ecc=0",
+        " ramoops.mem_address={:#x} ramoops.mem_size={:#x} ramoops.record_size={record:#x}",
         layout::RAMOOPS,
-        layout::RAMOOPS_SIZE,
-        crate::last_words::RECORD_SIZE,
+        layout::RAMOOPS_SIZE
     ));
     for slot in 0..devices {
         let (address, irq) = layout::virtio_slot(slot);
@@ -126,26 +123,22 @@ fn zero_page(bytes: u64, (initrd, initrd_length): (u64, u64)) -> Vec<u8> {
     put(0x21c, &(initrd_length as u32).to_le_bytes());
     put(0x228, &(layout::CMDLINE as u32).to_le_bytes());
     put(0x250, &layout::SEED.to_le_bytes());
-    for (index, (start, length, kind)) in map.into_iter().enumerate() {
+    for (index, (start, length)) in map.into_iter().enumerate() {
         let at = 0x2d0 + index * 20;
         put(at, &start.to_le_bytes());
         put(at + 8, &length.to_le_bytes());
-        put(at + 16, &kind.to_le_bytes());
+        put(at + 16, &RAM.to_le_bytes());
     }
     page
 }
 
-/// The memory map: (address, bytes, type).
-fn e820(bytes: u64) -> Vec<(u64, u64, u32)> {
-    let after_ramoops = layout::RAMOOPS + layout::RAMOOPS_SIZE;
-    let mut map = vec![
-        (0, layout::RAMOOPS, RAM),
-        (layout::RAMOOPS, layout::RAMOOPS_SIZE, RESERVED),
-        (after_ramoops, layout::LOW_END - after_ramoops, RAM),
-    ];
+/// The memory map: (address, bytes) of RAM. The ramoops region is left out, and so the kernel's to
+/// find by its argument only.
+fn e820(bytes: u64) -> Vec<(u64, u64)> {
+    let mut map = vec![(0, layout::RAMOOPS)];
     for (start, length) in layout::memory_ranges(bytes) {
         let first = start.max(MIB);
-        map.push((first, start + length - first, RAM));
+        map.push((first, start + length - first));
     }
     map
 }
@@ -232,7 +225,16 @@ mod tests {
             let map = e820(bytes);
             assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
             let total: u64 = map.iter().map(|entry| entry.1).sum();
-            assert_eq!(total, bytes - (MIB - layout::LOW_END));
+            assert_eq!(total, bytes - (MIB - layout::RAMOOPS));
+        }
+    }
+
+    #[test]
+    fn the_arguments_are_those_recommended_for_the_kernel() {
+        let wanted = include_str!("../../guest-kernel/cmdline").lines().filter(|line| !line.starts_with('#'));
+        // How many CPUs come up at first is for the machine's owner to say.
+        for argument in wanted.filter(|line| !line.is_empty() && !line.starts_with("maxcpus")) {
+            assert!(ARGUMENTS.split_whitespace().any(|known| known == argument), "{argument} is missing");
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The region is a row of zones of [`RECORD_SIZE`] bytes, each a `struct persistent_ram_buffer`
 //! (fs/pstore/ram_core.c): signature, start of the text within the ring, its length, then the ring.
+//! The last 12 KiB are for zones of other kinds, which our kernel doesn't write.
 //! A record begins with a line `====SECONDS.MICROSECONDS-D`. All of it is the guest's to forge.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

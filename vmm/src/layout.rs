@@ -3,7 +3,7 @@
 //! ```text
 //!  0x0000_0000  MP floating pointer, MP table (page 0, which Linux never uses itself)
 //!  0x0000_7000  zero page, then kernel arguments, boot GDT, random seed, boot page tables
-//!  0x0008_0000  ramoops: the kernel's last words (Linux keeps off the first MiB in any case)
+//!  0x0009_0000  ramoops: the kernel's last words (Linux keeps off the first MiB in any case)
 //!  0x0010_0000  kernel (where its ELF says) … initrd at the top of low memory
 //!  0xc000_0000  end of low memory
 //!  0xd000_0000  virtio-mmio devices, 4 KiB each
@@ -15,6 +15,8 @@
 pub const MIB: u64 = 1 << 20;
 /// A page.
 pub const PAGE: u64 = 4096;
+/// A huge page.
+pub const HUGE_PAGE: u64 = 2 * MIB;
 
 /// MP floating pointer structure: Linux looks in the first KiB first.
 pub const MP_POINTER: u64 = 0;
@@ -39,11 +41,9 @@ pub const PDPT: u64 = 0xa000;
 /// Page directory: 512 pages of 2 MiB.
 pub const PD: u64 = 0xb000;
 /// First byte of the ramoops region.
-pub const RAMOOPS: u64 = 0x8_0000;
+pub const RAMOOPS: u64 = 0x9_0000;
 /// Size of the ramoops region in bytes.
 pub const RAMOOPS_SIZE: u64 = 0x1_0000;
-/// End of conventional memory.
-pub const LOW_END: u64 = 0xa_0000;
 /// Where a kernel may begin.
 pub const KERNEL_MIN: u64 = MIB;
 

@@ -74,7 +74,7 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
         let entry = boot::load(&memory, &spec, devices.len())?;
-        mptable::write(&memory, spec.vcpus)?;
+        mptable::write(&memory, spec.vcpus, &irqs(&spec, devices.len()))?;
         timeline.mark("kernel and initrd in memory");
         let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
         timeline.mark("vCPUs");
@@ -209,6 +209,13 @@ fn check(spec: &MachineSpec, devices: &[Box<dyn Device>]) -> Result<(), Error> {
         return Err(Error::Spec(format!("{count} devices; at most {most} work")));
     }
     Ok(())
+}
+
+/// The interrupts that will have a device.
+fn irqs(spec: &MachineSpec, devices: usize) -> Vec<u8> {
+    let console = spec.console.iter().map(|_| layout::SERIAL_IRQ);
+    let virtio = (0..devices).map(|slot| layout::virtio_slot(slot).1);
+    console.chain(virtio).map(|irq| irq as u8).collect()
 }
 
 fn open() -> Result<(Kvm, VmFd), Error> {
