@@ -34,19 +34,43 @@ pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, Error> {
 }
 
 /// An anonymous mapping that begins at a multiple of [`HUGE_PAGE`], so that huge pages of the host are
-/// huge pages of the guest too. The kernel places mappings below one another: a filler of the right size
-/// moves the next one into place. Where it doesn't, the mapping works all the same, only slower.
+/// huge pages of the guest too. Where the kernel doesn't play along, it works all the same, only slower.
 fn map_aligned(length: usize) -> Result<MmapRegion, MmapRegionError> {
-    let trial = MmapRegion::<()>::new(length)?;
-    let excess = trial.as_ptr() as usize % HUGE_PAGE as usize;
-    if excess == 0 {
-        return Ok(trial);
-    }
-    drop(trial);
-    let filler = MmapRegion::<()>::new(excess)?;
+    let plug = Plug::new(length);
     let mapping = MmapRegion::new(length);
-    drop(filler);
+    drop(plug);
     mapping
+}
+
+/// Fills address space so that the next mapping of a given length begins at a huge page's boundary. The
+/// kernel fills holes from the top, so this takes a hole that surely has such a place, frees it up to the
+/// end of that, and keeps the rest. (A filler asked for by itself would end up in some smaller hole.)
+struct Plug(*mut libc::c_void, usize);
+
+impl Plug {
+    fn new(length: usize) -> Option<Self> {
+        let huge = HUGE_PAGE as usize;
+        let hole = length.checked_add(huge)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), hole, libc::PROT_NONE, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return None;
+        }
+        let end = (at as usize).next_multiple_of(huge) + length;
+        // SAFETY: the lower part of the mapping made above, which nobody else knows.
+        unsafe { libc::munmap(at, end - at as usize) };
+        Some(Self(end as *mut _, at as usize + hole - end))
+    }
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        if self.1 > 0 {
+            // SAFETY: the rest of the mapping made in `new`, which nobody else knows.
+            unsafe { libc::munmap(self.0, self.1) };
+        }
+    }
 }
 
 /// Tells KVM where guest memory is. Before the interrupt controllers: a later slot costs milliseconds
@@ -107,7 +131,7 @@ mod tests {
         // Another thread may map something in between; not every time.
         let aligned = |bytes| {
             let memory = allocate(bytes).unwrap();
-            memory.iter().next().unwrap().as_ptr() as u64 % HUGE_PAGE == 0
+            (memory.iter().next().unwrap().as_ptr() as u64).is_multiple_of(HUGE_PAGE)
         };
         for bytes in [64 * layout::MIB, 129 * layout::MIB] {
             assert!((0..10).any(|_| aligned(bytes)));
