@@ -64,7 +64,8 @@ fn each_runs_at_its_time_with_the_state() {
     {
         let state = recorded(&scene, kind);
         assert_eq!(state["id"], container.id.as_str(), "{kind}");
-        assert_eq!(state["status"], status, "{kind}");
+        // See above: for runc's poststart hooks the container is merely created.
+        assert!(state["status"] == status || kind == "poststart" && !place::is_runvm(), "{kind}: {state}");
         assert_eq!(state["bundle"], container.bundle().to_str().unwrap(), "{kind}");
         assert_eq!(state["annotations"]["key"], "value", "{kind}");
         assert!(state["ociVersion"].is_string(), "{kind}");
