@@ -1,16 +1,21 @@
 //! What a panicking kernel left in the ramoops region (Documentation/admin-guide/ramoops.rst).
 //!
-//! The region is a row of zones of [`RECORD_SIZE`] bytes, each a `struct persistent_ram_buffer`
-//! (fs/pstore/ram_core.c): signature, start of the text within the ring, its length, then the ring.
-//! The last 12 KiB are for zones of other kinds, which our kernel doesn't write.
-//! A record begins with a line `====SECONDS.MICROSECONDS-D`. All of it is the guest's to forge.
+//! The region begins with the zone for panic and oops records; newer ones replace older ones. A zone is
+//! a `struct persistent_ram_buffer` (fs/pstore/ram_core.c): signature, where the text begins within the
+//! ring, its length, then the ring. A record begins with a line `====SECONDS.MICROSECONDS-D`. All of it
+//! is the guest's to forge.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::layout;
 
-/// Size of one zone in bytes: the most text one panic leaves.
+/// What the kernel is told as size of a record. It must be a power of two; that it fits the region once
+/// makes it one zone.
 pub const RECORD_SIZE: u64 = 0x4000;
+
+/// The zone: all of the region but the three zones of 4 KiB for console, ftrace and messages from user
+/// space at its end. To have none of those would take three more kernel arguments.
+const ZONE_SIZE: usize = (layout::RAMOOPS_SIZE - 3 * layout::PAGE) as usize;
 
 /// `PERSISTENT_RAM_SIG`, "DBGC".
 const SIGNATURE: u32 = 0x4347_4244;
@@ -18,15 +23,13 @@ const HEADER: usize = 12;
 
 /// The newest record's text, control characters replaced; `None` when there is none.
 pub fn read(memory: &GuestMemoryMmap) -> Option<String> {
-    let mut region = vec![0; layout::RAMOOPS_SIZE as usize];
-    memory.read_slice(&mut region, GuestAddress(layout::RAMOOPS)).ok()?;
-    let records = region.chunks(RECORD_SIZE as usize).filter_map(record);
-    let (_, text) = records.max_by_key(|(time, _)| *time)?;
-    Some(printable(&text))
+    let mut zone = vec![0; ZONE_SIZE];
+    memory.read_slice(&mut zone, GuestAddress(layout::RAMOOPS)).ok()?;
+    record(&zone).map(|text| printable(&text))
 }
 
-/// Time in microseconds and text of the record in a zone.
-fn record(zone: &[u8]) -> Option<(u64, Vec<u8>)> {
+/// The text in a zone, without its first line.
+fn record(zone: &[u8]) -> Option<Vec<u8>> {
     let (header, ring) = zone.split_at_checked(HEADER)?;
     let field = |at: usize| header.get(at..)?.first_chunk().copied().map(u32::from_le_bytes);
     let (start, size) = (field(4)? as usize, field(8)? as usize);
@@ -35,17 +38,9 @@ fn record(zone: &[u8]) -> Option<(u64, Vec<u8>)> {
     }
     let (newer, older) = ring.get(..size)?.split_at_checked(start)?;
     let text = [older, newer].concat();
-    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
-    let time = time(text.get(..end)?)?;
-    Some((time, text.get(end + 1..).unwrap_or_default().to_vec()))
-}
-
-/// `====1234.567890-D` in microseconds.
-fn time(line: &[u8]) -> Option<u64> {
-    let line = std::str::from_utf8(line).ok()?.strip_prefix("====")?;
-    let (seconds, rest) = line.split_once('.')?;
-    let micros = rest.split('-').next()?;
-    seconds.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(micros.parse().ok()?)
+    let end = text.iter().position(|byte| *byte == b'\n')?;
+    let (head, body) = text.split_at_checked(end)?;
+    head.starts_with(b"====").then(|| body.get(1..).unwrap_or_default().to_vec())
 }
 
 /// Text that is safe to print on a terminal.
@@ -59,7 +54,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::layout::{MIB, RAMOOPS, RAMOOPS_SIZE};
+    use crate::layout::{MIB, RAMOOPS};
 
     fn zone(start: u32, text: &[u8]) -> Vec<u8> {
         let mut bytes = SIGNATURE.to_le_bytes().to_vec();
@@ -69,41 +64,44 @@ mod tests {
         bytes
     }
 
-    fn memory(zones: &[(u64, Vec<u8>)]) -> GuestMemoryMmap {
+    fn memory(zone: &[u8]) -> GuestMemoryMmap {
         let memory = crate::memory::allocate(MIB).unwrap();
-        for (index, bytes) in zones {
-            memory.write_slice(bytes, GuestAddress(RAMOOPS + index * RECORD_SIZE)).unwrap();
-        }
+        memory.write_slice(zone, GuestAddress(RAMOOPS)).unwrap();
         memory
     }
 
     #[test]
-    fn the_newest_record_wins() {
+    fn a_record_is_shown_without_its_head_and_without_control_characters() {
         assert_eq!(read(&memory(&[])), None);
-        let zones = [
-            (0, zone(0, b"====5.000001-D\nOops#1\nold\n")),
-            (1, zone(0, b"====5.200000-D\nPanic#2\nnew \x1b[31m\n")),
-            (2, b"not a record".to_vec()),
-        ];
-        assert_eq!(read(&memory(&zones)).unwrap(), "Panic#2\nnew \u{fffd}[31m\n");
+        assert_eq!(read(&memory(&zone(0, b""))), None);
+        assert_eq!(read(&memory(&zone(0, b"something else\nPanic#2\n"))), None);
+        let text = read(&memory(&zone(0, b"====5.200000-D\nPanic#2\nnew \x1b[31m\n")));
+        assert_eq!(text.unwrap(), "Panic#2\nnew \u{fffd}[31m\n");
     }
 
     #[test]
     fn a_wrapped_ring_is_put_in_order() {
-        assert_eq!(read(&memory(&[(3, zone(4, b"end\n====1.0-D\nbegin "))])).unwrap(), "begin end\n");
+        assert_eq!(read(&memory(&zone(4, b"end\n====1.0-D\nbegin "))).unwrap(), "begin end\n");
+    }
+
+    #[test]
+    fn the_kernel_makes_one_zone_of_this_region() {
+        // ramoops_init_przs: as many as fit, then of equal size.
+        let room = layout::RAMOOPS_SIZE - 3 * layout::PAGE;
+        assert!(layout::RAMOOPS_SIZE.is_power_of_two() && RECORD_SIZE.is_power_of_two());
+        assert_eq!(room / (room / RECORD_SIZE), ZONE_SIZE as u64);
     }
 
     proptest! {
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..RAMOOPS_SIZE as usize),
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..ZONE_SIZE),
                                 start: u32, size: u32, head in "====[0-9]{0,30}\\.[0-9]{0,30}(-D)?\n?") {
-            read(&memory(&[(0, bytes.clone())]));
-            let mut forged = zone(start, head.as_bytes());
+            read(&memory(&bytes));
+            let mut forged = zone(start % 0x8000, head.as_bytes());
             forged.extend(bytes);
-            forged[8..12].copy_from_slice(&size.to_le_bytes());
-            forged.truncate(RECORD_SIZE as usize);
-            if let Some(text) = read(&memory(&[(1, forged)])) {
-                prop_assert!(text.len() <= 3 * RECORD_SIZE as usize);
+            forged[8..12].copy_from_slice(&(size % 0x8000).to_le_bytes());
+            if let Some(text) = read(&memory(&forged)) {
+                prop_assert!(text.len() <= 3 * ZONE_SIZE);
             }
         }
     }

@@ -42,8 +42,8 @@ pub const PDPT: u64 = 0xa000;
 pub const PD: u64 = 0xb000;
 /// First byte of the ramoops region.
 pub const RAMOOPS: u64 = 0x9_0000;
-/// Size of the ramoops region in bytes.
-pub const RAMOOPS_SIZE: u64 = 0x1_0000;
+/// Size of the ramoops region in bytes, a power of two.
+pub const RAMOOPS_SIZE: u64 = 0x8000;
 /// Where a kernel may begin.
 pub const KERNEL_MIN: u64 = MIB;
 
