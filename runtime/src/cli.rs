@@ -59,6 +59,8 @@ pub enum LogFormat {
 }
 
 /// A command of runvm.
+// One exists, once; its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Create a container; its process waits for start

@@ -18,6 +18,7 @@ mod commands;
 mod console;
 mod control;
 mod facts;
+mod handover;
 mod hooks;
 mod launch;
 mod log;

@@ -27,7 +27,7 @@ use protobuf::Message;
 use tokio::net::UnixListener;
 
 use crate::control;
-use crate::launch::{Answer, Setup, inherited};
+use crate::handover::{Answer, Setup, inherited};
 use crate::{console, log};
 use agent_client::Agent;
 use server::Server;
@@ -77,7 +77,7 @@ impl Inherited {
     fn take(setup: &Setup) -> anyhow::Result<Self> {
         // SAFETY: `create` left exactly these descriptors open for this process, each named once.
         let take = |fd: RawFd| unsafe { inherited(fd) };
-        let share = |share: &crate::launch::ShareFd| {
+        let share = |share: &crate::handover::ShareFd| {
             let root = take(share.fd)?;
             anyhow::Ok(vmm::virtio::fs::Share { name: share.name.clone(), root, read_only: share.read_only })
         };

@@ -48,7 +48,7 @@ impl Server {
         let end = self.alive(self.agent.wait("")).await;
         self.vm.mark("ended");
         self.apply(Event::End).ok();
-        let code = match end {
+        match end {
             Ok(End { code, oom_killed }) => {
                 if oom_killed {
                     log::warning("the guest's kernel killed a process of the container for lack of memory");
@@ -60,8 +60,7 @@ impl Server {
                 log::error(&format!("{error:#}"));
                 GUEST_DIED
             }
-        };
-        code
+        }
     }
 
     /// Where the time of the start went.

@@ -128,11 +128,7 @@ fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
 /// once nobody would get it: what is left belongs to whoever reads that descriptor next.
 fn pump_in(file: &OwnedFd, stream: &UnixStream, also: Option<&UnixStream>) {
     let mut buffer = vec![0; BUFFER];
-    loop {
-        match readable(file, stream) {
-            Ok(true) => {}
-            Ok(false) | Err(_) => break,
-        }
+    while let Ok(true) = readable(file, stream) {
         match rustix::io::read(file, &mut buffer) {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Ok(0) | Err(_) => {

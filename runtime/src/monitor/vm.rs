@@ -15,7 +15,7 @@ use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use super::agent_client::Agent;
-use crate::launch::Setup;
+use crate::handover::Setup;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.

@@ -1,0 +1,199 @@
+//! What passes between the command that creates a container and the monitor it spawns: descriptors at
+//! birth, the set-up down one pipe, the answer up another.
+
+use std::io::{Read, Write};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+use protobuf::Message;
+use serde::{Deserialize, Serialize};
+
+use crate::artifacts::Artifacts;
+use crate::plan::{self, MachinePlan, NetworkPlan, Plan};
+use crate::timeline::Timeline;
+use crate::{control, log};
+
+/// What the monitor is told: the go signal.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// Name of the container.
+    pub id: String,
+    /// Size of the VM.
+    pub machine: MachinePlan,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk with the agent.
+    pub initrd: PathBuf,
+    /// `protocol::CreateContainerRequest`, encoded.
+    pub container: Vec<u8>,
+    /// Roots of the shares.
+    pub shares: Vec<ShareFd>,
+    /// The listening control socket.
+    pub control: RawFd,
+    /// Where the one answer goes.
+    pub ready: RawFd,
+    /// Slave of the container's terminal.
+    pub terminal: Option<RawFd>,
+    /// How to log.
+    pub log: log::Settings,
+    /// What the command did so far.
+    pub timeline: Timeline,
+    /// Whether to print all of it.
+    pub print_timeline: bool,
+}
+
+/// A share whose root is an inherited descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShareFd {
+    /// Its name in the guest.
+    pub name: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+    /// `O_PATH` descriptor of its root.
+    pub fd: RawFd,
+}
+
+/// The monitor's one answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The container is created.
+    Ready,
+    /// It is not; why.
+    Failed(String),
+}
+
+/// What connects the command with the monitor it spawned.
+pub struct Pipes {
+    /// Where the set-up goes.
+    pub setup: std::fs::File,
+    /// Where the answer comes from.
+    pub ready: std::fs::File,
+    /// What the monitor inherited.
+    pub numbers: Numbers,
+}
+
+/// Numbers of the descriptors that the monitor inherits.
+pub struct Numbers {
+    /// Roots of the shares, in the plan's order.
+    pub shares: Vec<RawFd>,
+    /// The listening control socket.
+    pub control: RawFd,
+    /// The monitor's end of the ready pipe.
+    pub ready: RawFd,
+    /// Slave of the container's terminal.
+    pub terminal: Option<RawFd>,
+}
+
+impl Pipes {
+    /// Gives the go signal.
+    pub fn go(&self, plan: &Plan, artifacts: &Artifacts, timeline: Timeline) -> anyhow::Result<()> {
+        let share = |(plan, &fd): (&plan::SharePlan, &RawFd)| ShareFd {
+            name: plan.name.clone(),
+            read_only: plan.read_only,
+            fd,
+        };
+        let setup = Setup {
+            id: plan.container.container_id.clone(),
+            machine: plan.machine.clone(),
+            kernel: artifacts.kernel.clone(),
+            initrd: artifacts.initrd.clone(),
+            container: plan.container.write_to_bytes()?,
+            shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
+            control: self.numbers.control,
+            ready: self.numbers.ready,
+            terminal: self.numbers.terminal,
+            log: log::settings(),
+            timeline,
+            print_timeline: plan.timeline || log::settings().debug,
+        };
+        let bytes = control::encode(&setup)?;
+        // A monitor that died tells why through its exit status, not through this pipe.
+        let _ = (&self.setup).write_all(&bytes);
+        Ok(())
+    }
+
+    /// Waits for the answer; when there is none, the way the monitor ended says why.
+    pub fn answer(mut self, child: Option<&mut Child>, id: &str) -> anyhow::Result<()> {
+        drop(self.setup);
+        let mut text = Vec::new();
+        self.ready.read_to_end(&mut text).context("read the monitor's answer")?;
+        if text.is_empty() {
+            let status = child.map(Child::wait).transpose().context("wait for the monitor")?;
+            let how = status.map_or_else(String::new, |status| format!(" ({status})"));
+            bail!("the monitor of container {id} ended before the container was created{how}");
+        }
+        match serde_json::from_slice(&text).context("the monitor's answer")? {
+            Answer::Ready => Ok(()),
+            Answer::Failed(why) => bail!("{why}"),
+        }
+    }
+}
+
+/// Starts this binary again as the monitor: in its network namespace, with the descriptors it needs
+/// and, unless it has a terminal, with ours as its standard ones.
+pub fn spawn_monitor(plan: &Plan, setup: RawFd, numbers: &Numbers) -> anyhow::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("runvm").arg("monitor").arg(setup.to_string()).env_clear().current_dir("/");
+    if numbers.terminal.is_some() {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let network = open_network(&plan.network)?;
+    let mut inherited = numbers.shares.clone();
+    inherited.extend([setup, numbers.control, numbers.ready]);
+    inherited.extend(numbers.terminal);
+    let prepare = move || {
+        enter_network(network.as_ref())?;
+        inherited.iter().try_for_each(|&fd| keep_open(fd))
+    };
+    // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn().context("start the monitor (/proc/self/exe monitor)")
+}
+
+fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
+    match plan {
+        NetworkPlan::New => Ok(None),
+        NetworkPlan::Path(path) => {
+            let opened = std::fs::File::open(path);
+            opened.map(Some).with_context(|| format!("open network namespace {}", path.display()))
+        }
+    }
+}
+
+fn enter_network(namespace: Option<&std::fs::File>) -> std::io::Result<()> {
+    match namespace {
+        Some(file) => nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?,
+        None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
+    }
+    Ok(())
+}
+
+fn keep_open(fd: RawFd) -> std::io::Result<()> {
+    // SAFETY: the descriptor belongs to the caller, who holds it open across fork and exec.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
+}
+
+/// A pipe of which nothing is inherited by accident.
+pub fn pipe() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")
+}
+
+/// Takes over a descriptor that the parent left open for us under this number.
+///
+/// # Safety
+/// The number must have been handed to this process for this purpose, and be taken only once.
+pub unsafe fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
+    if fd <= 2 {
+        bail!("descriptor {fd} was not inherited");
+    }
+    // SAFETY: the descriptor is only looked at; a number that is not open gives EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let set = rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC);
+    set.with_context(|| format!("descriptor {fd} was not inherited"))?;
+    // SAFETY: it is open, and by this function's contract nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
