@@ -1,12 +1,15 @@
 //! Direct boot of Linux (Documentation/arch/x86/boot.rst, "64-bit boot protocol"): kernel and initrd
 //! into memory, zero page, arguments, and the page tables and GDT that the entry point wants.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 
+use linux_loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::cmdline::Cmdline;
+use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::elf::{self, Image};
 use crate::error::Error;
 use crate::layout::{self, MIB, PAGE};
 use crate::memory::read_file;
@@ -35,17 +38,16 @@ const ARGUMENTS: &str = "reboot=t noreplace-smp tsc=reliable rcupdate.rcu_expedi
 /// Kernel or initrd are missing, damaged, or don't fit; the arguments are too long.
 pub fn load(memory: &GuestMemoryMmap, spec: &MachineSpec, devices: usize) -> Result<u64, Error> {
     let bytes = u64::from(spec.memory_mib) * MIB;
-    let (kernel_file, initrd_file) = (open(&spec.kernel)?, open(&spec.initrd)?);
-    let kernel = elf::inspect(&kernel_file).map_err(|what| Error::file(&spec.kernel, what))?;
-    let initrd = place_initrd(&kernel, &initrd_file, spec)?;
-    load_kernel(memory, &kernel, &kernel_file).map_err(|error| Error::file(&spec.kernel, error))?;
+    let (mut kernel_file, initrd_file) = (open(&spec.kernel)?, open(&spec.initrd)?);
+    let kernel = load_kernel(memory, spec, &mut kernel_file)?;
+    let initrd = place_initrd(kernel.kernel_end, &initrd_file, spec)?;
     read_file(memory, &initrd_file, 0, initrd).map_err(|error| Error::file(&spec.initrd, error))?;
     let cmdline = cmdline(spec, devices)?;
-    memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
-    memory.write_slice(&zero_page(bytes, initrd), GuestAddress(layout::ZERO_PAGE))?;
+    memory.write_slice(cmdline.as_bytes_with_nul(), GuestAddress(layout::CMDLINE))?;
+    memory.write_obj(zero_page(bytes, initrd), GuestAddress(layout::ZERO_PAGE))?;
     memory.write_slice(&seed()?, GuestAddress(layout::SEED))?;
     write_tables(memory)?;
-    Ok(kernel.entry)
+    Ok(kernel.kernel_load.0)
 }
 
 fn open(path: &std::path::Path) -> Result<File, Error> {
@@ -57,14 +59,24 @@ fn open(path: &std::path::Path) -> Result<File, Error> {
     }
 }
 
-/// Address and length of the initrd: page aligned, as high as it gets below the MMIO gap.
-fn place_initrd(kernel: &Image, initrd: &File, spec: &MachineSpec) -> Result<(u64, u64), Error> {
-    if kernel.segments.iter().any(|segment| segment.address < layout::KERNEL_MIN) {
-        return Err(Error::file(&spec.kernel, "a segment lies in the first MiB"));
+/// Reads the kernel's segments into memory. What one has beyond its part of the file is zero because
+/// guest memory is. The file is read rather than mapped: the guest patches most of its pages anyway.
+fn load_kernel(memory: &GuestMemoryMmap, spec: &MachineSpec, file: &mut File) -> Result<KernelLoaderResult, Error> {
+    let unusable =
+        |why: String| Error::file(&spec.kernel, format!("not a usable kernel (an uncompressed vmlinux): {why}"));
+    let lowest = GuestAddress(layout::KERNEL_MIN);
+    let loaded = Elf::load(memory, None, file, Some(lowest)).map_err(|error| unusable(error.to_string()))?;
+    if loaded.kernel_load.0 >= loaded.kernel_end {
+        return Err(unusable("its entry point is in none of its segments".to_owned()));
     }
+    Ok(loaded)
+}
+
+/// Address and length of the initrd: page aligned, as high as it gets below the MMIO gap.
+fn place_initrd(kernel_end: u64, initrd: &File, spec: &MachineSpec) -> Result<(u64, u64), Error> {
     let length = initrd.metadata().map_err(|error| Error::file(&spec.initrd, error))?.len();
     let end = layout::low_memory_end(u64::from(spec.memory_mib) * MIB);
-    let needed = kernel.end.saturating_add(length).saturating_add(SLACK);
+    let needed = kernel_end.saturating_add(length).saturating_add(SLACK);
     if needed > end {
         let (mib, given) = (needed.div_ceil(MIB), end / MIB);
         return Err(Error::Spec(format!("kernel and initrd need {mib} MiB of memory below 3 GiB; there are {given}")));
@@ -72,62 +84,45 @@ fn place_initrd(kernel: &Image, initrd: &File, spec: &MachineSpec) -> Result<(u6
     Ok(((end - length) / PAGE * PAGE, length))
 }
 
-fn load_kernel(memory: &GuestMemoryMmap, kernel: &Image, file: &File) -> io::Result<()> {
-    // What a segment has beyond its part of the file is zero because guest memory is.
-    kernel
-        .segments
-        .iter()
-        .try_for_each(|segment| read_file(memory, file, segment.offset, (segment.address, segment.file_size)))
-}
-
-/// The kernel's arguments with their terminating zero.
-fn cmdline(spec: &MachineSpec, devices: usize) -> Result<String, Error> {
-    let mut line = ARGUMENTS.to_owned();
+/// The kernel's arguments.
+fn cmdline(spec: &MachineSpec, devices: usize) -> Result<CString, Error> {
+    let bad = |error: linux_loader::cmdline::Error| Error::Spec(format!("kernel arguments: {error}"));
+    let mut line = Cmdline::new(layout::CMDLINE_MAX).map_err(bad)?;
+    line.insert_str(ARGUMENTS).map_err(bad)?;
     if spec.console.is_some() {
-        line.push_str(" console=ttyS0 earlyprintk=ttyS0 8250.nr_uarts=1");
+        line.insert_str("console=ttyS0 earlyprintk=ttyS0 8250.nr_uarts=1").map_err(bad)?;
     }
+    let (address, size) = (layout::RAMOOPS, layout::RAMOOPS_SIZE);
     let record = crate::last_words::RECORD_SIZE;
-    line.push_str(&format!(
-        " ramoops.mem_address={:#x} ramoops.mem_size={:#x} ramoops.record_size={record:#x}",
-        layout::RAMOOPS,
-        layout::RAMOOPS_SIZE
-    ));
+    let ramoops =
+        format!("ramoops.mem_address={address:#x} ramoops.mem_size={size:#x} ramoops.record_size={record:#x}");
+    line.insert_str(ramoops).map_err(bad)?;
     for slot in 0..devices {
         let (address, irq) = layout::virtio_slot(slot);
-        line.push_str(&format!(" virtio_mmio.device={}K@{address:#x}:{irq}", layout::VIRTIO_SIZE / 1024));
+        line.add_virtio_mmio_device(layout::VIRTIO_SIZE, GuestAddress(address), irq, None).map_err(bad)?;
     }
     if !spec.cmdline.is_empty() {
-        line.push(' ');
-        line.push_str(&spec.cmdline);
+        line.insert_str(&spec.cmdline).map_err(bad)?;
     }
-    line.push('\0');
-    if line.len() > layout::CMDLINE_MAX {
-        let excess = line.len() - layout::CMDLINE_MAX;
-        return Err(Error::Spec(format!("the kernel arguments are {excess} bytes too long")));
-    }
-    Ok(line)
+    line.as_cstring().map_err(bad)
 }
 
-/// `struct boot_params` (Documentation/arch/x86/zero-page.rst).
-fn zero_page(bytes: u64, (initrd, initrd_length): (u64, u64)) -> Vec<u8> {
-    let mut page = vec![0; PAGE as usize];
-    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-    let map = e820(bytes);
-    put(0x1e8, &[map.len() as u8]);
-    put(0x1fe, &0xaa55u16.to_le_bytes());
-    put(0x202, b"HdrS");
+/// The zero page (Documentation/arch/x86/zero-page.rst).
+fn zero_page(bytes: u64, (initrd, initrd_length): (u64, u64)) -> boot_params {
+    let mut page = boot_params::default();
+    page.hdr.boot_flag = 0xaa55;
+    page.hdr.header = u32::from_le_bytes(*b"HdrS");
     // Version 2.15 of the protocol, an unknown boot loader.
-    put(0x206, &0x020fu16.to_le_bytes());
-    put(0x210, &[0xff]);
-    put(0x218, &(initrd as u32).to_le_bytes());
-    put(0x21c, &(initrd_length as u32).to_le_bytes());
-    put(0x228, &(layout::CMDLINE as u32).to_le_bytes());
-    put(0x250, &layout::SEED.to_le_bytes());
-    for (index, (start, length)) in map.into_iter().enumerate() {
-        let at = 0x2d0 + index * 20;
-        put(at, &start.to_le_bytes());
-        put(at + 8, &length.to_le_bytes());
-        put(at + 16, &RAM.to_le_bytes());
+    page.hdr.version = 0x020f;
+    page.hdr.type_of_loader = 0xff;
+    page.hdr.ramdisk_image = initrd as u32;
+    page.hdr.ramdisk_size = initrd_length as u32;
+    page.hdr.cmd_line_ptr = layout::CMDLINE as u32;
+    page.hdr.setup_data = layout::SEED;
+    let map = e820(bytes);
+    page.e820_entries = map.len() as u8;
+    for (entry, (addr, size)) in page.e820_table.iter_mut().zip(map) {
+        *entry = boot_e820_entry { addr, size, r#type: RAM };
     }
     page
 }
@@ -188,9 +183,25 @@ mod tests {
         (folder, kernel_path, initrd_path)
     }
 
+    /// A file with one segment of `code` at `address`, entered at its start, `memory_size` long.
+    fn kernel(address: u64, code: &[u8], memory_size: u64) -> Vec<u8> {
+        let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        for word in [address, 64, 0] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+        bytes.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+        for word in [4096, address, address, code.len() as u64, memory_size, 4096] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.resize(4096, 0);
+        bytes.extend(code);
+        bytes
+    }
+
     #[test]
     fn kernel_initrd_and_zero_page_are_where_the_kernel_looks() {
-        let (_folder, kernel, initrd) = files(&elf::tests::kernel(MIB, &[0xf4; 5000], 2 * MIB));
+        let (_folder, kernel, initrd) = files(&kernel(MIB, &[0xf4; 5000], 2 * MIB));
         let memory = crate::memory::allocate(64 * MIB).unwrap();
         assert_eq!(load(&memory, &spec(64, kernel, initrd), 2).unwrap(), MIB);
         let byte = |address: u64| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
@@ -205,18 +216,26 @@ mod tests {
         assert!(line.contains(" virtio_mmio.device=4K@0xd0001000:6 x=y\0"), "{line}");
     }
 
+    fn kernel_bytes() -> Vec<u8> {
+        kernel(MIB, &[0xf4; 10], 60 * MIB)
+    }
+
     #[test]
     fn unusable_files_are_named() {
-        let (folder, kernel, initrd) = files(&elf::tests::kernel(MIB, &[0xf4; 10], 60 * MIB));
+        let (folder, kernel, initrd) = files(&kernel_bytes());
         let memory = crate::memory::allocate(128 * MIB).unwrap();
         let error = |spec| load(&memory, &spec, 0).unwrap_err().to_string();
         assert!(error(spec(64, kernel.clone(), initrd.clone())).contains("need 70 MiB"));
         assert!(error(spec(64, folder.path().join("none"), initrd.clone())).contains("none: No such file"));
         assert!(error(spec(64, folder.path().to_owned(), initrd.clone())).contains("not a file"));
-        assert!(error(spec(64, initrd.clone(), initrd.clone())).contains("initrd: no ELF"));
+        assert!(error(spec(64, initrd.clone(), initrd.clone())).contains("initrd: not a usable kernel"));
+        let cut = folder.path().join("cut");
+        let whole = kernel_bytes();
+        std::fs::write(&cut, &whole[..whole.len() - 1]).unwrap();
+        assert!(error(spec(64, cut, initrd.clone())).contains("Unable to read kernel image"));
         let mut long = spec(128, kernel, initrd);
         long.cmdline = "a".repeat(2048);
-        assert!(error(long).contains("bytes too long"));
+        assert!(error(long).contains("kernel arguments"));
     }
 
     #[test]

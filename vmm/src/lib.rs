@@ -46,7 +46,6 @@ mod boot;
 mod bus;
 mod console;
 mod cpu_setup;
-mod elf;
 mod error;
 pub mod event_loop;
 pub mod interrupt;
