@@ -13,7 +13,7 @@ use crate::process;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a command ended.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Outcome {
     /// Exit code; 128 + n for signal n.
     pub code: i32,
@@ -44,7 +44,20 @@ impl Outcome {
     }
 
     fn describe(&self) -> String {
-        format!("exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr)
+        format!("exit code {}\nstdout: {}\nstderr: {}", self.code, end(&self.stdout), end(&self.stderr))
+    }
+}
+
+/// As much of a text's end as a message should hold.
+fn end(text: &str) -> &str {
+    let start = text.len().saturating_sub(4000);
+    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[start..]
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
     }
 }
 

@@ -31,7 +31,7 @@ impl Reader {
                 return String::from_utf8_lossy(&taken).into_owned();
             }
             let more = self.more(deadline);
-            assert!(more, "{text:?} did not come; this did: {:?}", String::from_utf8_lossy(&self.pending));
+            assert!(more, "{text:?} did not come; this did: {}", self.shown());
         }
     }
 
@@ -59,12 +59,18 @@ impl Reader {
         self.pending.is_empty() && rustix::io::ioctl_fionread(&self.fd).unwrap() == 0
     }
 
+    /// The end of what is pending, for messages.
+    fn shown(&self) -> String {
+        let start = self.pending.len().saturating_sub(500);
+        format!("{} bytes, the last {:?}", self.pending.len(), String::from_utf8_lossy(&self.pending[start..]))
+    }
+
     /// Reads once; false at the end.
     #[track_caller]
     fn more(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         let ready = process::poll(&self.fd, PollFlags::IN, left);
-        assert!(ready, "no end after {PATIENCE:?}; this came: {:?}", String::from_utf8_lossy(&self.pending));
+        assert!(ready, "no end after {PATIENCE:?}; this came: {}", self.shown());
         let mut buffer = [0; 65536];
         let got = match rustix::io::read(self.fd.as_fd(), &mut buffer) {
             // How a terminal's master says that nobody has the other side open.

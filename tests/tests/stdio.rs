@@ -39,15 +39,13 @@ fn content(mut file: &File) -> Vec<u8> {
 fn sixteen_mebibytes_through_an_engines_pipes() {
     let scene = Scene::new();
     let mut container = scene.container();
-    let script = "tee /copy; md5sum </copy >&2";
-    let mut created = container.sh(script).up();
+    let mut created = container.args(&["cat"]).up();
     let bytes: String = (0..1 << 21).map(|n| format!("{n:07}\n")).collect();
     let (mut stdin, copy) = (File::from(created.stdin.take().unwrap()), bytes.clone());
     let writer = std::thread::spawn(move || stdin.write_all(copy.as_bytes()).unwrap());
     assert!(created.stdout.rest() == bytes, "the bytes that came out are not those that went in");
     writer.join().unwrap();
     assert_eq!(process::wait_orphan(created.pid), 0);
-    assert!(std::fs::read(container.rootfs().join("copy")).unwrap() == bytes.as_bytes());
 }
 
 #[test]
