@@ -13,8 +13,12 @@ use super::request::{NAME_MAX, Output, Request, Served};
 use super::server::Server;
 use super::sys::{self, Stat};
 
-/// Seconds that the guest may believe attributes.
-const ATTR_VALID: u64 = 1;
+/// Seconds that the guest may believe attributes. Those of regular files are asked for each time: with an old
+/// size, a file that the host has just rewritten (as engines do with /etc/hosts) would be read cut off.
+fn attr_valid(attr: &Attr) -> u64 {
+    u64::from(attr.mode & libc::S_IFMT != libc::S_IFREG)
+}
+
 /// Seconds that the guest may believe that a name stands for an object.
 const ENTRY_VALID: u64 = 1;
 /// Bits of `statx` that are answered: the basic ones and the birth time.
@@ -53,7 +57,7 @@ impl Attr {
 impl EntryOut {
     /// The answer to a lookup.
     pub fn new(nodeid: u64, attr: Attr) -> Self {
-        Self { nodeid, entry_valid: ENTRY_VALID, attr_valid: ATTR_VALID, attr, ..Self::default() }
+        Self { nodeid, entry_valid: ENTRY_VALID, attr_valid: attr_valid(&attr), attr, ..Self::default() }
     }
 }
 
@@ -72,7 +76,7 @@ impl Server {
             ROOT_ID => Attr::root(),
             _ => Attr::new(&self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?, 0),
         };
-        output.put(&AttrOut { attr_valid: ATTR_VALID, attr, ..AttrOut::default() })
+        output.put(&AttrOut { attr_valid: attr_valid(&attr), attr, ..AttrOut::default() })
     }
 
     /// `STATX`: as `GETATTR`, and the birth time.
@@ -83,7 +87,7 @@ impl Server {
             ROOT_ID => extended_root(),
             _ => extended(&self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?),
         };
-        out.attr_valid = ATTR_VALID;
+        out.attr_valid = u64::from(out.mode & (libc::S_IFMT as u16) != libc::S_IFREG as u16);
         output.put(&out)
     }
 
@@ -116,7 +120,7 @@ impl Server {
             rustix::fs::utimensat(&self.proc_fd, name, &times(&args), AtFlags::empty())?;
         }
         let attr = Attr::new(&sys::stat(inode.fd()?)?, 0);
-        output.put(&AttrOut { attr_valid: ATTR_VALID, attr, ..AttrOut::default() })
+        output.put(&AttrOut { attr_valid: attr_valid(&attr), attr, ..AttrOut::default() })
     }
 
     /// Sets an object's permission bits.
