@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong with a machine on the host's side.
+/// What went wrong with a machine on the host's side. The cause, where there is one, is the error's source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The specification asks for something impossible.
@@ -18,16 +18,16 @@ pub enum Error {
         what: String,
     },
     /// A KVM call failed.
-    #[error("KVM cannot {0}: {1}")]
+    #[error("KVM (/dev/kvm) cannot {0}")]
     Kvm(&'static str, #[source] io::Error),
     /// Another system call failed.
-    #[error("cannot {0}: {1}")]
+    #[error("cannot {0}")]
     Host(&'static str, #[source] io::Error),
     /// The monitor's own data does not fit the guest memory it laid out.
-    #[error("cannot write guest memory: {0}")]
+    #[error("cannot write guest memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
     /// A device could not be saved or restored.
-    #[error("device {0}: {1}")]
+    #[error("device {0}")]
     Device(String, #[source] crate::virtio::Error),
 }
 

@@ -219,7 +219,7 @@ fn irqs(spec: &MachineSpec, devices: usize) -> Vec<u8> {
 }
 
 fn open() -> Result<(Kvm, VmFd), Error> {
-    let kvm_fd = Kvm::new().map_err(kvm("be opened (/dev/kvm)"))?;
+    let kvm_fd = Kvm::new().map_err(kvm("be opened"))?;
     loop {
         match kvm_fd.create_vm() {
             Ok(vm) => return Ok((kvm_fd, vm)),
