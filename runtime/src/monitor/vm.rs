@@ -54,10 +54,11 @@ impl Vm {
             console: console(setup.log.debug)?,
         };
         let machine = Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng)])?;
-        timeline.mark("VM built");
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
-        timeline.mark("VM started");
+        for (what, at) in running.timeline().moments() {
+            timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
+        }
         let ended = watch(running.ended().try_clone_to_owned()?)?;
         let ready = watch(waiting(&listener)?)?;
         Ok(Self {
