@@ -163,12 +163,13 @@ fn exec_over_a_console_socket() {
         (ConsoleSocket::listen(container.bundle(), "exec.sock"), container.bundle().join("exec.pid"));
     let mut command = container.command("exec");
     command.args(["--tty", "--detach", "--console-socket"]).arg(socket.path()).arg("--pid-file").arg(&pid_file);
-    let script = format!("trap 'stty size; exit 12' WINCH; {WAITS_FOR_SIZE}; while :; do sleep 0.1; done");
+    // The trap comes after the first change of size, which is a signal too.
+    let script = format!("{WAITS_FOR_SIZE}; trap 'stty size; exit 12' WINCH; echo go; while :; do sleep 0.1; done");
     let outcome = run(command.args([&container.id, "sh", "-c", &script])).success();
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""));
     let mut terminal = socket.receive();
     terminal.resize(33, 101);
-    terminal.expect("size is right\r\n");
+    terminal.expect("size is right\r\ngo\r\n");
     terminal.resize(20, 30);
     terminal.expect("20 30\r\n");
     let pid = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
