@@ -145,6 +145,7 @@ pub fn spawn_monitor(plan: &Plan, setup: RawFd, numbers: &Numbers) -> anyhow::Re
     inherited.extend([setup, numbers.control, numbers.ready]);
     inherited.extend(numbers.terminal);
     let prepare = move || {
+        crate::stub::unblock()?;
         enter_network(network.as_ref())?;
         inherited.iter().try_for_each(|&fd| keep_open(fd))
     };

@@ -112,6 +112,8 @@ impl Hook {
         if let Some(bundle) = bundle.filter(|bundle| bundle.is_dir()) {
             command.current_dir(bundle);
         }
+        // SAFETY: between fork and exec only a system call is made, with no memory of the parent's.
+        unsafe { command.pre_exec(crate::stub::unblock) };
         command.stdin(stdin(state)?).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     }
 }

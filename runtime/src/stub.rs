@@ -34,12 +34,17 @@ const FORWARDED: [Signal; 9] = [
     Signal::SIGCHLD,
 ];
 
+/// Unblocks every signal: for between fork and exec, since a child started through `std::process` inherits
+/// what [`Signals::block`] blocked.
+pub fn unblock() -> std::io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
 /// The signals of this process as a descriptor, blocked from now on.
 pub struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks the signals. Call it before threads and children exist; children started through
-    /// `std::process` get an empty mask again.
+    /// Blocks the signals. Call it before threads exist; children need [`unblock`].
     pub fn block() -> anyhow::Result<Self> {
         let set = SigSet::from_iter(FORWARDED);
         set.thread_block().context("block signals")?;

@@ -10,7 +10,7 @@ use rustix::fs::MemfdFlags;
 use crate::process;
 
 /// How long anything may take that is not known to be slow. A guest's start in the lab takes 1–3 s.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How a command ended.
 #[derive(Clone)]
