@@ -7,8 +7,9 @@ use std::time::Duration;
 use tests::process::field;
 use tests::{Scene, command};
 
-/// What 100 runs may take in kB of the host's memory: less than a page table per run.
-const MEMORY_TOLERANCE: i64 = 16 << 10;
+/// What all runs of a test may take in kB of the host's memory: what one guest touches. The host's own figure
+/// swings by half of that from one look to the next, with what removed cgroups still hold.
+const MEMORY_TOLERANCE: i64 = 64 << 10;
 
 /// Memory that the host could give to somebody, in kB, once it has dropped what it only remembers.
 fn available() -> i64 {
