@@ -11,6 +11,9 @@ use tests::{Scene, process};
 /// Size of the file that must go through the root file system unharmed.
 const BIG: usize = 200 << 20;
 
+/// After this long a container sees what the host wrote into a file: documented, see docs/compatibility.md.
+const COHERENCE: std::time::Duration = std::time::Duration::from_millis(100);
+
 #[test]
 fn what_the_container_writes_is_on_the_host() {
     let scene = Scene::new();
@@ -35,6 +38,7 @@ fn what_the_host_writes_is_in_the_container() {
     let stdin = created.stdin.take().unwrap();
     for text in ["first", "another, longer"] {
         fs::write(container.rootfs().join("from-host"), text).unwrap();
+        std::thread::sleep(COHERENCE);
         rustix::io::write(&stdin, b"go\n").unwrap();
         assert_eq!(created.stdout.line(), text);
     }
@@ -194,6 +198,7 @@ fn a_single_file_of_the_host() {
     assert_eq!(created.stdout.line(), "before");
     // In place, as engines rewrite /etc/hosts and /etc/resolv.conf.
     fs::write(&file, "after, and longer\n").unwrap();
+    std::thread::sleep(COHERENCE);
     drop(created.stdin.take());
     assert_eq!(created.stdout.line(), "after, and longer");
     assert_eq!(process::wait_orphan(created.pid), 0);

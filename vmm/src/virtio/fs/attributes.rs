@@ -13,10 +13,21 @@ use super::request::{NAME_MAX, Output, Request, Served};
 use super::server::Server;
 use super::sys::{self, Stat};
 
-/// Seconds that the guest may believe attributes. Those of regular files are asked for each time: with an old
-/// size, a file that the host has just rewritten (as engines do with /etc/hosts) would be read cut off.
-fn attr_valid(attr: &Attr) -> u64 {
-    u64::from(attr.mode & libc::S_IFMT != libc::S_IFREG)
+/// How long, in nanoseconds below a second, the guest may believe the attributes of a regular file: with an old
+/// size, a file that the host has rewritten in place (as engines do with /etc/hosts) is read cut off. Not less:
+/// the guest asks at each read(2) when they are out of date.
+const FILE_VALID_NANOSECONDS: u32 = 50_000_000;
+
+/// Seconds and nanoseconds that the guest may believe attributes of an object of this mode.
+fn attr_valid(mode: u32) -> (u64, u32) {
+    if mode & libc::S_IFMT == libc::S_IFREG { (0, FILE_VALID_NANOSECONDS) } else { (1, 0) }
+}
+
+impl AttrOut {
+    fn new(attr: Attr) -> Self {
+        let (attr_valid, attr_valid_nsec) = attr_valid(attr.mode);
+        Self { attr_valid, attr_valid_nsec, attr, ..Self::default() }
+    }
 }
 
 /// Seconds that the guest may believe that a name stands for an object.
@@ -57,7 +68,8 @@ impl Attr {
 impl EntryOut {
     /// The answer to a lookup.
     pub fn new(nodeid: u64, attr: Attr) -> Self {
-        Self { nodeid, entry_valid: ENTRY_VALID, attr_valid: attr_valid(&attr), attr, ..Self::default() }
+        let (attr_valid, attr_valid_nsec) = attr_valid(attr.mode);
+        Self { nodeid, entry_valid: ENTRY_VALID, attr_valid, attr_valid_nsec, attr, ..Self::default() }
     }
 }
 
@@ -76,7 +88,7 @@ impl Server {
             ROOT_ID => Attr::root(),
             _ => Attr::new(&self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?, 0),
         };
-        output.put(&AttrOut { attr_valid: attr_valid(&attr), attr, ..AttrOut::default() })
+        output.put(&AttrOut::new(attr))
     }
 
     /// `STATX`: as `GETATTR`, and the birth time.
@@ -87,7 +99,7 @@ impl Server {
             ROOT_ID => extended_root(),
             _ => extended(&self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?),
         };
-        out.attr_valid = u64::from(out.mode & (libc::S_IFMT as u16) != libc::S_IFREG as u16);
+        (out.attr_valid, out.attr_valid_nsec) = attr_valid(u32::from(out.mode));
         output.put(&out)
     }
 
@@ -120,7 +132,7 @@ impl Server {
             rustix::fs::utimensat(&self.proc_fd, name, &times(&args), AtFlags::empty())?;
         }
         let attr = Attr::new(&sys::stat(inode.fd()?)?, 0);
-        output.put(&AttrOut { attr_valid: attr_valid(&attr), attr, ..AttrOut::default() })
+        output.put(&AttrOut::new(attr))
     }
 
     /// Sets an object's permission bits.

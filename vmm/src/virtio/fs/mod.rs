@@ -29,8 +29,8 @@
 //!
 //! # Caching
 //!
-//! Entries are valid for one second, and so are attributes except those of regular files, which
-//! are asked for each time; there is no write-back cache: a write has
+//! Entries are valid for one second, and so are attributes, those of regular files for 50 ms;
+//! there is no write-back cache: a write has
 //! reached the host when `write` returns. Data pages stay in the guest between two opens exactly when
 //! the host's change time is what it was at the last open, which gives close-to-open coherence with the
 //! host and other guests; `AUTO_INVAL_DATA` handles files held open. Names that don't exist are not
