@@ -39,7 +39,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    if let Err(error) = log::init(&cli.global) {
+    // The monitor is told how to log with its set-up, and the first to say so wins.
+    if !matches!(cli.command, Some(cli::Command::Monitor { .. }))
+        && let Err(error) = log::init(&cli.global)
+    {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }

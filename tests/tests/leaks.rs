@@ -15,6 +15,8 @@ const MEMORY_TOLERANCE: i64 = 64 << 10;
 fn available() -> i64 {
     command::run(Command::new("sync").arg("-f").arg("/run"));
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    // Compaction empties the processors' own lists of free pages, which count as used: 28 MB or nothing, by chance.
+    fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
     number(&fs::read_to_string("/proc/meminfo").unwrap(), "MemAvailable")
 }
 
