@@ -11,6 +11,9 @@ use tests::{Scene, command};
 /// swings by half of that from one look to the next, with what removed cgroups still hold.
 const MEMORY_TOLERANCE: i64 = 64 << 10;
 
+/// The same in kB of a guest's memory for the processes of a test, in which nothing else goes on.
+const INSIDE_TOLERANCE: i64 = 8 << 10;
+
 /// Memory that the host could give to somebody, in kB, once it has dropped what it only remembers.
 fn available() -> i64 {
     command::run(Command::new("sync").arg("-f").arg("/run"));
