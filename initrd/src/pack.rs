@@ -71,10 +71,8 @@ fn kernel_release(kernel: &Path) -> Result<String> {
 fn replace(directory: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let (path, temporary) = (directory.join(name), directory.join(format!(".{name}.{}", std::process::id())));
     let made = make(&temporary).and_then(|()| Ok(fs::rename(&temporary, &path)?));
-    if made.is_err() {
-        // Nothing may be there to remove.
-        let _ = fs::remove_file(&temporary);
-    }
+    // Left after a failure, and where both names are links to one file: then renaming does nothing.
+    let _ = fs::remove_file(&temporary);
     made.with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
@@ -103,6 +101,20 @@ mod tests {
         let mut elf = vec![0; 64];
         elf[..4].copy_from_slice(b"\x7fELF");
         elf
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn packing_again_leaves_nothing_else() {
+        let (dir, _) = packed();
+        pack(&dir.path().join("agent"), &dir.path().join("kernel"), &dir.path().join("out")).unwrap();
+        assert_eq!(names(&dir.path().join("out")), ["initrd", FILE, "vmlinux"]);
     }
 
     fn packed() -> (tempfile::TempDir, Manifest) {

@@ -3,16 +3,15 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 use protobuf::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::artifacts::Artifacts;
-use crate::plan::{self, MachinePlan, NetworkPlan, Plan};
+use crate::plan::{self, MachinePlan, Plan};
+use crate::spawn::Process;
 use crate::timeline::Timeline;
 use crate::{control, log};
 
@@ -116,12 +115,12 @@ impl Pipes {
     }
 
     /// Waits for the answer; when there is none, the way the monitor ended says why.
-    pub fn answer(mut self, child: Option<&mut Child>, id: &str) -> anyhow::Result<()> {
+    pub fn answer(mut self, child: Option<&mut Process>, id: &str) -> anyhow::Result<()> {
         drop(self.setup);
         let mut text = Vec::new();
         self.ready.read_to_end(&mut text).context("read the monitor's answer")?;
         if text.is_empty() {
-            let status = child.map(Child::wait).transpose().context("wait for the monitor")?;
+            let status = child.map(Process::wait).transpose().context("wait for the monitor")?;
             let how = status.map_or_else(String::new, |status| format!(" ({status})"));
             bail!("the monitor of container {id} ended before the container was created{how}");
         }
@@ -130,52 +129,6 @@ impl Pipes {
             Answer::Failed(why) => bail!("{why}"),
         }
     }
-}
-
-/// Starts this binary again as the monitor: in its network namespace, with the descriptors it needs
-/// and, unless it has a terminal, with ours as its standard ones.
-pub fn spawn_monitor(plan: &Plan, setup: RawFd, numbers: &Numbers) -> anyhow::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("runvm").arg("monitor").arg(setup.to_string()).env_clear().current_dir("/");
-    if numbers.terminal.is_some() {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    }
-    let network = open_network(&plan.network)?;
-    let mut inherited = numbers.shares.clone();
-    inherited.extend([setup, numbers.control, numbers.ready]);
-    inherited.extend(numbers.terminal);
-    let prepare = move || {
-        crate::stub::unblock()?;
-        enter_network(network.as_ref())?;
-        inherited.iter().try_for_each(|&fd| keep_open(fd))
-    };
-    // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing.
-    unsafe { command.pre_exec(prepare) };
-    command.spawn().context("start the monitor (/proc/self/exe monitor)")
-}
-
-fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
-    match plan {
-        NetworkPlan::New => Ok(None),
-        NetworkPlan::Path(path) => {
-            let opened = std::fs::File::open(path);
-            opened.map(Some).with_context(|| format!("open network namespace {}", path.display()))
-        }
-    }
-}
-
-fn enter_network(namespace: Option<&std::fs::File>) -> std::io::Result<()> {
-    match namespace {
-        Some(file) => nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?,
-        None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
-    }
-    Ok(())
-}
-
-fn keep_open(fd: RawFd) -> std::io::Result<()> {
-    // SAFETY: the descriptor belongs to the caller, who holds it open across fork and exec.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
 }
 
 /// A pipe of which nothing is inherited by accident.

@@ -8,21 +8,21 @@
 //! Every effect is recorded in [`Launch`] as it happens; dropping a `Launch` that was not finished
 //! undoes them all.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Child;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
-use crate::cgroup;
+use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
-use crate::handover::{Numbers, Pipes, pipe, spawn_monitor};
+use crate::handover::{Numbers, Pipes, pipe};
 use crate::hooks::{self, Kind};
 use crate::plan::{self, Plan};
+use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
 use crate::{control, facts, log, shares, state};
@@ -44,7 +44,7 @@ pub struct Launch {
     pub state: State,
     /// Master of its terminal, when the caller copies it.
     pub master: Option<OwnedFd>,
-    child: Option<Child>,
+    child: Option<Process>,
     finished: bool,
     _lock: Lock,
 }
@@ -117,7 +117,8 @@ impl Launch {
             ready: ready_write.as_raw_fd(),
             terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),
         };
-        let child = spawn_monitor(plan, setup_read.as_raw_fd(), &numbers)?;
+        let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
+        let child = spawn::monitor(plan, setup_read.as_raw_fd(), &numbers, cgroup.as_ref().map(AsFd::as_fd))?;
         self.adopt(child)?;
         if matches!(terminal, Terminal::Foreground) {
             self.master = pty.map(|pty| pty.master);
@@ -126,12 +127,12 @@ impl Launch {
     }
 
     /// From here on the monitor is ours to kill, and the state says which process it is.
-    fn adopt(&mut self, child: Child) -> anyhow::Result<()> {
-        let pid = child.id() as i32;
+    fn adopt(&mut self, child: Process) -> anyhow::Result<()> {
+        let (pid, placed) = (child.id(), child.placed);
         self.child = Some(child);
         self.state.pid = pid;
         self.state.pid_start = state::process_start(pid).unwrap_or_default();
-        if let Some(cgroup) = &self.state.cgroup {
+        if let Some(cgroup) = self.state.cgroup.as_ref().filter(|_| !placed) {
             cgroup.add(pid)?;
         }
         self.dir.save(&self.state)

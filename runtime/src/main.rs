@@ -25,28 +25,32 @@ mod log;
 mod monitor;
 mod plan;
 mod shares;
+mod spawn;
 mod state;
 mod stub;
 mod timeline;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     timeline::begin();
-    let cli = match cli::Cli::try_parse() {
+    // No command of a user's, so clap, whose work takes a millisecond, has no part in it.
+    if let Some(setup) = spawn::is_monitor() {
+        return finish(monitor::main(setup));
+    }
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    // The monitor is told how to log with its set-up, and the first to say so wins.
-    if !matches!(cli.command, Some(cli::Command::Monitor { .. }))
-        && let Err(error) = log::init(&cli.global)
-    {
+    if let Err(error) = log::init(&cli.global) {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    match commands::run(cli) {
+    finish(commands::run(cli))
+}
+
+fn finish(result: anyhow::Result<u8>) -> ExitCode {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::fatal(&format!("{error:#}"));

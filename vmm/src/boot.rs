@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
 use crate::layout::{self, MIB, PAGE};
-use crate::memory::read_file;
+use crate::memory::{MappedKernel, read_file};
 use crate::spec::MachineSpec;
 
 /// Memory that a kernel needs besides itself and its initrd to come up at all.
@@ -59,13 +59,14 @@ fn open(path: &std::path::Path) -> Result<File, Error> {
     }
 }
 
-/// Reads the kernel's segments into memory. What one has beyond its part of the file is zero because
-/// guest memory is. The file is read rather than mapped: the guest patches most of its pages anyway.
+/// Puts the kernel's segments into memory. What one has beyond its part of the file is zero because
+/// guest memory is.
 fn load_kernel(memory: &GuestMemoryMmap, spec: &MachineSpec, file: &mut File) -> Result<KernelLoaderResult, Error> {
     let unusable =
         |why: String| Error::file(&spec.kernel, format!("not a usable kernel (an uncompressed vmlinux): {why}"));
     let lowest = GuestAddress(layout::KERNEL_MIN);
-    let loaded = Elf::load(memory, None, file, Some(lowest)).map_err(|error| unusable(error.to_string()))?;
+    let loaded =
+        Elf::load(memory, None, &mut MappedKernel(file), Some(lowest)).map_err(|error| unusable(error.to_string()))?;
     if loaded.kernel_load.0 >= loaded.kernel_end {
         return Err(unusable("its entry point is in none of its segments".to_owned()));
     }

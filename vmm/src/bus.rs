@@ -8,16 +8,13 @@ use crate::virtio::mmio::Transport;
 pub trait Target: Send {
     /// The guest reads `data.len()` bytes at `offset` from the range's start. `data` comes filled
     /// with ones, what an empty bus reads as.
-    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Not called where the registers are memory to the guest.
+    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
     /// The guest writes `data` at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
 impl Target for Transport {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        Transport::read(self, offset, data);
-    }
-
     fn write(&mut self, offset: u64, data: &[u8]) {
         Transport::write(self, offset, data);
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,7 +18,8 @@ use crate::spec::MachineSpec;
 use crate::timeline::Timeline;
 use crate::vcpu::{Exit, ExitCounts, Shared, Vcpus};
 use crate::virtio::Device;
-use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport};
+use crate::virtio::registers::Window;
 use crate::virtio::worker::{OnFault, Wiring};
 use crate::{boot, cpu_setup, last_words, memory, mptable};
 
@@ -70,6 +71,9 @@ impl Machine {
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
         // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
         memory::register(&vm, &memory)?;
+        let windows =
+            Window::row(devices.len()).map_err(|error| Error::Host("reserve the devices' registers", error))?;
+        memory::register_windows(&vm, &memory, &windows)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(kvm("set its TSS address"))?;
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
@@ -82,8 +86,9 @@ impl Machine {
         let wiring = WiringSpec { memory: &memory, on_fault: on_fault.clone() };
         let devices = devices
             .into_iter()
+            .zip(windows)
             .enumerate()
-            .map(|(slot, device)| build_slot(&vm, slot, device, &wiring))
+            .map(|(slot, (device, window))| build_slot(&vm, slot, device, window, &wiring))
             .collect::<Result<Vec<_>, _>>()?;
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
@@ -246,7 +251,13 @@ struct WiringSpec<'a> {
     on_fault: Arc<OnceLock<OnFault>>,
 }
 
-fn build_slot(vm: &VmFd, slot: usize, device: Box<dyn Device>, spec: &WiringSpec) -> Result<Slot, Error> {
+fn build_slot(
+    vm: &VmFd,
+    slot: usize,
+    device: Box<dyn Device>,
+    window: Window,
+    spec: &WiringSpec,
+) -> Result<Slot, Error> {
     let (address, irq) = layout::virtio_slot(slot);
     let irqfd = irqfd(vm, irq)?;
     let mut notified = Vec::new();
@@ -256,12 +267,15 @@ fn build_slot(vm: &VmFd, slot: usize, device: Box<dyn Device>, spec: &WiringSpec
             .map_err(kvm("register an ioeventfd"))?;
         notified.push(Arc::new(fd));
     }
+    // A write of any value ends in the kernel; KVM keeps the event.
+    vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch)
+        .map_err(kvm("register an ioeventfd"))?;
     let on_fault = spec.on_fault.clone();
     let wiring = Wiring {
         name: device_name(device.id()),
         memory: spec.memory.clone(),
         notified,
-        interrupt: Interrupt::new(irqfd),
+        interrupt: Interrupt::new(irqfd, window),
         on_fault: Arc::new(move |text| match on_fault.get() {
             Some(report) => report(text),
             None => eprintln!("{text}"),

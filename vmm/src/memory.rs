@@ -1,17 +1,21 @@
 //! Guest memory: lazily backed, private, anonymous, in huge pages where the host has them.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    ReadVolatile, VolatileMemoryError, VolatileSlice,
 };
 
 use crate::error::{Error, kvm};
 use crate::layout::{self, HUGE_PAGE};
+use crate::virtio::registers::Window;
 
 /// Reserves address space for `bytes` of guest memory; pages come as they are touched, 2 MiB at a time
 /// where the host has them: a nested page fault costs a VM exit, and a booting kernel touches 60 MiB.
@@ -90,10 +94,21 @@ pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
     Ok(())
 }
 
+/// Shows the guest the registers of the virtio-mmio devices, a row of windows, at their place.
+pub fn register_windows(vm: &VmFd, memory: &GuestMemoryMmap, windows: &[Window]) -> Result<(), Error> {
+    let Some(first) = windows.first() else { return Ok(()) };
+    let region = kvm_userspace_memory_region {
+        slot: memory.num_regions() as u32,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: layout::VIRTIO,
+        memory_size: windows.len() as u64 * layout::VIRTIO_SIZE,
+        userspace_addr: first.address(),
+    };
+    // SAFETY: the windows are mapped one after the other, and the machine keeps them until its vCPUs are gone.
+    unsafe { vm.set_user_memory_region(region) }.map_err(kvm("register the devices' registers"))
+}
+
 /// Reads `length` bytes of `file` from `offset` to guest address `to`.
-///
-/// Mapping the file copy-on-write was measured and is worse: the guest's kernel patches most of its own
-/// pages, and each then costs two faults of 4 KiB where one of 2 MiB does for 512.
 ///
 /// # Errors
 /// The range isn't guest memory, or the file is shorter or can't be read.
@@ -101,6 +116,57 @@ pub fn read_file(memory: &GuestMemoryMmap, file: &File, offset: u64, to: (u64, u
     let mut file = file;
     file.seek(SeekFrom::Start(offset))?;
     memory.read_exact_volatile_from(GuestAddress(to.0), &mut file, to.1 as usize).map_err(io::Error::other)
+}
+
+/// Fewer bytes than this are copied: a mapped page costs a fault of its own, a copied one is part of a huge page.
+const WORTH_MAPPING: usize = 4 << 20;
+
+/// A kernel's file whose large segments, text and constants, are mapped into guest memory copy-on-write
+/// instead of read: all machines on a host share those pages, but for the tenth that a kernel patches.
+pub struct MappedKernel<'a>(pub &'a File);
+
+impl MappedKernel<'_> {
+    /// Maps the whole pages of `to` from the file's position on; returns how many bytes that were.
+    fn map<B: BitmapSlice>(&mut self, to: &VolatileSlice<B>) -> io::Result<usize> {
+        let page = layout::PAGE as usize;
+        let (offset, length) = (self.0.stream_position()?, to.len() / page * page);
+        let at = to.ptr_guard_mut().as_ptr();
+        let end = offset.saturating_add(length as u64);
+        let aligned = offset.is_multiple_of(layout::PAGE) && (at as usize).is_multiple_of(page);
+        if length < WORTH_MAPPING || !aligned || end > self.0.metadata()?.len() {
+            return Ok(0);
+        }
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_FIXED);
+        let (file, position) = (self.0.as_raw_fd(), offset as libc::off_t);
+        // SAFETY: the range is whole pages of guest memory, to which nothing in this process refers by
+        // address; it stays readable and writable, and goes with the mapping around it.
+        let mapped = unsafe { libc::mmap(at.cast(), length, protection, flags, file, position) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        self.0.seek(SeekFrom::Start(end))?;
+        Ok(length)
+    }
+}
+
+impl Read for MappedKernel<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Seek for MappedKernel<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+impl ReadVolatile for MappedKernel<'_> {
+    fn read_volatile<B: BitmapSlice>(&mut self, to: &mut VolatileSlice<B>) -> Result<usize, VolatileMemoryError> {
+        let mapped = self.map(to).map_err(VolatileMemoryError::IOError)?;
+        self.0.read_exact_volatile(&mut to.offset(mapped)?)?;
+        Ok(to.len())
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +190,29 @@ mod tests {
         }
         assert!(read_file(&memory, &file, 0, (layout::MIB - 4096, 8192)).is_err());
         assert!(read_file(&memory, &file, 16_384, (0x4000, 4096 - 10)).is_err(), "file too short");
+    }
+
+    #[test]
+    fn large_segments_are_mapped_and_written_to_privately() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..WORTH_MAPPING as u32 + 5000).map(|i| (i / 4096 + i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let memory = allocate(32 * layout::MIB).unwrap();
+        // The second is not aligned and read, the third longer than the file.
+        for (offset, to, ok) in [(4096, 0x2000, true), (4096, 0x70_0010, true), (8192, 0xc0_0000, false)] {
+            let length = WORTH_MAPPING + 5000 - 4096;
+            file.seek(SeekFrom::Start(offset)).unwrap();
+            let done = memory.read_exact_volatile_from(GuestAddress(to), &mut MappedKernel(&file), length);
+            assert_eq!(done.is_ok(), ok, "{done:?}");
+            let mut got = vec![0; length];
+            memory.read_slice(&mut got, GuestAddress(to)).unwrap();
+            assert!(!ok || got == content[4096..]);
+        }
+        memory.write_slice(&[7; 5000], GuestAddress(0x2000)).unwrap();
+        let mut kept = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut kept).unwrap();
+        assert!(kept == content, "the file was written to");
     }
 
     #[test]

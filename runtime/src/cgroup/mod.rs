@@ -8,6 +8,7 @@ mod layout;
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ struct Directory {
     path: PathBuf,
     /// Whether it was made for this container; what is inside is ours then, too.
     made: bool,
+    /// Whether it is of cgroup v2.
+    unified: bool,
 }
 
 /// Makes the cgroups.
@@ -51,7 +54,7 @@ fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
     for hierarchy in &layout.hierarchies {
         let path = hierarchy.directory(&plan.path);
         match make(hierarchy, &path) {
-            Ok(made) => cgroup.directories.push(Directory { path, made }),
+            Ok(made) => cgroup.directories.push(Directory { path, made, unified: hierarchy.is_unified() }),
             Err(error) => {
                 // The error at hand says more than one of cleaning up.
                 let _ = cgroup.remove();
@@ -63,6 +66,12 @@ fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
 }
 
 impl HostCgroup {
+    /// The one cgroup of a v2 host, for a process to be born in.
+    pub fn open(&self) -> Option<OwnedFd> {
+        let [directory] = self.directories.as_slice() else { return None };
+        directory.unified.then(|| fs::File::open(&directory.path).ok().map(OwnedFd::from)).flatten()
+    }
+
     /// Moves a process into all of them.
     ///
     /// # Errors

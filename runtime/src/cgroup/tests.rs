@@ -68,7 +68,7 @@ fn a_failure_names_the_place_and_leaves_nothing() {
     let text = format!("{:#}", create_in(&Layout { hierarchies }, &plan("/a/b")).unwrap_err());
     assert!(text.starts_with("make cgroup ") && text.contains("/a/b: "), "{text}");
     assert!(!good.path("a/b").exists());
-    let gone = HostCgroup { directories: vec![Directory { path: good.path("none"), made: true }] };
+    let gone = HostCgroup { directories: vec![Directory { path: good.path("none"), made: true, unified: true }] };
     assert!(format!("{:#}", gone.add(1).unwrap_err()).starts_with("move process 1 into "));
 }
 

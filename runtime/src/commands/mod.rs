@@ -15,7 +15,6 @@ pub mod state;
 use anyhow::bail;
 
 use crate::cli::{Cli, Command};
-use crate::monitor;
 
 /// Does what the command line says; returns the exit code.
 pub fn run(cli: Cli) -> anyhow::Result<u8> {
@@ -39,6 +38,5 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Spec(args) => spec::run(&args).map(|()| 0),
         Command::Features => features::run().map(|()| 0),
         Command::Doctor => doctor::run().map(|healthy| u8::from(!healthy)),
-        Command::Monitor { fd } => monitor::main(fd),
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! A queue's settings live here until `DRIVER_OK`; from then on the worker owns the queues, and what
 //! it returns when stopped takes the settings' place. Wrong accesses are ignored, as hardware would.
+//! What the driver reads is shown in a [`Window`] after each write of its.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::registers::Window;
 use super::worker::{Idle, Wiring, Worker};
 use super::{Device, Error};
 
@@ -40,7 +42,6 @@ mod status {
     pub const DRIVER: u32 = 2;
     pub const DRIVER_OK: u32 = 4;
     pub const FEATURES_OK: u32 = 8;
-    pub const NEEDS_RESET: u32 = 64;
     pub const FAILED: u32 = 128;
 }
 
@@ -70,11 +71,19 @@ mod register {
     pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
     pub const SHM_LEN_LOW: u64 = 0x0b0;
     pub const SHM_BASE_HIGH: u64 = 0x0bc;
-    pub const CONFIG_GENERATION: u64 = 0x0fc;
 }
+
+/// `DEVICE_NEEDS_RESET` in the `Status` register.
+pub const NEEDS_RESET: u32 = 64;
 
 /// The `QueueNotify` register, where the machine puts the ioeventfds.
 pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
+/// The `InterruptACK` register, whose writes nobody has to see.
+pub const INTERRUPT_ACK: u64 = register::INTERRUPT_ACK;
+/// The `InterruptStatus` register.
+pub const INTERRUPT_STATUS: u64 = register::INTERRUPT_STATUS;
+/// The `Status` register.
+pub const STATUS: u64 = register::STATUS;
 
 /// State of one device with its transport, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +96,6 @@ pub struct DeviceState {
     pub registers: Registers,
     /// The queues, in the device's order.
     pub queues: Vec<SavedQueue>,
-    /// `InterruptStatus`.
-    pub interrupt: u32,
     /// The device had set `DEVICE_NEEDS_RESET`.
     pub broken: bool,
     /// What [`Device::save`] gave.
@@ -140,21 +147,22 @@ pub struct Transport {
     queues: Vec<QueueState>,
     id: u32,
     features: u64,
-    config: Vec<u8>,
 }
 
 impl Transport {
     /// A transport in its reset state. `wiring.notified` has one event per queue of the device.
     pub fn new(device: Box<dyn Device>, wiring: Wiring) -> Self {
-        Self {
+        show_constants(wiring.interrupt.registers(), device.as_ref());
+        let transport = Self {
             registers: Registers::default(),
             queues: device.queue_sizes().iter().map(|&size| fresh_queue(size)).collect(),
             id: device.id(),
             features: device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC,
-            config: device.config(),
             side: Side::Idle(device),
             wiring,
-        }
+        };
+        transport.show();
+        transport
     }
 
     /// The notification event of each queue, to be registered as ioeventfd.
@@ -162,49 +170,32 @@ impl Transport {
         &self.wiring.notified
     }
 
-    /// The driver reads `data.len()` bytes at `offset` of the device's 4 KiB.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if offset >= CONFIG {
-            let at = usize::try_from(offset - CONFIG).unwrap_or(usize::MAX);
-            for (out, byte) in data.iter_mut().zip(self.config.iter().skip(at)) {
-                *out = *byte;
-            }
-        } else if data.len() == 4 {
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
-        }
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            register::MAGIC_VALUE => MAGIC,
-            register::VERSION => VERSION,
-            register::DEVICE_ID => self.id,
-            register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.features, self.registers.device_features_sel),
-            register::QUEUE_SIZE_MAX => self.queue().map_or(0, |queue| queue.max_size.into()),
-            register::QUEUE_READY => self.queue().is_some_and(|queue| queue.ready).into(),
-            register::INTERRUPT_STATUS => self.wiring.interrupt.status(),
-            register::STATUS => self.status(),
-            // There are no shared memory regions: all lengths are -1.
-            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            // The configuration doesn't change while a driver may look.
-            register::CONFIG_GENERATION => 0,
-            _ => 0,
-        }
+    /// Shows the driver what its last write changed.
+    fn show(&self) {
+        let window = self.wiring.interrupt.registers();
+        let queue = self.queues.get(self.registers.queue_sel as usize);
+        window.store(register::DEVICE_FEATURES, half(self.features, self.registers.device_features_sel));
+        window.store(register::QUEUE_SIZE_MAX, queue.map_or(0, |queue| queue.max_size.into()));
+        window.store(register::QUEUE_READY, queue.is_some_and(|queue| queue.ready).into());
+        // The device's thread adds DEVICE_NEEDS_RESET.
+        window.change(register::STATUS, |shown| shown & NEEDS_RESET | self.registers.status);
     }
 
     /// The driver writes `data` at `offset`. Activation and reset happen in here.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         let Ok(bytes) = data.try_into() else { return };
         let value = u32::from_le_bytes(bytes);
+        self.write_register(offset, value);
+        self.show();
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
         match offset {
             register::DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
             register::DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
             register::DRIVER_FEATURES => self.accept_features(value),
             register::QUEUE_SEL => self.registers.queue_sel = value,
             register::QUEUE_NOTIFY => self.notify(value),
-            register::INTERRUPT_ACK => self.wiring.interrupt.acknowledge(value),
             register::STATUS if value == 0 => self.reset(),
             register::STATUS => self.set_status(value),
             _ => self.write_queue(offset, value),
@@ -233,15 +224,6 @@ impl Transport {
             register::QUEUE_DEVICE_HIGH => set_half(&mut queue.used_ring, 1, value),
             _ => {}
         }
-    }
-
-    fn queue(&self) -> Option<&QueueState> {
-        self.queues.get(self.registers.queue_sel as usize)
-    }
-
-    fn status(&self) -> u32 {
-        let broken = self.wiring.interrupt.is_broken() || matches!(self.side, Side::Lost);
-        self.registers.status | if broken { status::NEEDS_RESET } else { 0 }
     }
 
     fn accept_features(&mut self, value: u32) {
@@ -301,12 +283,13 @@ impl Transport {
     /// Stops the worker, if there is one; device and queues are here again afterwards.
     fn deactivate(&mut self) {
         match std::mem::replace(&mut self.side, Side::Lost) {
-            Side::Active(worker) => {
-                if let Some(idle) = worker.stop() {
+            Side::Active(worker) => match worker.stop() {
+                Some(idle) => {
                     self.queues = idle.queues;
                     self.side = Side::Idle(idle.device);
                 }
-            }
+                None => self.wiring.interrupt.set_broken(true),
+            },
             other => self.side = other,
         }
     }
@@ -315,7 +298,7 @@ impl Transport {
         self.deactivate();
         self.registers = Registers::default();
         self.queues.iter_mut().for_each(|queue| *queue = fresh_queue(queue.max_size));
-        self.wiring.interrupt.set(0, false);
+        self.wiring.interrupt.set_broken(matches!(self.side, Side::Lost));
         if let Side::Idle(device) = &mut self.side {
             device.reset();
         }
@@ -347,7 +330,6 @@ impl Transport {
             id: self.id,
             registers: self.registers,
             queues: self.queues.iter().map(SavedQueue::from).collect(),
-            interrupt: self.wiring.interrupt.status(),
             broken: self.wiring.interrupt.is_broken(),
             device: device.save()?,
         })
@@ -369,7 +351,8 @@ impl Transport {
         device.restore(&state.device)?;
         self.registers = state.registers;
         self.queues = state.queues.iter().map(QueueState::from).collect();
-        self.wiring.interrupt.set(state.interrupt, state.broken);
+        self.wiring.interrupt.set_broken(state.broken);
+        self.show();
         Ok(())
     }
 }
@@ -377,6 +360,23 @@ impl Transport {
 impl Drop for Transport {
     fn drop(&mut self) {
         self.deactivate();
+    }
+}
+
+/// Shows what never changes. The configuration, too, stays while a driver may look.
+fn show_constants(window: &Window, device: &dyn Device) {
+    window.store(register::MAGIC_VALUE, MAGIC);
+    window.store(register::VERSION, VERSION);
+    window.store(register::DEVICE_ID, device.id());
+    window.store(register::VENDOR_ID, VENDOR);
+    // There are no shared memory regions: all lengths are -1.
+    for offset in (register::SHM_LEN_LOW..=register::SHM_BASE_HIGH).step_by(4) {
+        window.store(offset, u32::MAX);
+    }
+    for (offset, bytes) in (CONFIG..).step_by(4).zip(device.config().chunks(4)) {
+        let mut word = [0; 4];
+        word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        window.store(offset, u32::from_le_bytes(word));
     }
 }
 

@@ -18,6 +18,7 @@
 pub mod fs;
 pub mod mmio;
 pub mod queue;
+pub mod registers;
 pub mod rng;
 pub mod vsock;
 pub mod worker;

@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::queue::Outcome;
 use super::*;
 use crate::layout::MIB;
+use crate::virtio::registers::Window;
 use crate::virtio::rng::Rng;
 
 pub(crate) const SIZE: u16 = 16;
@@ -155,7 +156,7 @@ pub(crate) fn wiring(queues: usize) -> (Wiring, Arc<EventFd>, Arc<Mutex<Vec<Stri
         name: "virtio-test".to_owned(),
         memory: crate::memory::allocate(MIB).unwrap(),
         notified: (0..queues).map(|_| event()).collect(),
-        interrupt: Interrupt::new(irqfd.clone()),
+        interrupt: Interrupt::new(irqfd.clone(), Window::row(1).unwrap().remove(0)),
         on_fault: Arc::new(move |text| report.lock().unwrap().push(text)),
     };
     (wiring, irqfd, faults)
@@ -285,7 +286,10 @@ fn a_bad_chain_stops_the_device_once_and_asks_for_a_reset() {
         let worker = start(Idle { device: Box::<Successor>::default(), queues: vec![queue()] }, &wiring);
         wait(&format!("a fault of kind {number}"), || wiring.interrupt.is_broken());
         assert!(irqfd.read().unwrap() > 0);
-        assert_eq!(wiring.interrupt.status() & crate::interrupt::CONFIG, crate::interrupt::CONFIG);
+        assert_eq!(
+            wiring.interrupt.registers().load(crate::virtio::mmio::INTERRUPT_STATUS) & crate::interrupt::CONFIG,
+            crate::interrupt::CONFIG
+        );
         wiring.notified[0].write(1).unwrap();
         assert_eq!(worker.stop().unwrap().queues.len(), 1);
         let faults = faults.lock().unwrap();

@@ -15,6 +15,7 @@ use super::super::fuse::*;
 use super::super::{Fs, Share};
 use crate::interrupt::Interrupt;
 use crate::virtio::queue::Ring;
+use crate::virtio::registers::Window;
 use crate::virtio::{Context, Device, Error, Event, Watcher};
 
 const SIZE: u16 = 512;
@@ -74,7 +75,7 @@ impl Guest {
     /// A guest that has said nothing yet.
     pub fn unborn(mut device: Fs) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let interrupt = Interrupt::new(Arc::new(EventFd::new(0).unwrap()));
+        let interrupt = Interrupt::new(Arc::new(EventFd::new(0).unwrap()), Window::row(1).unwrap().remove(0));
         let mut queue = Queue::new(SIZE).unwrap();
         queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
         queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));

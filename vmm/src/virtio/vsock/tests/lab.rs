@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::interrupt::Interrupt;
 use crate::virtio::queue::Ring;
+use crate::virtio::registers::Window;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
 use crate::virtio::vsock::{HOST_CID, Handle, Vsock};
 use crate::virtio::{Context, Device, Error, Event, Watcher};
@@ -181,7 +182,7 @@ impl Lab {
         let (device, handle) = crate::virtio::vsock::new(GUEST_CID).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let interrupts = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let interrupt = Interrupt::new(interrupts.clone());
+        let interrupt = Interrupt::new(interrupts.clone(), Window::row(1).unwrap().remove(0));
         let (rx, tx) = (DriverQueue::new(0), DriverQueue::new(1));
         let rings = vec![rx.ring(&interrupt), tx.ring(&interrupt), DriverQueue::new(2).ring(&interrupt)];
         Self {
@@ -222,7 +223,7 @@ impl Lab {
             Ok(())
         })
         .unwrap();
-        let interrupt = Interrupt::new(self.interrupts.clone());
+        let interrupt = Interrupt::new(self.interrupts.clone(), Window::row(1).unwrap().remove(0));
         let again = |ring: &Ring| Ring::new(Queue::try_from(ring.state()).unwrap(), interrupt.clone());
         self.rings = self.rings.iter().map(again).collect();
     }

@@ -1,0 +1,207 @@
+//! Starting the monitor: a fork that is born in its cgroup, and this binary again.
+//!
+//! Moving a process that lives into a cgroup waits for the kernel's readers, some ten milliseconds; being
+//! born there waits for nobody, and nothing is ever accounted elsewhere. `std::process` cannot do that.
+
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::handover::{Answer, Numbers};
+use crate::plan::{NetworkPlan, Plan};
+
+/// First argument of the monitor; its second is the descriptor of the set-up.
+const MONITOR: &str = "monitor";
+
+/// A child of ours.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    status: Option<ExitStatus>,
+    /// Whether it was born in the cgroup that was asked for.
+    pub placed: bool,
+}
+
+impl Process {
+    /// Its pid.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Kills it, unless it has been waited for.
+    pub fn kill(&self) -> io::Result<()> {
+        match self.status {
+            Some(_) => Ok(()),
+            None => Ok(rustix::process::kill_process(self.pid, Signal::KILL)?),
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            match self.reap(WaitOptions::empty()) {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.reap(WaitOptions::NOHANG)
+    }
+
+    fn reap(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none()
+            && let Some((_, status)) = rustix::process::waitpid(Some(self.pid), options)?
+        {
+            self.status = Some(ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(self.status)
+    }
+}
+
+/// The descriptor of the set-up, if this process is the monitor.
+pub fn is_monitor() -> Option<RawFd> {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next()?;
+    (first == MONITOR).then(|| arguments.next()?.to_str()?.parse().ok()).flatten()
+}
+
+/// Starts this binary again as the monitor: in its cgroup and network namespace, with the descriptors it
+/// needs and, unless it has a terminal, with ours as its standard ones. What fails in the child is its
+/// answer on the ready pipe.
+///
+/// # Errors
+/// The network namespace cannot be opened, or there can be no more processes.
+pub fn monitor(
+    plan: &Plan,
+    setup: RawFd,
+    numbers: &Numbers,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> anyhow::Result<Process> {
+    let network = open_network(&plan.network)?;
+    let null = numbers.terminal.map(|_| open_null()).transpose()?;
+    let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, CString::new(setup.to_string())?];
+    // SAFETY: a command has no other threads before it starts its monitor.
+    if let Some(process) = unsafe { fork(cgroup) }.context("start the monitor: fork")? {
+        return Ok(process);
+    }
+    let become_monitor = || -> io::Result<()> {
+        crate::stub::unblock()?;
+        enter_network(network.as_ref())?;
+        null.iter().try_for_each(take_as_standard)?;
+        let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready]);
+        inherited.chain(&numbers.terminal).try_for_each(|&fd| keep_open(fd))?;
+        rustix::process::chdir("/")?;
+        nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;
+        Ok(())
+    };
+    let why = become_monitor().err().map_or_else(String::new, |error| format!("start the monitor: {error}"));
+    give_up(numbers.ready, why)
+}
+
+/// Forks, into the cgroup v2 of this directory if there is one and the kernel can. `None` in the child.
+///
+/// # Safety
+/// The process has no other threads; so the child may do what it likes.
+unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Process>> {
+    if let Some(cgroup) = cgroup {
+        let arguments = CloneArguments {
+            flags: CLONE_INTO_CGROUP,
+            exit_signal: libc::SIGCHLD as u64,
+            cgroup: cgroup.as_raw_fd() as u64,
+            ..CloneArguments::default()
+        };
+        // SAFETY: the structure lives across the call and its size is right; without CLONE_VM this is a fork.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
+        match pid {
+            0 => return Ok(None),
+            1.. => return Ok(Pid::from_raw(pid as i32).map(|pid| Process { pid, status: None, placed: true })),
+            // Before Linux 5.7, or where a sandbox forbids it: as it was always done.
+            _ => {}
+        }
+    }
+    // SAFETY: by this function's contract there are no other threads.
+    match unsafe { libc::fork() } {
+        0 => Ok(None),
+        pid => match Pid::from_raw(pid) {
+            Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(Some(Process { pid, status: None, placed: false })),
+            _ => Err(io::Error::last_os_error()),
+        },
+    }
+}
+
+/// Of <linux/sched.h>; libc's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// `struct clone_args` of <linux/sched.h>.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// The child's end when it cannot become the monitor.
+fn give_up(ready: RawFd, why: String) -> ! {
+    // SAFETY: the descriptor is the parent's end of a pipe, inherited and open.
+    let ready = unsafe { BorrowedFd::borrow_raw(ready) };
+    let answer = serde_json::to_vec(&Answer::Failed(why)).unwrap_or_default();
+    if let Ok(ready) = ready.try_clone_to_owned() {
+        // Without an answer the parent reports our end.
+        let _ = std::fs::File::from(ready).write_all(&answer);
+    }
+    // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
+    unsafe { libc::_exit(1) }
+}
+
+fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
+    match plan {
+        NetworkPlan::New => Ok(None),
+        NetworkPlan::Path(path) => {
+            let opened = std::fs::File::open(path);
+            opened.map(Some).with_context(|| format!("open network namespace {}", path.display()))
+        }
+    }
+}
+
+fn enter_network(namespace: Option<&std::fs::File>) -> io::Result<()> {
+    match namespace {
+        Some(file) => nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?,
+        None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
+    }
+    Ok(())
+}
+
+fn open_null() -> anyhow::Result<std::fs::File> {
+    std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
+}
+
+fn take_as_standard(file: &std::fs::File) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(file)?;
+    rustix::stdio::dup2_stdout(file)?;
+    Ok(rustix::stdio::dup2_stderr(file)?)
+}
+
+fn keep_open(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor belongs to the parent, whose copy is open in this process too.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
+}

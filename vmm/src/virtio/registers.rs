@@ -1,0 +1,79 @@
+//! The registers of virtio-mmio devices as their drivers read them.
+//!
+//! They are memory that KVM shows the guest read-only: reading one is no VM exit, writing one is the
+//! exit that [`super::mmio`] answers. The thread of the exit and the device's own both change them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use crate::layout::VIRTIO_SIZE;
+
+/// Bytes of one device.
+const SIZE: usize = VIRTIO_SIZE as usize;
+
+/// The registers of one device: 4 KiB, zero at first.
+#[derive(Clone)]
+pub struct Window {
+    pages: Arc<MmapRegion>,
+    start: usize,
+}
+
+impl Window {
+    /// Windows of `count` devices, one after the other in one mapping of `count` × 4 KiB.
+    ///
+    /// # Errors
+    /// The host has no memory.
+    pub fn row(count: usize) -> io::Result<Vec<Self>> {
+        let pages = Arc::new(MmapRegion::new(count * SIZE).map_err(io::Error::other)?);
+        Ok((0..count).map(|index| Self { pages: pages.clone(), start: index * SIZE }).collect())
+    }
+
+    /// Where the window is in this process.
+    pub fn address(&self) -> u64 {
+        self.pages.as_ptr() as u64 + self.start as u64
+    }
+
+    /// The register at this offset; 0 where none can be.
+    pub fn load(&self, offset: u64) -> u32 {
+        self.word(offset).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets the register at this offset.
+    pub fn store(&self, offset: u64, value: u32) {
+        self.change(offset, |_| value);
+    }
+
+    /// Replaces the register at this offset by what `change` makes of it.
+    pub fn change(&self, offset: u64, change: impl Fn(u32) -> u32) {
+        if let Some(word) = self.word(offset) {
+            // The update always gives a value, and so succeeds.
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |value| Some(change(value)));
+        }
+    }
+
+    fn word(&self, offset: u64) -> Option<&AtomicU32> {
+        let offset = usize::try_from(offset).ok().filter(|offset| offset.is_multiple_of(4) && *offset < SIZE)?;
+        self.pages.get_atomic_ref(self.start + offset).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_apart_and_bounded() {
+        let row = Window::row(2).unwrap();
+        assert_eq!(row[1].address() - row[0].address(), VIRTIO_SIZE);
+        row[0].store(VIRTIO_SIZE - 4, 7);
+        row[0].change(VIRTIO_SIZE - 4, |value| value | 8);
+        for nowhere in [2, VIRTIO_SIZE, u64::MAX] {
+            row[0].store(nowhere, 9);
+            assert_eq!(row[0].load(nowhere), 0);
+        }
+        assert_eq!((row[0].load(VIRTIO_SIZE - 4), row[1].load(0)), (15, 0));
+    }
+}
