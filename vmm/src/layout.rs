@@ -54,7 +54,7 @@ pub const GAP_END: u64 = 1 << 32;
 /// First virtio-mmio device.
 pub const VIRTIO: u64 = 0xd000_0000;
 /// Size of each.
-pub const VIRTIO_SIZE: u64 = PAGE;
+pub const VIRTIO_SIZE: u64 = crate::virtio::registers::SIZE as u64;
 /// Interrupt of the first virtio-mmio device; the others follow.
 pub const VIRTIO_IRQ: u32 = 5;
 /// The I/O APIC's inputs.

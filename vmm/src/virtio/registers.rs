@@ -9,10 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
-use crate::layout::VIRTIO_SIZE;
-
-/// Bytes of one device.
-const SIZE: usize = VIRTIO_SIZE as usize;
+/// Bytes of one device: a page, since pages are what KVM protects.
+pub const SIZE: usize = 4096;
 
 /// The registers of one device: 4 KiB, zero at first.
 #[derive(Clone)]
@@ -67,13 +65,14 @@ mod tests {
     #[test]
     fn windows_are_apart_and_bounded() {
         let row = Window::row(2).unwrap();
-        assert_eq!(row[1].address() - row[0].address(), VIRTIO_SIZE);
-        row[0].store(VIRTIO_SIZE - 4, 7);
-        row[0].change(VIRTIO_SIZE - 4, |value| value | 8);
-        for nowhere in [2, VIRTIO_SIZE, u64::MAX] {
+        let end = SIZE as u64;
+        assert_eq!(row[1].address() - row[0].address(), end);
+        row[0].store(end - 4, 7);
+        row[0].change(end - 4, |value| value | 8);
+        for nowhere in [2, end, u64::MAX] {
             row[0].store(nowhere, 9);
             assert_eq!(row[0].load(nowhere), 0);
         }
-        assert_eq!((row[0].load(VIRTIO_SIZE - 4), row[1].load(0)), (15, 0));
+        assert_eq!((row[0].load(end - 4), row[1].load(0)), (15, 0));
     }
 }
