@@ -190,7 +190,7 @@ pub struct ExecArgs {
     /// Allocate a terminal
     #[arg(long, short = 't')]
     pub tty: bool,
-    /// User as UID[:GID]
+    /// User, as UID or UID:GID
     #[arg(long, short = 'u', value_name = "UID[:GID]")]
     pub user: Option<String>,
     /// Additional group ids

@@ -21,11 +21,11 @@ pub(super) fn read(file: BorrowedFd, data: &mut Buffers, offset: u64) -> Served<
 pub(super) fn write(file: BorrowedFd, data: &mut Buffers, offset: u64, append: bool) -> Served<usize> {
     let flags = if append { libc::RWF_APPEND } else { 0 };
     transfer(data, offset, |iovecs, at| {
+        // The offset's high half is 0 where a register holds all of it.
+        let (fd, high) = (file.as_raw_fd(), 0);
         // SAFETY: the iovecs describe guest memory that the chain keeps mapped across the call, and
-        // which the kernel only reads; the count is at most IOV_MAX. The offset's high half is 0 where
-        // a register holds all of it.
-        let done =
-            unsafe { libc::syscall(libc::SYS_pwritev2, file.as_raw_fd(), iovecs.as_ptr(), iovecs.len(), at, 0, flags) };
+        // which the kernel only reads; the count is at most IOV_MAX.
+        let done = unsafe { libc::syscall(libc::SYS_pwritev2, fd, iovecs.as_ptr(), iovecs.len(), at, high, flags) };
         sys::result(done as isize)
     })
 }

@@ -16,7 +16,7 @@
 //! # What keeps a hostile guest inside its shares
 //!
 //! * The guest names objects by nodeid (an index into our table) and by *one* path component, checked
-//!   by [`request::Request::name`]: never empty, `.`, `..` or with a slash in it.
+//!   by `request::Request::name`: never empty, `.`, `..` or with a slash in it.
 //! * A component is looked up with `O_PATH | O_NOFOLLOW` below a descriptor that we hold. The host
 //!   never follows a symbolic link, nor a path, of the guest's.
 //! * Objects are opened for I/O only through `/proc/self/fd` of such a descriptor, and only regular

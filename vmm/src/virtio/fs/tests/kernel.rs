@@ -9,14 +9,13 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use zerocopy::FromBytes;
 
+use super::super::Fs;
 use super::super::fuse::*;
-use super::super::{Counters, Fs};
 use super::guest::*;
 
 /// Largest request: a write of 1 MiB with its headers.
@@ -28,24 +27,18 @@ const REPLY: usize = 80 << 10;
 struct Mounted {
     directory: tempfile::TempDir,
     mount: tempfile::TempDir,
-    counters: Arc<Counters>,
     bridge: Option<JoinHandle<()>>,
 }
 
 impl Mounted {
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         Self::with_descriptors(1 << 14)
     }
 
     /// With at most so many descriptors of known objects.
-    fn with_descriptors(limit: usize) -> Option<Self> {
-        let device = match File::options().read(true).write(true).open("/dev/fuse") {
-            Ok(device) => device,
-            Err(error) => {
-                eprintln!("SKIPPED: /dev/fuse: {error}");
-                return None;
-            }
-        };
+    fn with_descriptors(limit: usize) -> Self {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.expect("these tests mount: they want root and the module fuse");
         let (directory, mount) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         // SAFETY: plain flags; the namespace is this test's thread's only.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
@@ -55,9 +48,8 @@ impl Mounted {
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("shares", mount.path(), "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
         let fs = Fs::with_limits(vec![share("s", directory.path(), false)], limit, 1000).unwrap();
-        let counters = fs.counters();
         let bridge = Some(std::thread::spawn(move || bridge(device, fs)));
-        Some(Self { directory, mount, counters, bridge })
+        Self { directory, mount, bridge }
     }
 
     /// The share as the kernel sees it.
@@ -72,20 +64,6 @@ impl Mounted {
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{script}\n{}\n{errors}", String::from_utf8_lossy(&output.stdout));
-    }
-
-    /// Runs a script and tells how many requests it took, and which.
-    fn count(&self, what: &str, script: &str) {
-        std::thread::sleep(std::time::Duration::from_millis(1200));
-        let before = self.counters.named();
-        let start = std::time::Instant::now();
-        self.run(script);
-        let time = start.elapsed().as_millis();
-        let earlier = |name| before.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count);
-        let counts = self.counters.named().into_iter().map(|(name, count)| (name, count - earlier(name)));
-        let counts: Vec<_> = counts.filter(|(_, count)| *count > 0).collect();
-        let total: u64 = counts.iter().map(|(_, count)| count).sum();
-        println!("{what}: {total} requests, {time} ms: {counts:?}");
     }
 }
 
@@ -131,7 +109,7 @@ fn make_tree(root: &Path, directories: usize, files: usize) {
 #[test]
 fn trees_are_copied_packed_compared_and_removed() {
     for descriptors in [1 << 14, 100] {
-        let Some(mounted) = Mounted::with_descriptors(descriptors) else { return };
+        let mounted = Mounted::with_descriptors(descriptors);
         storm(&mounted);
     }
 }
@@ -150,7 +128,7 @@ fn storm(mounted: &Mounted) {
 
 #[test]
 fn big_files_keep_every_byte() {
-    let Some(mounted) = Mounted::new() else { return };
+    let mounted = Mounted::new();
     mounted.run(
         "head -c 60000001 /dev/urandom > big && cmp big $HOST/big && cp big copy && cmp copy $HOST/big
          dd if=big of=part bs=65537 skip=3 count=50 2>/dev/null
@@ -164,7 +142,7 @@ fn big_files_keep_every_byte() {
 
 #[test]
 fn shells_append_truncate_execute_and_keep_open_files() {
-    let Some(mounted) = Mounted::new() else { return };
+    let mounted = Mounted::new();
     mounted.run(
         "for i in 1 2 3 4; do (for j in $(seq 200); do echo line-$i-$j >> log; done) & done; wait
          test $(sort -u log | wc -l) = 800 && test $(sort -u $HOST/log | wc -l) = 800
@@ -181,7 +159,7 @@ fn shells_append_truncate_execute_and_keep_open_files() {
 
 #[test]
 fn owners_modes_and_setuid() {
-    let Some(mounted) = Mounted::new() else { return };
+    let mounted = Mounted::new();
     mounted.run(
         "chmod 755 . && mkdir -m 1777 public && cp /bin/true program && chmod 6755 program
          chown 1000:1000 program && test $(stat -c %a program) = 755
@@ -200,40 +178,11 @@ fn owners_modes_and_setuid() {
 
 #[test]
 fn many_entries() {
-    let Some(mounted) = Mounted::new() else { return };
+    let mounted = Mounted::new();
     fs::create_dir(mounted.directory.path().join("many")).unwrap();
     for number in 0..5000 {
         File::create(mounted.directory.path().join(format!("many/file-{number}"))).unwrap();
     }
     mounted.run("test $(ls many | sort -u | wc -l) = 5000 && test $(ls -l many | wc -l) = 5001");
     mounted.run("rm many/file-1* && test $(ls many | wc -l) = $(ls $HOST/many | wc -l) && rm -r many");
-}
-
-/// Not a test but a report: `cargo test -p vmm --release requests_per -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints counts"]
-fn requests_per_operation() {
-    let Some(mounted) = Mounted::new() else { return };
-    fs::write(mounted.directory.path().join("small"), "x").unwrap();
-    fs::write(mounted.directory.path().join("big"), vec![1; 64 << 20]).unwrap();
-    fs::copy("/bin/sh", mounted.directory.path().join("shell")).unwrap();
-    mounted.count("nothing but a shell", "true");
-    mounted.count("read a small file", "read x < small || true");
-    mounted.count("again after a second", "read x < small || true");
-    mounted.count("append to it", "echo y >> small");
-    mounted.count("overwrite it", "echo y > small");
-    mounted.count("create a file", "echo y > new");
-    mounted.count("execute", "./shell -c true");
-    mounted.count("execute again", "./shell -c true");
-    mounted.count("read 64 MiB", "cat big > /dev/null");
-    mounted.count("write 64 MiB", "dd if=/dev/zero of=out bs=1M count=64 2>/dev/null");
-    make_tree(&mounted.directory.path().join("tree"), 100, 50);
-    mounted.run("tar cf $HOST/tree.tar -C $HOST tree");
-    mounted.count("find 5,200 files", "find tree > /dev/null");
-    mounted.count("find again", "find tree > /dev/null");
-    mounted.count("ls -lR", "ls -lR tree > /dev/null");
-    mounted.count("read all", "cat tree/*/file-* > /dev/null");
-    mounted.count("untar", "mkdir unpacked && tar xf $HOST/tree.tar -C unpacked");
-    mounted.count("cp -a", "cp -a tree copy");
-    mounted.count("rm -r", "rm -r copy");
 }
