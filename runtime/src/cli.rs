@@ -1,6 +1,5 @@
 //! The command line, flag for flag as runc has it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -86,50 +85,6 @@ pub enum Command {
     Features,
     /// Check that this host can run containers in VMs
     Doctor,
-}
-
-/// Only the flags before the command, and the command's words.
-#[derive(Parser)]
-struct Front {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    words: Words,
-}
-
-#[derive(Subcommand)]
-enum Words {
-    #[command(external_subcommand)]
-    All(Vec<OsString>),
-}
-
-/// Reads the command line. Describing all commands to clap takes longer than reading one, so first only the
-/// frequent command that is called is described; whatever is unclear then is for the whole parser to explain.
-pub fn parse() -> Result<Cli, clap::Error> {
-    match parse_frequent() {
-        Some(cli) => Ok(cli),
-        None => Cli::try_parse(),
-    }
-}
-
-fn parse_frequent() -> Option<Cli> {
-    let Front { global, words: Words::All(words) } = Front::try_parse().ok()?;
-    let command = match words.first()?.to_str()? {
-        "create" => Command::Create(arguments(&words)?),
-        "start" => Command::Start(arguments(&words)?),
-        "run" => Command::Run(arguments(&words)?),
-        "exec" => Command::Exec(arguments(&words)?),
-        "kill" => Command::Kill(arguments(&words)?),
-        "delete" => Command::Delete(arguments(&words)?),
-        "state" => Command::State(arguments(&words)?),
-        _ => return None,
-    };
-    Some(Cli { global, command: Some(command) })
-}
-
-fn arguments<A: Args>(words: &[OsString]) -> Option<A> {
-    let command = A::augment_args(clap::Command::new("runvm"));
-    A::from_arg_matches(&command.try_get_matches_from(words).ok()?).ok()
 }
 
 /// Arguments of `create`.

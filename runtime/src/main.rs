@@ -32,13 +32,16 @@ mod timeline;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
 fn main() -> ExitCode {
     timeline::begin();
-    // No command of a user's, so clap, whose work takes a millisecond, has no part in it.
+    // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
+    // of the monitor's start.
     if let Some(setup) = spawn::is_monitor() {
         return finish(monitor::main(setup));
     }
-    let cli = match cli::parse() {
+    let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
