@@ -126,15 +126,17 @@ def syscalls(peer):
 
 
 def timeline(bundle, runs):
-    """Medians of the steps that runvm itself prints with --debug (its guest console left out of it)."""
+    """Medians of the steps that runvm itself prints."""
+    config = json.loads((bundle / "config.json").read_text())
+    config["annotations"] = {"io.runvm.timeline": "true"}
+    (bundle / "config.json").write_text(json.dumps(config))
     steps, order = {}, []
     for number in range(runs):
         log = WORK / "log"
         log.unlink(missing_ok=True)
-        command = [WORK / "bin/runvm", "--debug", "--log", log, "--root", WORK / "runvm", "run", "--bundle", bundle,
-                   f"time{number}"]
+        command = [WORK / "bin/runvm", "--log", log, "--root", WORK / "runvm", "run", "--bundle", bundle, f"time{number}"]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT)
-        found = re.search(r"timeline \(ms\): (.*?)\"?$", log.read_text(errors="replace"), re.M)
+        found = re.search(r"timeline \(ms\): ([^;]*);", log.read_text(errors="replace"))
         for step in found.group(1).split(", ") if found else []:
             name, value = step.rsplit(" ", 1)
             if name not in steps:
@@ -152,7 +154,7 @@ def report(all_peers, counts, steps, where):
         spread = f"{min(peer.seconds):.3f}–{max(peer.seconds):.3f} s"
         exit_count, call_count = counts[peer.name]
         lines.append(f"| {peer.name} | {peer.median:.3f} s | {spread} | {ratio} | {exit_count} | {call_count} |")
-    lines += ["", "Where runvm's time goes (medians, with `--debug`, which adds the guest's console):", "",
+    lines += ["", "Where runvm's time goes (medians, by the annotation `io.runvm.timeline`):", "",
               "| until | ms |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in steps]
     return "\n".join(lines) + "\n"

@@ -103,9 +103,12 @@ impl Vm {
 
     /// Where the time went so far, and how often the guest asked the host for what.
     pub fn timeline(&self) -> String {
-        let requests: Vec<String> = self.requests.named().iter().map(|(name, n)| format!("{name} {n}")).collect();
-        let (summary, exits) = (self.timeline.borrow().summary(), self.running.exits());
-        format!("{summary}; FUSE requests: {}; exits to user space: {exits:?}", requests.join(", "))
+        let list = |counts: Vec<(&'static str, u64)>| {
+            let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            counts.join(", ")
+        };
+        let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
+        format!("{}; FUSE requests: {requests}; exits to user space: {exits}", self.timeline.borrow().summary())
     }
 
     /// Returns when the VM has stopped by itself.
