@@ -48,7 +48,9 @@ bench: build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Fire
 
 install: build ## install to $(DESTDIR)$(PREFIX)
 	install -D -m 755 target/release/runvm $(DESTDIR)$(PREFIX)/bin/runvm
-	install -d $(DESTDIR)$(PREFIX)/lib/runvm
+	install -d $(DESTDIR)$(PREFIX)/lib/runvm $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/runvm man >$(DESTDIR)$(PREFIX)/share/man/man8/runvm.8
+	target/release/runvm completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/runvm
 	install -m 644 $(GUEST)/vmlinux $(GUEST)/initrd $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/lib/runvm/
 
 clean: ## remove what was built here (the kernel's cache stays)

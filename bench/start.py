@@ -188,7 +188,8 @@ def main():
     for peer in all_peers:
         peer.checked()
     for number in range(pairs):
-        for peer in all_peers:
+        # Each second round backwards, or one would always find the memory that the same other has just left.
+        for peer in all_peers if number % 2 == 0 else reversed(all_peers):
             peer.seconds.append(peer.checked())
         print(f"round {number + 1} of {pairs}: "
               + ", ".join(f"{peer.name} {peer.seconds[-1]:.3f} s" for peer in all_peers), flush=True)

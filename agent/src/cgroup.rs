@@ -36,8 +36,13 @@ impl Cgroup {
             return Err(Error::invalid("cgroup path is empty"));
         }
         let this = Self { directory };
-        files.iter().try_for_each(|file| this.write(&file.key, &file.value))?;
+        this.apply(files)?;
         Ok(this)
+    }
+
+    /// Writes interface files in order, up to the first that the kernel refuses.
+    pub fn apply(&self, files: &[KeyValue]) -> Result<()> {
+        files.iter().try_for_each(|file| self.write(&file.key, &file.value))
     }
 
     /// Writes an interface file.

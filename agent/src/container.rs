@@ -18,6 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::rootfs::Places;
 use crate::sys::{self, Spawned};
 use crate::terminal;
+use protocol::KeyValue;
 use rustix::fd::OwnedFd;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -233,6 +234,11 @@ impl Containers {
     /// The pids of everything in it.
     pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
         self.with(id, |container| Ok(container.shape.cgroup.pids()))
+    }
+
+    /// Changes its limits.
+    pub fn update(&self, id: &str, files: &[KeyValue]) -> Result<()> {
+        self.with(id, |container| container.shape.cgroup.apply(files))
     }
 
     /// Sends a signal to one process, or to all of the container.

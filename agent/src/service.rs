@@ -100,6 +100,11 @@ impl Agent for Service {
         Ok(ListProcessesResponse { pids, ..Default::default() })
     }
 
+    async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {
+        self.containers.update(&request.container_id, &request.cgroup_files)?;
+        Ok(Empty::new())
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
         let gone = async {
             for process in self.containers.kill_all() {

@@ -75,6 +75,16 @@ pub enum Command {
     Kill(KillArgs),
     /// Delete what a stopped container holds on the host
     Delete(DeleteArgs),
+    /// Change the limits of a container
+    Update(UpdateArgs),
+    /// Let a container's machine stand still
+    Pause(IdArgs),
+    /// Let a paused container go on
+    Resume(IdArgs),
+    /// Save a container (not supported yet)
+    Checkpoint(AnyArgs),
+    /// Continue a saved container (not supported yet)
+    Restore(AnyArgs),
     /// Print the state of a container as JSON
     State(IdArgs),
     /// List containers
@@ -85,6 +95,97 @@ pub enum Command {
     Features,
     /// Check that this host can run containers in VMs
     Doctor,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+/// Arguments of `update`.
+#[derive(Args, Debug)]
+pub struct UpdateArgs {
+    /// File with linux.resources as in config.json, "-" for standard input; other flags are then not looked at
+    #[arg(long, short = 'r', value_name = "FILE")]
+    pub resources: Option<PathBuf>,
+    /// Limits of memory.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    /// Limits of processors.
+    #[command(flatten)]
+    pub cpu: CpuArgs,
+    /// Most processes, -1 for any number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Accepted for compatibility: the guest's block devices are not weighed
+    #[arg(long, value_name = "N", hide = true)]
+    pub blkio_weight: Option<u16>,
+    /// Name of the container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+}
+
+/// Limits of memory; sizes in bytes, or with k, m, g.
+#[derive(Args, Debug)]
+pub struct MemoryArgs {
+    /// Memory limit
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub memory: Option<String>,
+    /// Memory that is taken away last
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub memory_reservation: Option<String>,
+    /// Limit of memory and swap together, -1 for any amount of swap
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub memory_swap: Option<String>,
+    /// Accepted for compatibility: the kernel has no such limit any more
+    #[arg(long, value_name = "SIZE", hide = true, allow_negative_numbers = true)]
+    pub kernel_memory: Option<String>,
+    /// Accepted for compatibility: no effect in the guest
+    #[arg(long, value_name = "SIZE", hide = true, allow_negative_numbers = true)]
+    pub kernel_memory_tcp: Option<String>,
+}
+
+/// Limits of processors.
+#[derive(Args, Debug)]
+pub struct CpuArgs {
+    /// Share of CPU time against other containers (cgroup v1's number)
+    #[arg(long, value_name = "N")]
+    pub cpu_share: Option<u64>,
+    /// Microseconds of CPU time in each period, -1 for no limit
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds of a period
+    #[arg(long, value_name = "N")]
+    pub cpu_period: Option<u64>,
+    /// Microseconds that may be saved up for later
+    #[arg(long, value_name = "N")]
+    pub cpu_burst: Option<u64>,
+    /// Accepted for compatibility: no effect in the guest
+    #[arg(long, value_name = "N", hide = true)]
+    pub cpu_rt_period: Option<u64>,
+    /// Accepted for compatibility: no effect in the guest
+    #[arg(long, value_name = "N", hide = true, allow_negative_numbers = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// CPUs to run on
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes; the guest has one
+    #[arg(long, value_name = "LIST", hide = true)]
+    pub cpuset_mems: Option<String>,
+    /// 1: run only when nobody else wants to
+    #[arg(long, value_name = "N")]
+    pub cpu_idle: Option<i64>,
+}
+
+/// Whatever runc takes.
+#[derive(Args, Debug)]
+pub struct AnyArgs {
+    /// Arguments as runc takes them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub arguments: Vec<String>,
 }
 
 /// Arguments of `create`.

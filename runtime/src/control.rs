@@ -36,6 +36,12 @@ pub enum Request {
         /// Every process of the container.
         all: bool,
     },
+    /// Write these files of the container's cgroup in the guest.
+    Update(Vec<(String, String)>),
+    /// Let the whole machine stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
     /// Start another process. Its standard descriptors come with the message, as many as `streams`
     /// names; with a terminal it is one: the slave end.
     Exec {

@@ -183,6 +183,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         oci_version: bundle.spec.version().clone(),
         id: plan.container.container_id.clone(),
         reached: Status::Creating,
+        paused: false,
         pid: 0,
         pid_start: 0,
         bundle: bundle.dir.clone(),

@@ -33,6 +33,8 @@ pub enum Status {
     Created,
     /// The process was started.
     Running,
+    /// The machine stands still.
+    Paused,
     /// The monitor is gone.
     Stopped,
 }
@@ -44,6 +46,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -58,6 +61,8 @@ pub struct State {
     pub id: String,
     /// How far `create` and `start` came; see [`State::status`] for the truth.
     pub reached: Status,
+    /// Whether `pause` came after that.
+    pub paused: bool,
     /// The monitor; 0 before it was started.
     pub pid: i32,
     /// Start time of the monitor, field 22 of `/proc/PID/stat`: with the pid it is an identity.
@@ -83,8 +88,9 @@ impl State {
     pub fn status(&self) -> Status {
         match self.pid {
             0 if self.reached == Status::Creating => Status::Creating,
-            pid if process_start(pid) == Some(self.pid_start) => self.reached,
-            _ => Status::Stopped,
+            pid if process_start(pid) != Some(self.pid_start) => Status::Stopped,
+            _ if self.paused => Status::Paused,
+            _ => self.reached,
         }
     }
 

@@ -73,7 +73,7 @@ fn load_kernel(memory: &GuestMemoryMmap, spec: &MachineSpec, file: &mut File) ->
     Ok(loaded)
 }
 
-/// Address and length of the initrd: page aligned, as high as it gets below the MMIO gap.
+/// Address and length of the initrd: right behind the kernel, where the huge page of its end has room.
 fn place_initrd(kernel_end: u64, initrd: &File, spec: &MachineSpec) -> Result<(u64, u64), Error> {
     let length = initrd.metadata().map_err(|error| Error::file(&spec.initrd, error))?.len();
     let end = layout::low_memory_end(u64::from(spec.memory_mib) * MIB);
@@ -82,7 +82,7 @@ fn place_initrd(kernel_end: u64, initrd: &File, spec: &MachineSpec) -> Result<(u
         let (mib, given) = (needed.div_ceil(MIB), end / MIB);
         return Err(Error::Spec(format!("kernel and initrd need {mib} MiB of memory below 3 GiB; there are {given}")));
     }
-    Ok(((end - length) / PAGE * PAGE, length))
+    Ok((kernel_end.next_multiple_of(PAGE), length))
 }
 
 /// The kernel's arguments.
@@ -209,7 +209,7 @@ mod tests {
         let word = |address: u64| memory.read_obj::<u32>(GuestAddress(address)).unwrap();
         assert_eq!((byte(MIB + 4999), byte(MIB + 5000)), (0xf4, 0));
         let (at, length) = (word(layout::ZERO_PAGE + 0x218), word(layout::ZERO_PAGE + 0x21c));
-        assert_eq!((u64::from(at), length), (64 * MIB - 8192, 5000));
+        assert_eq!((u64::from(at), length), (3 * MIB, 5000));
         assert_eq!((byte(u64::from(at)), byte(u64::from(at) + 4999), byte(u64::from(at) + 5000)), (7, 7, 0));
         let mut line = vec![0; layout::CMDLINE_MAX];
         memory.read_slice(&mut line, GuestAddress(layout::CMDLINE)).unwrap();

@@ -4,7 +4,7 @@
 //!  0x0000_0000  MP floating pointer, MP table (page 0, which Linux never uses itself)
 //!  0x0000_7000  zero page, then kernel arguments, boot GDT, random seed, boot page tables
 //!  0x0009_0000  ramoops: the kernel's last words (Linux keeps off the first MiB in any case)
-//!  0x0010_0000  kernel (where its ELF says) … initrd at the top of low memory
+//!  0x0010_0000  kernel (where its ELF says), then the initrd
 //!  0xc000_0000  end of low memory
 //!  0xd000_0000  virtio-mmio devices, 4 KiB each
 //!  0xfec0_0000  I/O APIC, 0xfee0_0000 local APICs, 0xfffb_c000 KVM's own pages

@@ -142,6 +142,16 @@ impl Running {
         self.body.shared.counts()
     }
 
+    /// Stops all vCPUs. Devices finish what they were asked and wait, as the guest asks for no more.
+    pub fn park(&self) {
+        self.vcpus.pause();
+    }
+
+    /// Undoes [`Running::park`].
+    pub fn unpark(&self) {
+        self.vcpus.resume();
+    }
+
     /// Stops all vCPUs, then all devices; nothing changes guest memory until [`Running::resume`].
     pub fn pause(&self) {
         self.vcpus.pause();

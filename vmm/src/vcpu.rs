@@ -163,10 +163,13 @@ impl Shared {
     /// Returns when this thread may run its vCPU, or `false` when it is to end.
     fn pass(&self) -> bool {
         let mut gate = self.gate();
-        while gate.want == Want::Pause {
+        if gate.want == Want::Pause {
+            // Told once: parked threads that answered each wake with another would never sleep.
             gate.parked += 1;
             self.changed.notify_all();
-            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            while gate.want == Want::Pause {
+                gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            }
             gate.parked -= 1;
         }
         gate.want == Want::Run

@@ -72,7 +72,10 @@ fn module() -> String {
 fn ring0() -> Finding {
     match vmm::probe::ring0() {
         Ok(report) if report.emulated => Finding::Fail(
-            format!("emulated in software: 10,000 iterations took {:.2?}; ordinary kernels do not boot", report.counting),
+            format!(
+                "emulated in software: 10,000 iterations took {:.2?}; ordinary kernels do not boot",
+                report.counting
+            ),
             "use a host with hardware virtualization, or nested virtualization enabled".to_owned(),
         ),
         Ok(report) => Finding::Ok(format!("real: 10,000 iterations took {:.2?}", report.counting)),

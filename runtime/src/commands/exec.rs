@@ -35,6 +35,7 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     let state = dir.state()?;
     match state.status() {
         Status::Created | Status::Running => {}
+        Status::Paused => bail!("cannot exec in a paused container"),
         Status::Stopped | Status::Creating => bail!("cannot exec in a stopped container"),
     }
     let process = process(args, &state)?;

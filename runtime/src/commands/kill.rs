@@ -18,7 +18,7 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
     let signal = parse(&args.signal)?;
     let state = dir.state()?;
     match state.status() {
-        Status::Created | Status::Running => {}
+        Status::Created | Status::Running | Status::Paused => {}
         // runc: --all on a stopped container is no error, engines use it to sweep up.
         Status::Stopped if args.all => return Ok(0),
         Status::Stopped | Status::Creating => bail!("container not running"),
@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
 }
 
 fn stuck(state: &State) -> bool {
-    matches!(state.status(), Status::Created | Status::Running)
+    matches!(state.status(), Status::Created | Status::Running | Status::Paused)
 }
 
 /// Ends the VM from outside: what SIGKILL means when the guest does not answer.

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod completion;
 pub mod create;
 pub mod delete;
 pub mod doctor;
@@ -7,10 +8,12 @@ pub mod exec;
 pub mod features;
 pub mod kill;
 pub mod list;
+pub mod pause;
 pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod update;
 
 use anyhow::bail;
 
@@ -31,12 +34,18 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Start(args) => start::run(&global, &args.id),
         Command::Run(args) => run::run(&global, &args),
         Command::Exec(args) => exec::run(&global, &args),
+        Command::Update(args) => update::run(&global, &args),
+        Command::Pause(args) => pause::pause(&global, &args.id),
+        Command::Resume(args) => pause::resume(&global, &args.id),
+        Command::Checkpoint(_) | Command::Restore(_) => bail!("checkpoint and restore are not supported yet"),
         Command::Kill(args) => kill::run(&global, &args),
         Command::Delete(args) => delete::run(&global, &args),
         Command::State(args) => state::run(&global, &args.id),
         Command::List(args) => list::run(&global, &args),
         Command::Spec(args) => spec::run(&args).map(|()| 0),
         Command::Features => features::run().map(|()| 0),
+        Command::Completion { shell } => completion::completion(shell),
+        Command::Man => completion::man(),
         Command::Doctor => doctor::run().map(|healthy| u8::from(!healthy)),
     }
 }

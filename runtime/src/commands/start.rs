@@ -22,7 +22,7 @@ pub fn run(global: &Global, id: &str) -> anyhow::Result<u8> {
         Status::Created => start(&dir, &mut state)?,
         Status::Running => bail!("cannot start an already running container"),
         Status::Stopped => bail!("cannot start a container that has stopped"),
-        Status::Creating => bail!("cannot start a container in the creating state"),
+        status => bail!("cannot start a container in the {} state", status.as_str()),
     }
     Ok(0)
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::{
-    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, Process, ResizeTerminalRequest,
-    SignalProcessRequest, StartContainerRequest, WaitProcessRequest,
+    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, KeyValue, Process,
+    ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -106,6 +106,18 @@ impl Agent {
             ..Default::default()
         };
         self.client.signal_process(within(Duration::from_secs(4)), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Writes files of its cgroup.
+    pub async fn update(&self, files: Vec<(String, String)>) -> anyhow::Result<()> {
+        let file = |(key, value)| KeyValue { key, value, ..Default::default() };
+        let request = UpdateContainerRequest {
+            container_id: self.container_id.clone(),
+            cgroup_files: files.into_iter().map(file).collect(),
+            ..Default::default()
+        };
+        self.client.update_container(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  Created ──start──▶ Running ──end──▶ Ended
 //!     └──────────────end───────────────▶
+//!  Created, Running ──pause──▶ Paused ──resume──▶ what it was
 //! ```
 
 /// Where the container is.
@@ -12,6 +13,11 @@ pub enum Phase {
     Created,
     /// Its process was started.
     Running,
+    /// The whole machine stands still.
+    Paused {
+        /// Whether it was running rather than created.
+        started: bool,
+    },
     /// Its process has ended.
     Ended,
 }
@@ -25,6 +31,12 @@ pub enum Event {
     Exec,
     /// `kill` was asked for.
     Kill,
+    /// `update` was asked for.
+    Update,
+    /// `pause` was asked for.
+    Pause,
+    /// `resume` was asked for.
+    Resume,
     /// Its process ended.
     End,
 }
@@ -37,7 +49,17 @@ pub fn step(phase: Phase, event: Event) -> Result<Phase, &'static str> {
         (Phase::Ended, Event::Start) => Err("cannot start a container that has stopped"),
         (Phase::Ended, Event::Exec) => Err("cannot exec in a stopped container"),
         (Phase::Ended, Event::Kill) => Err("container not running"),
-        (phase, Event::Exec | Event::Kill) => Ok(phase),
+        (Phase::Created, Event::Pause) => Ok(Phase::Paused { started: false }),
+        (Phase::Running, Event::Pause) => Ok(Phase::Paused { started: true }),
+        (Phase::Paused { .. } | Phase::Ended, Event::Pause) => Err("container not running"),
+        (Phase::Paused { started: false }, Event::Resume) => Ok(Phase::Created),
+        (Phase::Paused { started: true }, Event::Resume) => Ok(Phase::Running),
+        (_, Event::Resume) => Err("container not paused"),
+        (Phase::Paused { .. }, Event::Start) => Err("cannot start a container in the paused state"),
+        (Phase::Paused { .. }, Event::Exec) => Err("cannot exec in a paused container"),
+        (Phase::Paused { .. }, Event::Update) => Err("cannot update a paused container"),
+        (Phase::Ended, Event::Update) => Err("container not running"),
+        (phase, Event::Exec | Event::Kill | Event::Update) => Ok(phase),
         (_, Event::End) => Ok(Phase::Ended),
     }
 }
@@ -63,6 +85,23 @@ mod tests {
             (Ended, Exec, Err("cannot exec in a stopped container")),
             (Ended, Kill, Err("container not running")),
             (Ended, End, Ok(Ended)),
+            (Created, Update, Ok(Created)),
+            (Running, Update, Ok(Running)),
+            (Paused { started: true }, Update, Err("cannot update a paused container")),
+            (Ended, Update, Err("container not running")),
+            (Created, Pause, Ok(Paused { started: false })),
+            (Running, Pause, Ok(Paused { started: true })),
+            (Ended, Pause, Err("container not running")),
+            (Created, Resume, Err("container not paused")),
+            (Running, Resume, Err("container not paused")),
+            (Ended, Resume, Err("container not paused")),
+            (Paused { started: true }, Start, Err("cannot start a container in the paused state")),
+            (Paused { started: true }, Exec, Err("cannot exec in a paused container")),
+            (Paused { started: true }, Kill, Ok(Paused { started: true })),
+            (Paused { started: true }, Pause, Err("container not running")),
+            (Paused { started: false }, Resume, Ok(Created)),
+            (Paused { started: true }, Resume, Ok(Running)),
+            (Paused { started: true }, End, Ok(Ended)),
         ];
         for (phase, event, next) in table {
             assert_eq!(step(phase, event), next, "{phase:?} {event:?}");

@@ -1,6 +1,6 @@
 //! The monitor's inbox: requests of commands, the end of processes, the end of the VM, signals.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -32,6 +32,8 @@ pub struct Server {
     vsock: vmm::virtio::vsock::Handle,
     phase: Cell<Phase>,
     execs: Cell<u64>,
+    /// Signals that came while the machine stood still, and whether for all processes.
+    waiting: RefCell<Vec<(u32, bool)>>,
 }
 
 impl Server {
@@ -39,7 +41,7 @@ impl Server {
     pub fn new(vm: Vm, agent: Agent) -> Self {
         let vsock = vm.vsock().clone();
         let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
-        Self { vm, agent, vsock, phase, execs }
+        Self { vm, agent, vsock, phase, execs, waiting: RefCell::default() }
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code.
@@ -125,8 +127,18 @@ impl Server {
             Request::Start => self.start().await,
             Request::Kill { signal, all } => {
                 lifecycle::step(self.phase.get(), Event::Kill).map_err(anyhow::Error::msg)?;
-                self.alive(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
+                self.kill(signal, all).await
             }
+            Request::Update(files) => {
+                lifecycle::step(self.phase.get(), Event::Update).map_err(anyhow::Error::msg)?;
+                self.alive(self.agent.update(files)).await.map(|()| Reply::Done)
+            }
+            Request::Pause => {
+                self.apply(Event::Pause)?;
+                self.vm.pause();
+                Ok(Reply::Done)
+            }
+            Request::Resume => self.resume().await,
             Request::Exec { process, streams } => {
                 lifecycle::step(self.phase.get(), Event::Exec).map_err(anyhow::Error::msg)?;
                 let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
@@ -141,6 +153,27 @@ impl Server {
         self.vm.mark("start asked");
         self.alive(self.agent.start()).await?;
         self.vm.mark("started");
+        Ok(Reply::Done)
+    }
+
+    /// Sends a signal. As in a frozen cgroup v2, one that kills does so at once, any other one when it thaws.
+    async fn kill(&self, signal: u32, all: bool) -> anyhow::Result<Reply> {
+        if matches!(self.phase.get(), Phase::Paused { .. }) {
+            if signal != libc::SIGKILL as u32 {
+                self.waiting.borrow_mut().push((signal, all));
+                return Ok(Reply::Done);
+            }
+            self.resume().await?;
+        }
+        self.alive(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
+    }
+
+    async fn resume(&self) -> anyhow::Result<Reply> {
+        self.apply(Event::Resume)?;
+        self.vm.resume();
+        for (signal, all) in self.waiting.take() {
+            self.alive(self.agent.signal("", signal, all)).await?;
+        }
         Ok(Reply::Done)
     }
 

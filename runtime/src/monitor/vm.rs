@@ -96,6 +96,16 @@ impl Vm {
         &self.vsock
     }
 
+    /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
+    pub fn pause(&self) {
+        self.running.park();
+    }
+
+    /// Undoes [`Vm::pause`].
+    pub fn resume(&self) {
+        self.running.unpark();
+    }
+
     /// Adds a moment to the timeline.
     pub fn mark(&self, what: &str) {
         self.timeline.borrow_mut().mark(what);

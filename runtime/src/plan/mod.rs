@@ -43,6 +43,7 @@ pub use cgroup_path::CgroupPlan;
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;
+pub use resources::files as cgroup_files;
 pub use validate::id as validate_id;
 
 /// What the command line adds to the bundle.

@@ -19,9 +19,17 @@ pub fn plan(
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<()> {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
-        return Ok(());
-    };
+    if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        request.cgroup_files = files(resources, vcpus, notes)?;
+    }
+    Ok(())
+}
+
+/// The files to write for these limits, in order.
+///
+/// # Errors
+/// As [`plan`].
+pub fn files(resources: &LinuxResources, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<Vec<KeyValue>> {
     let mut files = Files { files: Vec::new(), notes };
     if let Some(memory) = resources.memory() {
         files.memory(memory)?;
@@ -33,8 +41,7 @@ pub fn plan(
     files.huge_pages(resources);
     files.ignored(resources);
     files.unified(resources)?;
-    request.cgroup_files = files.files;
-    Ok(())
+    Ok(files.files)
 }
 
 /// The limit of the container's memory in bytes, from wherever it is set.

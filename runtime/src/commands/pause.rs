@@ -1,0 +1,38 @@
+//! `runvm pause` and `runvm resume`
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::cli::Global;
+use crate::control::{self, Request};
+use crate::state::{Dir, Status};
+
+/// A virtual CPU stops at its next exit.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Lets the container's machine stand still: no processor of it runs.
+pub fn pause(global: &Global, id: &str) -> anyhow::Result<u8> {
+    change(global, id, true)
+}
+
+/// Lets it go on.
+pub fn resume(global: &Global, id: &str) -> anyhow::Result<u8> {
+    change(global, id, false)
+}
+
+fn change(global: &Global, id: &str, pause: bool) -> anyhow::Result<u8> {
+    let dir = Dir::open(&global.root(), id)?;
+    let _lock = dir.lock(PATIENCE)?;
+    let mut state = dir.state()?;
+    let request = match (pause, state.status()) {
+        (true, Status::Created | Status::Running) => Request::Pause,
+        (true, _) => bail!("container not running"),
+        (false, Status::Paused) => Request::Resume,
+        (false, _) => bail!("container not paused"),
+    };
+    control::call(dir.path(), &request, PATIENCE)?;
+    state.paused = pause;
+    dir.save(&state)?;
+    Ok(0)
+}

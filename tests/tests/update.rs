@@ -1,0 +1,102 @@
+//! Limits that change while a container runs.
+
+use std::io::Write;
+
+use tests::command::{memory_file, run, run_with_input};
+use tests::{Container, Scene};
+
+/// A file of the container's cgroup, as the container reads it.
+#[track_caller]
+fn limit(container: &Container, name: &str) -> String {
+    container.exec(&["cat", &format!("/sys/fs/cgroup/{name}")]).success().line().to_owned()
+}
+
+#[track_caller]
+fn update(container: &Container, flags: &[&str]) {
+    let mut command = container.command("update");
+    run(command.args(flags).arg(&container.id)).success();
+}
+
+#[test]
+fn flags_change_the_limits() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    update(
+        &container,
+        &["--memory", "64m", "--memory-swap", "96m", "--memory-reservation", "32MiB", "--pids-limit", "50"],
+    );
+    assert_eq!(limit(&container, "memory.max"), (64 << 20).to_string());
+    assert_eq!(limit(&container, "memory.swap.max"), (32 << 20).to_string());
+    assert_eq!(limit(&container, "memory.low"), (32 << 20).to_string());
+    assert_eq!(limit(&container, "pids.max"), "50");
+    update(&container, &["--cpu-quota", "50000", "--cpu-share", "512"]);
+    assert_eq!(limit(&container, "cpu.max"), "50000 100000");
+    assert_eq!(limit(&container, "cpu.weight"), "20");
+    // What is not named stays.
+    assert_eq!(limit(&container, "pids.max"), "50");
+    update(&container, &["--pids-limit", "-1", "--memory", "-1", "--memory-swap", "-1"]);
+    assert_eq!((limit(&container, "pids.max"), limit(&container, "memory.max")), ("max".to_owned(), "max".to_owned()));
+    container.end(&up);
+}
+
+#[test]
+fn resources_come_from_standard_input_too() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    let mut file = memory_file();
+    file.write_all(br#"{"memory":{"limit":134217728},"cpu":{"quota":25000,"period":50000},"pids":{"limit":70}}"#)
+        .unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let mut command = container.command("update");
+    run_with_input(command.args(["--resources", "-"]).arg(&container.id), file).success();
+    assert_eq!(limit(&container, "memory.max"), (128 << 20).to_string());
+    assert_eq!(
+        (limit(&container, "cpu.max"), limit(&container, "pids.max")),
+        ("25000 50000".to_owned(), "70".to_owned())
+    );
+    container.end(&up);
+}
+
+#[test]
+fn a_new_limit_of_processes_holds() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    update(&container, &["--pids-limit", "6"]);
+    let outcome = container.exec_sh("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait");
+    assert!(outcome.stderr.contains("fork"), "{outcome:?}");
+    container.end(&up);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    scene.refused(&run(&mut container.named("update", &[])), &["does not exist"]);
+    let up = container.idle();
+    let refused = |flags: &[&str], words: &[&str]| {
+        let mut command = container.command("update");
+        scene.refused(&run(command.args(flags).arg(&container.id)), words);
+    };
+    refused(&["--memory", "lots"], &["invalid value for memory", "lots"]);
+    refused(&["--memory", "64m", "--memory-swap", "32m"], &["memory+swap limit"]);
+    refused(&["--resources", "/no/such/file"], &["/no/such/file", "No such file"]);
+    refused(&["--resources", "/bin/sh"], &["/bin/sh"]);
+    assert_eq!(container.end(&up), 137);
+    drop(container);
+    scene.check();
+}
+
+#[test]
+fn a_stopped_one_has_no_limits() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    container.kill("KILL").success();
+    tests::process::wait_orphan(up.pid);
+    let mut command = container.command("update");
+    scene.refused(&run(command.args(["--pids-limit", "5"]).arg(&container.id)), &["not running"]);
+    container.delete().success();
+}
