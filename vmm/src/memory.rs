@@ -34,11 +34,6 @@ pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, Error> {
         // pages refuses it, and then small ones have to do.
         unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
     }
-    if let Some(first) = memory.iter().next().filter(|region| region.len() >= HUGE_PAGE) {
-        // Of the first one the boot needs a dozen pages, and the kernel only comes after it.
-        // SAFETY: as above.
-        unsafe { libc::madvise(first.as_ptr().cast(), HUGE_PAGE as usize, libc::MADV_NOHUGEPAGE) };
-    }
     Ok(memory)
 }
 
