@@ -8,10 +8,9 @@
 //!              immediate_exit       └─ EINTR: look at the gate: park, end, or go on
 //! ```
 //!
-//! No kick is lost: the handler runs on the vCPU's own thread and sets `immediate_exit` there, so a
-//! signal that comes just before `KVM_RUN` has it return at once. The flag is cleared *before* the
-//! gate is read. `KVM_RUN` finishes a pending access before it returns EINTR, so a parked vCPU's
-//! state is complete.
+//! No kick is lost: the handler runs on the vCPU's own thread and sets `immediate_exit` there, so a signal just
+//! before `KVM_RUN` has it return at once. The flag is cleared *before* the gate is read. `KVM_RUN` finishes a
+//! pending access before it returns EINTR, so a parked vCPU's state is complete.
 
 use std::cell::Cell;
 use std::io;
@@ -164,8 +163,8 @@ impl Shared {
     fn pass(&self) -> bool {
         let mut gate = self.gate();
         if gate.want == Want::Pause {
-            // Told once: parked threads that answered each wake with another would never sleep.
             gate.parked += 1;
+            // Once: parked threads that answered each wake with another would never sleep.
             self.changed.notify_all();
             while gate.want == Want::Pause {
                 gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +221,7 @@ impl Vcpus {
         }
     }
 
-    /// Undoes [`Vcpus::pause`].
+    /// Undoes `pause`.
     pub fn resume(&self) {
         self.shared.set(Want::Run);
     }
@@ -257,8 +256,7 @@ extern "C" fn on_kick(_signal: libc::c_int, _info: *mut libc::siginfo_t, _contex
     RUN.with(|run| {
         let run = run.get();
         if !run.is_null() {
-            // SAFETY: the pointer is set only while this thread owns the vCPU whose page it is. KVM
-            // reads the byte when KVM_RUN begins; a volatile write is all that is needed.
+            // SAFETY: set only while this thread owns the vCPU whose page it is; KVM reads the byte at KVM_RUN.
             unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
         }
     });
