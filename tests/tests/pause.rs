@@ -91,22 +91,6 @@ fn a_paused_one_is_deleted_by_force() {
 }
 
 #[test]
-fn output_is_whole_after_many_pauses() {
-    let scene = Scene::new();
-    let mut container = scene.container();
-    let up = container.sh("echo up; head -c 20000000 /dev/zero | tr '\\0' x; echo; echo end").up();
-    let reader = std::thread::spawn(move || up.stdout.rest());
-    for _ in 0..8 {
-        // It may have ended meanwhile.
-        if run(&mut container.named("pause", &[])).code == 0 {
-            run(&mut container.named("resume", &[])).success();
-        }
-    }
-    let text = reader.join().unwrap();
-    assert_eq!((text.len(), &text[..4], &text[text.len() - 5..]), (20_000_008, "up\nx", "\nend\n"));
-}
-
-#[test]
 fn vm_a_paused_machine_uses_no_processor() {
     let scene = Scene::new();
     let mut container = scene.container();
