@@ -13,7 +13,7 @@ const A_WHILE: Duration = Duration::from_millis(700);
 fn nothing_moves_until_it_goes_on() {
     let scene = Scene::new();
     let mut container = scene.container();
-    let mut up = container.sh("echo up; n=0; while :; do n=$((n + 1)); echo $n >/count; done").up();
+    let mut up = container.sh("echo up; n=0; while :; do n=$((n + 1)); echo $n >/count; sleep 0.1; done").up();
     up.stdout.expect("up\n");
     let count = || std::fs::read_to_string(container.rootfs().join("count")).unwrap_or_default();
     process::wait_until("a first count", || !count().trim().is_empty());
