@@ -172,7 +172,10 @@ impl Server {
         self.apply(Event::Resume)?;
         self.vm.resume();
         for (signal, all) in self.waiting.take() {
-            self.alive(self.agent.signal("", signal, all)).await?;
+            // The machine goes on in any case, and whoever sent the signal is gone.
+            if let Err(error) = self.alive(self.agent.signal("", signal, all)).await {
+                log::warning(&format!("signal {signal}, sent during the pause: {error:#}"));
+            }
         }
         Ok(Reply::Done)
     }
