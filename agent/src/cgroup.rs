@@ -1,12 +1,14 @@
 //! The container's cgroup: one directory below the guest's cgroup2 root, with its limits.
 
 use crate::error::{Context, Error, Result};
+use crate::event::{Fd, watch};
 use crate::sys;
 use protocol::KeyValue;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::path::{Component, Path, PathBuf};
+use tokio::io::Interest;
 
 /// How deep below the container's own cgroup its processes are looked for.
 const MAX_DEPTH: usize = 32;
@@ -47,11 +49,25 @@ impl Cgroup {
 
     /// Writes an interface file.
     fn write(&self, name: &str, value: &str) -> Result<()> {
-        if name.is_empty() || name.contains('/') {
-            return Err(Error::invalid(format!("cgroup file {name:?} is not a name")));
+        sys::write_file(self.file(name)?, value).context(|| format!("write {value:?} to cgroup file {name}"))
+    }
+
+    /// Reads interface files; those that are not there are left out.
+    pub fn read(&self, names: &[String]) -> Result<Vec<KeyValue>> {
+        let mut files = Vec::new();
+        for name in names {
+            let text = std::fs::read_to_string(self.file(name)?);
+            files.extend(text.ok().map(|value| KeyValue { key: name.clone(), value, ..Default::default() }));
         }
-        let file = self.directory.join(name);
-        sys::write_file(&file, value).context(|| format!("write {value:?} to cgroup file {name}"))
+        Ok(files)
+    }
+
+    /// Where an interface file is.
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        match name.is_empty() || name.contains('/') {
+            true => Err(Error::invalid(format!("cgroup file {name:?} is not a name"))),
+            false => Ok(self.directory.join(name)),
+        }
     }
 
     /// Its directory, open: for `CLONE_INTO_CGROUP`.
@@ -63,6 +79,14 @@ impl Cgroup {
     pub fn oom_kills(&self) -> u64 {
         let events = std::fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
         count_in(&events, "oom_kill")
+    }
+
+    /// Its `memory.events`, to wait for the next one.
+    pub fn memory_events(&self) -> Result<MemoryEvents> {
+        let path = self.directory.join("memory.events");
+        let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let file = opened.context(|| format!("open {}", path.display()))?;
+        Ok(MemoryEvents { file: watch(file, Interest::PRIORITY)? })
     }
 
     /// Pids in it and below it.
@@ -85,6 +109,28 @@ impl Cgroup {
     pub fn signal(&self, signal: u32) {
         for pid in self.pids().into_iter().filter_map(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 1) {
             let _ = sys::kill(pid, signal);
+        }
+    }
+}
+
+/// The file in which the kernel counts what it did for want of memory.
+pub struct MemoryEvents {
+    file: Fd,
+}
+
+impl MemoryEvents {
+    /// Waits until more processes than `seen` were killed; says how many.
+    pub async fn more_kills_than(&self, seen: u64) -> Result<u64> {
+        loop {
+            let mut text = [0; 512];
+            let length = rustix::io::pread(&self.file, &mut text, 0).context(|| "read memory.events")?;
+            let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+            let kills = count_in(&text, "oom_kill");
+            if kills > seen {
+                return Ok(kills);
+            }
+            // What changes after the reading above makes it ready again.
+            self.file.ready(Interest::PRIORITY).await.context(|| "wait for memory.events")?.clear_ready();
         }
     }
 }

@@ -10,7 +10,7 @@
 //! An entry is there as soon as its process is, so that the reaper can't miss its end; it stays until
 //! the VM goes. Processes that were executed later leave with the answer to the one who waited.
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, MemoryEvents};
 use crate::error::{Error, Result};
 use crate::event::Fd;
 use crate::link::Link;
@@ -234,6 +234,16 @@ impl Containers {
     /// The pids of everything in it.
     pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
         self.with(id, |container| Ok(container.shape.cgroup.pids()))
+    }
+
+    /// Files of its cgroup.
+    pub fn read_cgroup(&self, id: &str, names: &[String]) -> Result<Vec<KeyValue>> {
+        self.with(id, |container| container.shape.cgroup.read(names))
+    }
+
+    /// Where it is told that memory ran out.
+    pub fn memory_events(&self, id: &str) -> Result<MemoryEvents> {
+        self.with(id, |container| container.shape.cgroup.memory_events())
     }
 
     /// Changes its limits.

@@ -32,6 +32,7 @@ mod mounts;
 mod namespaces;
 mod path;
 mod process;
+mod processes;
 mod pump;
 mod reaper;
 pub mod rootfs;

@@ -4,9 +4,10 @@ use crate::container::Containers;
 use crate::error::Result;
 use crate::rootfs::Places;
 use crate::streams::Streams;
-use crate::{create, exec, machine};
+use crate::{create, exec, machine, processes};
 use async_trait::async_trait;
 use protocol::*;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use ttrpc::r#async::TtrpcContext;
@@ -97,7 +98,20 @@ impl Agent for Service {
 
     async fn list_processes(&self, _: &TtrpcContext, request: ListProcessesRequest) -> Reply<ListProcessesResponse> {
         let pids = self.containers.pids(&request.container_id)?;
-        Ok(ListProcessesResponse { pids, ..Default::default() })
+        let proc = Path::new("/proc");
+        let (uptime, processes) = (processes::uptime(proc), processes::list(proc, &pids));
+        Ok(ListProcessesResponse { uptime, processes, memory: processes::memory(), ..Default::default() })
+    }
+
+    async fn read_cgroup(&self, _: &TtrpcContext, request: ReadCgroupRequest) -> Reply<ReadCgroupResponse> {
+        let files = self.containers.read_cgroup(&request.container_id, &request.files)?;
+        Ok(ReadCgroupResponse { files, ..Default::default() })
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
+        let events = self.containers.memory_events(&request.container_id)?;
+        let kills = events.more_kills_than(request.seen).await?;
+        Ok(WaitOomResponse { kills, ..Default::default() })
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {

@@ -1,9 +1,13 @@
 //! The command line, flag for flag as runc has it.
 
+mod limits;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+
+pub use limits::{CpuArgs, MemoryArgs};
 
 /// What `--version` prints after the program's name; engines read these lines.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
@@ -75,6 +79,10 @@ pub enum Command {
     Kill(KillArgs),
     /// Delete what a stopped container holds on the host
     Delete(DeleteArgs),
+    /// List the processes of a container
+    Ps(PsArgs),
+    /// Print statistics of a container, and when it runs out of memory
+    Events(EventsArgs),
     /// Change the limits of a container
     Update(UpdateArgs),
     /// Let a container's machine stand still
@@ -105,6 +113,34 @@ pub enum Command {
     Man,
 }
 
+/// Arguments of `ps`.
+#[derive(Args, Debug)]
+pub struct PsArgs {
+    /// table: the guest's processes; json: the one process on the host that they all live in
+    #[arg(long, short = 'f', value_enum, default_value_t = ListFormat::Table)]
+    pub format: ListFormat,
+    /// Name of the container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Options of ps(1): -ef (the default), aux, -o COLUMN,…
+    #[arg(value_name = "PS-OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub options: Vec<String>,
+}
+
+/// Arguments of `events`.
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Time between two statistics, as 5s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub interval: humantime::Duration,
+    /// Print the statistics once and end
+    #[arg(long)]
+    pub stats: bool,
+    /// Name of the container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+}
+
 /// Arguments of `update`.
 #[derive(Args, Debug)]
 pub struct UpdateArgs {
@@ -126,58 +162,6 @@ pub struct UpdateArgs {
     /// Name of the container
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
-}
-
-/// Limits of memory; sizes in bytes, or with k, m, g.
-#[derive(Args, Debug)]
-pub struct MemoryArgs {
-    /// Memory limit
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
-    pub memory: Option<String>,
-    /// Memory that is taken away last
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
-    pub memory_reservation: Option<String>,
-    /// Limit of memory and swap together, -1 for any amount of swap
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
-    pub memory_swap: Option<String>,
-    /// Accepted for compatibility: the kernel has no such limit any more
-    #[arg(long, value_name = "SIZE", hide = true, allow_negative_numbers = true)]
-    pub kernel_memory: Option<String>,
-    /// Accepted for compatibility: no effect in the guest
-    #[arg(long, value_name = "SIZE", hide = true, allow_negative_numbers = true)]
-    pub kernel_memory_tcp: Option<String>,
-}
-
-/// Limits of processors.
-#[derive(Args, Debug)]
-pub struct CpuArgs {
-    /// Share of CPU time against other containers (cgroup v1's number)
-    #[arg(long, value_name = "N")]
-    pub cpu_share: Option<u64>,
-    /// Microseconds of CPU time in each period, -1 for no limit
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub cpu_quota: Option<i64>,
-    /// Microseconds of a period
-    #[arg(long, value_name = "N")]
-    pub cpu_period: Option<u64>,
-    /// Microseconds that may be saved up for later
-    #[arg(long, value_name = "N")]
-    pub cpu_burst: Option<u64>,
-    /// Accepted for compatibility: no effect in the guest
-    #[arg(long, value_name = "N", hide = true)]
-    pub cpu_rt_period: Option<u64>,
-    /// Accepted for compatibility: no effect in the guest
-    #[arg(long, value_name = "N", hide = true, allow_negative_numbers = true)]
-    pub cpu_rt_runtime: Option<i64>,
-    /// CPUs to run on
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes; the guest has one
-    #[arg(long, value_name = "LIST", hide = true)]
-    pub cpuset_mems: Option<String>,
-    /// 1: run only when nobody else wants to
-    #[arg(long, value_name = "N")]
-    pub cpu_idle: Option<i64>,
 }
 
 /// Whatever runc takes.
@@ -334,12 +318,12 @@ pub struct ListArgs {
     pub quiet: bool,
 }
 
-/// The form of `list`.
+/// The form of `list` and `ps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
     /// Columns for people
     Table,
-    /// An array of states
+    /// JSON for programs
     Json,
 }
 

@@ -38,6 +38,12 @@ pub enum Request {
     },
     /// Write these files of the container's cgroup in the guest.
     Update(Vec<(String, String)>),
+    /// List the processes of the container.
+    Processes,
+    /// Read these files of the container's cgroup in the guest.
+    ReadCgroup(Vec<String>),
+    /// Answer when more processes than so many were killed for lack of memory.
+    WaitOom(u64),
     /// Let the whole machine stand still.
     Pause,
     /// Let it go on.
@@ -70,8 +76,46 @@ pub enum Reply {
     Started,
     /// The process has ended with this code and all its output is delivered.
     Exited(u8),
+    /// What [`Request::Processes`] asked for.
+    Processes(ProcessList),
+    /// How many processes were killed for lack of memory.
+    OomKills(u64),
+    /// Names and contents of the files that are there.
+    Files(Vec<(String, String)>),
     /// It did not work; the sentence for the user.
     Failed(String),
+}
+
+/// The processes of a container.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct ProcessList {
+    /// Of the guest, 1/100 s.
+    pub uptime: u64,
+    /// All that the guest has, bytes.
+    pub memory: u64,
+    /// In no special order.
+    pub processes: Vec<ProcessInfo>,
+}
+
+/// A process of the container, identified as it sees itself. Times in 1/100 s, sizes in bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    pub pid: u32,
+    pub ppid: u32,
+    pub pgid: u32,
+    pub sid: u32,
+    pub uid: u32,
+    pub state: String,
+    pub terminal: String,
+    pub threads: u32,
+    pub nice: i32,
+    /// After the guest's boot.
+    pub started: u64,
+    pub cpu_time: u64,
+    pub vsize: u64,
+    pub rss: u64,
+    pub comm: String,
+    pub args: String,
 }
 
 /// Listens on the socket `control` in `dir`. Goes through `/proc/self/fd`, since an engine's state
@@ -98,13 +142,13 @@ fn through_fd<T>(dir: &Path, f: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyh
     f(&Path::new("/proc/self/fd").join(number.to_string()).join("control"))
 }
 
-/// One request and its reply.
-pub fn call(dir: &Path, request: &Request, patience: Duration) -> anyhow::Result<()> {
+/// One request and its reply, which is not [`Reply::Failed`].
+pub fn call(dir: &Path, request: &Request, patience: Duration) -> anyhow::Result<Reply> {
     let stream = connect(dir, patience)?;
     send(&stream, request, &[])?;
     match receive::<Reply>(&stream) {
         Ok(Some((Reply::Failed(why), _))) => bail!("{why}"),
-        Ok(Some(_)) => Ok(()),
+        Ok(Some((reply, _))) => Ok(reply),
         Ok(None) => bail!("container not running"),
         Err(error) => Err(error.context(format!("no answer from the container's monitor within {patience:?}"))),
     }

@@ -110,3 +110,38 @@ fn vm_a_paused_machine_uses_no_processor() {
     assert!(ticks() <= before + 5, "{before} and then {}", ticks());
     container.end(&up);
 }
+
+#[test]
+fn vm_a_state_that_lies_is_mended() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    run(&mut container.named("pause", &[])).success();
+    // What a pause leaves that is killed between the monitor's answer and its own note of it.
+    let file = scene.root().join(&container.id).join("state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    state["paused"] = false.into();
+    std::fs::write(&file, state.to_string()).unwrap();
+    assert_eq!(container.status(), "running");
+    run(&mut container.named("resume", &[])).success();
+    container.exec(&["true"]).success();
+    container.end(&up);
+}
+
+#[test]
+fn output_is_whole_after_many_pauses() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.sh("echo up; head -c 20000000 /dev/zero | tr '\\0' x; echo; echo end").up();
+    let reader = std::thread::spawn(move || up.stdout.rest());
+    for _ in 0..8 {
+        // It may have ended meanwhile.
+        if run(&mut container.named("pause", &[])).code == 0 {
+            run(&mut container.named("resume", &[])).success();
+        }
+    }
+    let text = reader.join().unwrap();
+    assert_eq!((text.len(), &text[..4], &text[text.len() - 5..]), (20_000_008, "up\nx", "\nend\n"));
+    assert_eq!(wait_orphan(up.pid), 0);
+    container.delete().success();
+}

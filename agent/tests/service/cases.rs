@@ -365,8 +365,10 @@ async fn processes_are_listed(host: &mut Host) {
     let id = host.sleeper().await;
     let pid = host.exec(&id, "a", process(&["sleep", "1000"])).await.unwrap();
     let request = ListProcessesRequest { container_id: id.clone(), ..Default::default() };
-    let pids = host.client.list_processes(context(), &request).await.unwrap().pids;
-    assert!(pids.len() == 2 && pids.contains(&pid), "{pids:?}");
+    let list = host.client.list_processes(context(), &request).await.unwrap();
+    let executed = list.processes.iter().find(|process| process.args == "sleep 1000").unwrap();
+    assert!(list.processes.len() == 2 && executed.comm == "sleep" && executed.pid != pid, "{list}");
+    assert!(list.processes.iter().any(|process| process.pid == 1) && list.uptime >= executed.started, "{list}");
     host.kill(&id).await;
     assert_eq!(host.wait(&id, "a").await.unwrap(), 137);
 }

@@ -27,7 +27,7 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
     match sent {
         Err(error) if state.status() == Status::Stopped => Err(error.context("container not running")),
         Err(_) if signal == libc::SIGKILL as u32 && stuck(&state) => kill_monitor(&state).map(|()| 0),
-        other => other.map(|()| 0),
+        other => other.map(|_| 0),
     }
 }
 

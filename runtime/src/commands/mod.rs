@@ -4,11 +4,13 @@ pub mod completion;
 pub mod create;
 pub mod delete;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod features;
 pub mod kill;
 pub mod list;
 pub mod pause;
+pub mod ps;
 pub mod run;
 pub mod spec;
 pub mod start;
@@ -34,6 +36,8 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Start(args) => start::run(&global, &args.id),
         Command::Run(args) => run::run(&global, &args),
         Command::Exec(args) => exec::run(&global, &args),
+        Command::Ps(args) => ps::run(&global, &args),
+        Command::Events(args) => events::run(&global, &args),
         Command::Update(args) => update::run(&global, &args),
         Command::Pause(args) => pause::pause(&global, &args.id),
         Command::Resume(args) => pause::resume(&global, &args.id),

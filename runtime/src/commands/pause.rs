@@ -25,11 +25,13 @@ fn change(global: &Global, id: &str, pause: bool) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), id)?;
     let _lock = dir.lock(PATIENCE)?;
     let mut state = dir.state()?;
-    let request = match (pause, state.status()) {
-        (true, Status::Created | Status::Running) => Request::Pause,
-        (true, _) => bail!("container not running"),
-        (false, Status::Paused) => Request::Resume,
-        (false, _) => bail!("container not paused"),
+    let lives = matches!(state.status(), Status::Created | Status::Running | Status::Paused);
+    // Whether it stands still, the monitor knows better than the file, which a killed command did not write.
+    let request = match (pause, lives) {
+        (true, true) => Request::Pause,
+        (true, false) => bail!("container not running"),
+        (false, true) => Request::Resume,
+        (false, false) => bail!("container not paused"),
     };
     control::call(dir.path(), &request, PATIENCE)?;
     state.paused = pause;

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::{
-    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, KeyValue, Process,
-    ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitProcessRequest,
+    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest,
+    Process, ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context as Deadline, with_duration};
+
+use crate::control::{ProcessInfo, ProcessList, Reply};
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -121,6 +124,27 @@ impl Agent {
         Ok(())
     }
 
+    /// The container's processes.
+    pub async fn processes(&self) -> anyhow::Result<Reply> {
+        let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
+        let list = self.client.list_processes(within(PATIENCE), &request).await.map_err(sentence)?;
+        let processes = list.processes.into_iter().map(info).collect();
+        Ok(Reply::Processes(ProcessList { uptime: list.uptime, memory: list.memory, processes }))
+    }
+
+    /// Files of its cgroup.
+    pub async fn read_cgroup(&self, files: Vec<String>) -> anyhow::Result<Reply> {
+        let request = ReadCgroupRequest { container_id: self.container_id.clone(), files, ..Default::default() };
+        let read = self.client.read_cgroup(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(Reply::Files(read.files.into_iter().map(|file| (file.key, file.value)).collect()))
+    }
+
+    /// Waits until more processes than `seen` were killed for lack of memory, however long it takes.
+    pub async fn wait_oom(&self, seen: u64) -> anyhow::Result<u64> {
+        let request = WaitOomRequest { container_id: self.container_id.clone(), seen, ..Default::default() };
+        Ok(self.client.wait_oom(Deadline::default(), &request).await.map_err(sentence)?.kills)
+    }
+
     /// Gives a terminal a new size.
     pub async fn resize(&self, exec_id: &str, rows: u16, columns: u16) -> anyhow::Result<()> {
         let request = ResizeTerminalRequest {
@@ -138,6 +162,28 @@ impl Agent {
     pub async fn shutdown(&self) -> anyhow::Result<()> {
         self.client.shutdown(within(PATIENCE), &Empty::default()).await.map_err(sentence)?;
         Ok(())
+    }
+}
+
+/// What the guest says of a process; no control characters of its reach a terminal or a log.
+fn info(entry: ProcessEntry) -> ProcessInfo {
+    let clean = |text: String| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    ProcessInfo {
+        pid: entry.pid,
+        ppid: entry.ppid,
+        pgid: entry.pgid,
+        sid: entry.sid,
+        uid: entry.uid,
+        state: clean(entry.state),
+        terminal: clean(entry.terminal),
+        threads: entry.threads,
+        nice: entry.nice,
+        started: entry.started,
+        cpu_time: entry.cpu_time,
+        vsize: entry.vsize,
+        rss: entry.rss,
+        comm: clean(entry.comm),
+        args: clean(entry.args),
     }
 }
 

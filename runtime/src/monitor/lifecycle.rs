@@ -33,6 +33,8 @@ pub enum Event {
     Kill,
     /// `update` was asked for.
     Update,
+    /// Something was asked that only the guest knows.
+    Ask,
     /// `pause` was asked for.
     Pause,
     /// `resume` was asked for.
@@ -58,8 +60,9 @@ pub fn step(phase: Phase, event: Event) -> Result<Phase, &'static str> {
         (Phase::Paused { .. }, Event::Start) => Err("cannot start a container in the paused state"),
         (Phase::Paused { .. }, Event::Exec) => Err("cannot exec in a paused container"),
         (Phase::Paused { .. }, Event::Update) => Err("cannot update a paused container"),
-        (Phase::Ended, Event::Update) => Err("container not running"),
-        (phase, Event::Exec | Event::Kill | Event::Update) => Ok(phase),
+        (Phase::Paused { .. }, Event::Ask) => Err("cannot ask a paused container: its kernel stands still"),
+        (Phase::Ended, Event::Update | Event::Ask) => Err("container not running"),
+        (phase, Event::Exec | Event::Kill | Event::Update | Event::Ask) => Ok(phase),
         (_, Event::End) => Ok(Phase::Ended),
     }
 }
@@ -89,6 +92,9 @@ mod tests {
             (Running, Update, Ok(Running)),
             (Paused { started: true }, Update, Err("cannot update a paused container")),
             (Ended, Update, Err("container not running")),
+            (Created, Ask, Ok(Created)),
+            (Paused { started: true }, Ask, Err("cannot ask a paused container: its kernel stands still")),
+            (Ended, Ask, Err("container not running")),
             (Created, Pause, Ok(Paused { started: false })),
             (Running, Pause, Ok(Paused { started: true })),
             (Ended, Pause, Err("container not running")),

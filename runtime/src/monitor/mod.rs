@@ -131,7 +131,8 @@ async fn create(
     if let Some(slave) = &terminal {
         console::become_controlling(std::os::fd::AsFd::as_fd(slave))?;
     }
-    let logs_to_stderr = setup.log.path.is_none() && setup.print_timeline;
+    // Else nobody would learn why the guest died.
+    let logs_to_stderr = setup.log.path.is_none();
     let vm = Vm::boot(setup, shares)?;
     let agent = vm.agent().await?;
     let files = match &terminal {

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use protobuf::Message;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
@@ -34,6 +35,9 @@ pub struct Server {
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
     waiting: RefCell<Vec<(u32, bool)>>,
+    /// How often memory ran out in the guest, as far as somebody asked.
+    oom_kills: watch::Sender<u64>,
+    watches_oom: Cell<bool>,
 }
 
 impl Server {
@@ -41,7 +45,8 @@ impl Server {
     pub fn new(vm: Vm, agent: Agent) -> Self {
         let vsock = vm.vsock().clone();
         let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
-        Self { vm, agent, vsock, phase, execs, waiting: RefCell::default() }
+        let (oom_kills, watches_oom) = (watch::Sender::new(0), Cell::new(false));
+        Self { vm, agent, vsock, phase, execs, waiting: RefCell::default(), oom_kills, watches_oom }
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code.
@@ -133,6 +138,15 @@ impl Server {
                 lifecycle::step(self.phase.get(), Event::Update).map_err(anyhow::Error::msg)?;
                 self.alive(self.agent.update(files)).await.map(|()| Reply::Done)
             }
+            Request::Processes => {
+                lifecycle::step(self.phase.get(), Event::Ask).map_err(anyhow::Error::msg)?;
+                self.alive(self.agent.processes()).await
+            }
+            Request::ReadCgroup(files) => {
+                lifecycle::step(self.phase.get(), Event::Ask).map_err(anyhow::Error::msg)?;
+                self.alive(self.agent.read_cgroup(files)).await
+            }
+            Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
             Request::Pause => {
                 self.apply(Event::Pause)?;
                 self.vm.pause();
@@ -178,6 +192,29 @@ impl Server {
             }
         }
         Ok(Reply::Done)
+    }
+
+    /// Answers when the count has grown. One call to the guest serves everybody who waits.
+    async fn wait_oom(self: &Rc<Self>, stream: &UnixStream, seen: u64) -> anyhow::Result<Reply> {
+        lifecycle::step(self.phase.get(), Event::Kill).map_err(anyhow::Error::msg)?;
+        if !self.watches_oom.replace(true) {
+            let server = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                loop {
+                    let kills = *server.oom_kills.borrow();
+                    match server.agent.wait_oom(kills).await {
+                        Ok(more) => server.oom_kills.send_replace(more),
+                        // The guest is gone, and so will be this process.
+                        Err(_) => return,
+                    };
+                }
+            });
+        }
+        let mut kills = self.oom_kills.subscribe();
+        tokio::select! {
+            more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
+            _ = receive(stream) => bail!("nobody waits any more"),
+        }
     }
 
     /// The whole life of an exec'd process.

@@ -112,7 +112,7 @@ pub fn take_standard_streams(keep_stderr: bool) -> anyhow::Result<[Option<OwnedF
     let taken = [take(rustix::stdio::stdin()), take(rustix::stdio::stdout()), take(rustix::stdio::stderr())];
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    // A timeline or debug lines without a log file go to stderr: it stays, as with runc.
+    // Without a log file the monitor's own lines go to stderr: it stays, as with runc.
     if !keep_stderr {
         rustix::stdio::dup2_stderr(&null)?;
     }

@@ -1,0 +1,81 @@
+//! `runvm events`
+
+mod stats;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::cli::{EventsArgs, Global};
+use crate::control::{self, Reply, Request};
+use crate::state::{Dir, Status};
+
+/// The guest only reads a few files.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody waits longer for the next lack of memory.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Prints statistics of the container's cgroup in the guest, once or until the container's end, and in
+/// that case each time that it runs out of memory.
+pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
+    let dir = Dir::open(&global.root(), &args.id)?;
+    let status = || dir.state().map(|state| state.status());
+    match status()? {
+        Status::Created | Status::Running | Status::Paused => {}
+        Status::Stopped | Status::Creating => bail!("container with id {} is not running", args.id),
+    }
+    if args.stats {
+        return print(&args.id, "stats", Some(stats(dir.path())?)).map(|()| 0);
+    }
+    if args.interval.is_zero() {
+        bail!("duration interval must be greater than 0");
+    }
+    let (path, id) = (dir.path().to_owned(), args.id.clone());
+    std::thread::spawn(move || watch_memory(&path, &id));
+    loop {
+        std::thread::sleep(*args.interval);
+        let data = stats(dir.path());
+        match (data, dir.load()) {
+            (Ok(data), _) => print(&args.id, "stats", Some(data))?,
+            (Err(_), Ok(Some(state))) if state.status() == Status::Paused => {}
+            (Err(_), Ok(Some(state))) if state.status() == Status::Stopped => return Ok(0),
+            // Deleted meanwhile.
+            (Err(_), Ok(None)) => return Ok(0),
+            (Err(error), _) => return Err(error),
+        }
+    }
+}
+
+/// One round of statistics.
+fn stats(dir: &Path) -> anyhow::Result<Value> {
+    let names = stats::FILES.iter().map(|name| (*name).to_owned()).collect();
+    match control::call(dir, &Request::ReadCgroup(names), PATIENCE)? {
+        Reply::Files(files) => Ok(stats::stats(&files)),
+        _ => bail!("the container's monitor answered something else than files"),
+    }
+}
+
+/// Prints an event for each time that memory ran out, until the container's end.
+fn watch_memory(dir: &Path, id: &str) {
+    let mut seen = 0;
+    while let Ok(Reply::OomKills(kills)) = control::call(dir, &Request::WaitOom(seen), FOR_EVER) {
+        seen = kills;
+        if print(id, "oom", None).is_err() {
+            return;
+        }
+    }
+}
+
+fn print(id: &str, kind: &str, data: Option<Value>) -> anyhow::Result<()> {
+    let mut event = json!({"type": kind, "id": id});
+    if let Some(data) = data {
+        event["data"] = data;
+    }
+    let mut line = serde_json::to_vec(&event)?;
+    line.push(b'\n');
+    // One write: two threads print.
+    std::io::stdout().lock().write_all(&line).context("print an event")
+}

@@ -1,0 +1,72 @@
+//! `runvm ps`
+
+mod columns;
+mod options;
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::bail;
+
+use crate::cli::{Global, ListFormat, PsArgs};
+use crate::control::{self, ProcessList, Reply, Request};
+use crate::state::{Dir, Status};
+use columns::{Column, Now};
+
+/// The guest only reads its /proc.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lists the processes of a container.
+///
+/// As JSON it is what engines look for with the host's own ps(1): the one process of the host that all
+/// of the container lives in. As a table it is the guest's view, with pids as they are in the container.
+pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
+    let dir = Dir::open(&global.root(), &args.id)?;
+    let state = dir.state()?;
+    match state.status() {
+        Status::Created | Status::Running | Status::Paused => {}
+        Status::Stopped | Status::Creating => bail!("container not running"),
+    }
+    if args.format == ListFormat::Json {
+        println!("{}", serde_json::to_string(&[state.pid])?);
+        return Ok(0);
+    }
+    let columns = options::columns(&args.options)?;
+    let Reply::Processes(list) = control::call(dir.path(), &Request::Processes, PATIENCE)? else {
+        bail!("the container's monitor answered something else than a list of processes");
+    };
+    print!("{}", table(&columns, list));
+    Ok(0)
+}
+
+fn table(columns: &[&Column], mut list: ProcessList) -> String {
+    list.processes.sort_by_key(|process| process.pid);
+    let now = Now { uptime: list.uptime, memory: list.memory, time: SystemTime::now() };
+    let mut rows = vec![columns.iter().map(|column| column.header.to_owned()).collect::<Vec<_>>()];
+    rows.extend(
+        list.processes.iter().map(|process| columns.iter().map(|column| (column.value)(process, &now)).collect()),
+    );
+    let width = |index: usize| rows.iter().map(|row| row[index].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(|index| width(index).max(columns[index].width)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), width)| match column.right {
+            true => format!("{cell:>width$}"),
+            false => format!("{cell:<width$}"),
+        });
+        format!("{}\n", cells.collect::<Vec<_>>().join(" ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::ProcessInfo;
+
+    #[test]
+    fn a_table_is_sorted_and_aligned() {
+        let process = |pid, args: &str| ProcessInfo { pid, uid: 4_000_000, args: args.into(), ..Default::default() };
+        let list = ProcessList { processes: vec![process(12, "b c"), process(1, "a")], ..Default::default() };
+        let columns = options::columns(&["-o".into(), "uid,pid,args".into()]).unwrap();
+        assert_eq!(table(&columns, list), "    UID     PID COMMAND\n4000000       1 a\n4000000      12 b c\n");
+    }
+}
