@@ -63,6 +63,7 @@ pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow:
     timeline.mark("hooks");
     pipes.go(&plan, &artifacts, timeline)?;
     pipes.answer(launch.child.as_mut(), &args.id)?;
+    launch.limit(&plan)?;
     launch.finish(args.pid_file.as_deref())?;
     Ok(launch)
 }
@@ -144,6 +145,11 @@ impl Launch {
         hooks::run(Kind::CreateRuntime, &self.state.hooks, &state)
     }
 
+    /// The guest has booted at full speed; now it gets no more than the bundle gives it.
+    fn limit(&self, plan: &Plan) -> anyhow::Result<()> {
+        self.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.limit(&plan.limits))
+    }
+
     fn finish(&mut self, pid_file: Option<&Path>) -> anyhow::Result<()> {
         self.state.reached = Status::Created;
         self.dir.save(&self.state)?;
@@ -192,6 +198,8 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         owner: user_name(uid.as_raw()),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: None,
+        memory_mib: plan.machine.memory_mib,
+        vcpus: plan.machine.vcpus,
         hooks: plan.hooks.clone(),
     }
 }

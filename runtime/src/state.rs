@@ -79,6 +79,10 @@ pub struct State {
     pub annotations: HashMap<String, String>,
     /// The container's cgroups on the host.
     pub cgroup: Option<HostCgroup>,
+    /// Memory of its VM in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs of its VM.
+    pub vcpus: u8,
     /// Hooks still to run.
     pub hooks: Hooks,
 }

@@ -186,24 +186,6 @@ fn it_ends_with_the_container() {
 }
 
 #[test]
-fn twenty_at_once() {
-    let scene = Scene::new();
-    let mut container = scene.container();
-    let up = container.idle();
-    let one = |n: usize| {
-        let script = format!("echo {n}; sleep 1; echo {n} >&2; exit {n}");
-        start(container.named("exec", &["sh", "-c", &script]).stdin(Stdio::null()))
-    };
-    let running: Vec<_> = (0..20).map(one).collect();
-    for (n, exec) in running.into_iter().enumerate() {
-        let outcome = exec.finish();
-        let expected = format!("{n}\n");
-        assert_eq!((outcome.code, outcome.stdout, outcome.stderr), (n as i32, expected.clone(), expected));
-    }
-    container.end(&up);
-}
-
-#[test]
 fn in_a_created_container() {
     let scene = Scene::new();
     let mut container = scene.container();

@@ -188,3 +188,36 @@ fn what_nobody_reads_does_not_keep_the_run_from_ending() {
     let second = start(container.named("run", &[]).stdin(Stdio::null())).finish();
     assert_eq!(second.code, 6);
 }
+
+#[test]
+fn one_that_still_holds_the_output_holds_nothing_up() {
+    let scene = Scene::new();
+    let outcome = scene.container().sh("sleep 100000 & echo main is done; exit 4").run();
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (4, "main is done\n"));
+}
+
+#[test]
+fn vm_much_output_takes_no_memory() {
+    const MIB: u64 = 150;
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let script = format!("head -c {MIB}M /dev/zero; echo end >&2; sleep 100000");
+    let mut up = container.sh(&format!("echo up >&2; read go; {script}")).up();
+    up.stderr.expect("up\n");
+    let held = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", up.pid)).unwrap();
+        let text = tests::process::field(&status, "VmRSS").unwrap().to_owned();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    let before = held();
+    rustix::io::write(up.stdin.as_ref().unwrap(), b"go\n").unwrap();
+    let stdout = up.stdout;
+    let reader = std::thread::spawn(move || stdout.rest().len());
+    up.stderr.expect("end\n");
+    let grown = held().saturating_sub(before);
+    assert!(grown < 16 << 10, "the pid holds {grown} KiB more after {MIB} MiB of output");
+    container.kill("KILL").success();
+    tests::process::wait_orphan(up.pid);
+    assert_eq!(reader.join().unwrap() as u64, MIB << 20);
+    container.delete().success();
+}

@@ -137,18 +137,63 @@ fn the_master_ends_with_the_container() {
 }
 
 #[test]
+fn a_closed_master_hangs_up() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let socket = ConsoleSocket::listen(container.bundle(), "console.sock");
+    container.set("/process/terminal", json!(true)).sh("trap 'exit 21' HUP; echo up; while :; do sleep 0.1; done");
+    let created = container.create_with(&["--console-socket", socket.path().to_str().unwrap()]);
+    let mut terminal = socket.receive();
+    container.start().success();
+    terminal.expect("up\r\n");
+    drop(terminal);
+    assert_eq!(process::wait_orphan(created.pid), 21);
+    container.delete().success();
+}
+
+#[test]
+fn jobs_are_stopped_and_go_on() {
+    let scene = Scene::new();
+    let (mut terminal, mut container) = (Terminal::open(24, 80), scene.container());
+    container.set("/process/env", json!(["PATH=/bin:/usr/bin", "PS1=READY# "]));
+    let child = run_on(&terminal, container.args(&["sh", "-i"]));
+    terminal.expect("READY# ");
+    terminal.write("cat\n");
+    terminal.expect("cat\r\n");
+    terminal.write("one\n");
+    terminal.expect("one\r\none\r\n");
+    terminal.write("\u{1a}");
+    terminal.expect("Stopped");
+    terminal.expect("READY# ");
+    terminal.write("jobs\n");
+    terminal.expect("Stopped");
+    terminal.expect("READY# ");
+    terminal.write("fg\n");
+    terminal.expect("cat\r\n");
+    terminal.write("two\n");
+    terminal.expect("two\r\ntwo\r\n");
+    terminal.write("\u{3}");
+    terminal.expect("READY# ");
+    terminal.write("exit 6\n");
+    assert_eq!(end_of(child), 6);
+}
+
+#[test]
 fn exec_in_our_terminal() {
     let scene = Scene::new();
     let mut container = scene.container();
     let up = container.idle();
     let mut terminal = Terminal::open(33, 101);
     let mut command = container.command("exec");
-    command.args(["--tty", &container.id, "sh", "-c"]).arg(format!("{WAITS_FOR_SIZE}; tty; read line; exit 8"));
+    command.args(["--tty", &container.id, "sh", "-c"]).arg(format!("{WAITS_FOR_SIZE}; tty; exec sh"));
     terminal.attach(&mut command);
     let child = command.spawn().unwrap();
     terminal.expect("size is right\r\n/dev/pts/0\r\n");
     assert!(terminal.is_raw());
-    terminal.write("\n");
+    terminal.resize(44, 55);
+    terminal.write("stty size\n");
+    terminal.expect("44 55\r\n");
+    terminal.write("exit 8\n");
     assert_eq!(end_of(child), 8);
     assert!(!terminal.is_raw());
     container.end(&up);

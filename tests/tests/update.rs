@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use serde_json::json;
 use tests::command::{memory_file, run, run_with_input};
 use tests::{Container, Scene};
 
@@ -15,6 +16,54 @@ fn limit(container: &Container, name: &str) -> String {
 fn update(container: &Container, flags: &[&str]) {
     let mut command = container.command("update");
     run(command.args(flags).arg(&container.id)).success();
+}
+
+/// A file of the cgroup of the reported pid, on the host (cgroup v2).
+#[track_caller]
+fn on_host(pid: i32, name: &str) -> String {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = groups.trim().strip_prefix("0::/").expect("a host with cgroup v2");
+    let file = format!("/sys/fs/cgroup/{path}/{name}");
+    std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}")).trim().to_owned()
+}
+
+#[test]
+fn limits_of_the_bundle_hold_on_the_host_too() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set(
+        "/linux/resources",
+        json!({
+            "cpu": {"shares": 512, "quota": 40000, "period": 50000, "cpus": "0"},
+            "memory": {"limit": 100 << 20, "swap": 150 << 20},
+        }),
+    );
+    let up = container.idle();
+    assert_eq!(on_host(up.pid, "cpu.weight"), "20");
+    assert_eq!(on_host(up.pid, "cpu.max"), "40000 50000");
+    assert_eq!(on_host(up.pid, "cpuset.cpus"), "0");
+    assert_eq!(on_host(up.pid, "memory.swap.max"), (50 << 20).to_string());
+    let memory: u64 = on_host(up.pid, "memory.max").parse().unwrap();
+    // A VM has its kernel and its monitor besides.
+    let most = if tests::place::is_runvm() { 300 } else { 100 };
+    assert!((100..=most).contains(&(memory >> 20)), "{memory}");
+    update(&container, &["--cpu-quota", "20000", "--cpu-period", "50000", "--cpu-share", "1024"]);
+    assert_eq!(on_host(up.pid, "cpu.weight"), "39");
+    assert_eq!(on_host(up.pid, "cpu.max"), "20000 50000");
+    assert_eq!(on_host(up.pid, "memory.max"), memory.to_string());
+    container.end(&up);
+}
+
+#[test]
+fn vm_more_memory_than_the_machine_has_is_refused() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/resources", json!({"memory": {"limit": 64 << 20}}));
+    let up = container.idle();
+    let mut command = container.command("update");
+    scene.refused(&run(command.args(["--memory", "1g"]).arg(&container.id)), &["1024 MiB", "virtual machine has"]);
+    assert_eq!(limit(&container, "memory.max"), (64 << 20).to_string());
+    container.end(&up);
 }
 
 #[test]

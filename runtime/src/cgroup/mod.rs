@@ -1,8 +1,8 @@
 //! The container's cgroup on the host: where the monitor, and with it the whole VM, is accounted.
 //!
 //! Engines read the monitor's cgroup for statistics and out-of-memory events, so it is there before
-//! `create` returns. Limits of the bundle hold in the guest; the host's cgroup gets none of them, since the
-//! monitor and the guest's kernel need memory and threads beyond the container's.
+//! `create` returns. Limits of the bundle hold in the guest; those that hold here are wider, since the monitor and
+//! the guest's kernel need memory and threads beyond the container's, and begin when the guest has booted.
 
 mod layout;
 
@@ -12,10 +12,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::CgroupPlan;
+use crate::plan::{CgroupPlan, HostLimits};
 use layout::Hierarchy;
 pub use layout::Layout;
 
@@ -81,6 +81,27 @@ impl HostCgroup {
             let file = directory.path.join("cgroup.procs");
             fs::write(&file, pid.to_string()).with_context(|| format!("move process {pid} into {}", file.display()))
         })
+    }
+
+    /// Limits everything in them together.
+    ///
+    /// # Errors
+    /// The first limit that cannot be had; those before it hold.
+    pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
+        let unified = matches!(self.directories.as_slice(), [only] if only.unified);
+        let files = if unified { &limits.unified } else { &limits.legacy };
+        files.iter().try_for_each(|(name, value)| self.write(name, value))
+    }
+
+    /// Writes a file, in whatever hierarchy has it.
+    fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let mut files = self.directories.iter().map(|directory| directory.path.join(name));
+        let Some(file) = files.find(|file| file.exists()) else {
+            bail!(
+                "set {name} to {value:?}: the host's cgroup of the container has no such file (controller not enabled?)"
+            );
+        };
+        fs::write(&file, value).with_context(|| format!("write {value:?} to {}", file.display()))
     }
 
     /// Removes them, waiting briefly for processes that are still on their way out. What is gone already is

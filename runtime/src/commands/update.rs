@@ -16,10 +16,11 @@ use crate::{log, plan};
 /// The guest only writes a few files.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the limits of a container: those of the guest's cgroup.
+/// Changes the limits of a container: those of its cgroup in the guest, then those of the whole VM on the host.
 pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
-    match dir.state()?.status() {
+    let state = dir.state()?;
+    match state.status() {
         Status::Created | Status::Running => {}
         Status::Paused => bail!("cannot update a paused container"),
         Status::Stopped | Status::Creating => bail!("container not running"),
@@ -28,13 +29,14 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
         Some(file) => read(file)?,
         None => serde_json::from_value(from_flags(args)?).context("update")?,
     };
+    plan::check_memory(&resources, state.memory_mib)?;
     let mut notes = Vec::new();
-    // Which CPUs there are, the guest knows.
-    let files = plan::cgroup_files(&resources, u8::MAX, &mut notes)?;
+    let files = plan::cgroup_files(&resources, state.vcpus, &mut notes)?;
+    let limits = plan::host_limits(&resources, &files, state.memory_mib)?;
     notes.iter().for_each(|note| log::debug(note));
     let files = files.into_iter().map(|file| (file.key, file.value)).collect();
     control::call(dir.path(), &Request::Update(files), PATIENCE)?;
-    Ok(0)
+    state.cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&limits)).map(|()| 0)
 }
 
 /// `linux.resources` from a file, or from standard input for `-`.

@@ -18,6 +18,7 @@ mod capabilities;
 mod cgroup_path;
 mod devices;
 mod hooks;
+mod host_limits;
 mod machine;
 mod mount_options;
 mod mounts;
@@ -40,6 +41,7 @@ use crate::hooks::Hooks;
 
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::CgroupPlan;
+pub use host_limits::{HostLimits, check_memory, plan as host_limits};
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;
@@ -68,6 +70,8 @@ pub struct Plan {
     pub network: NetworkPlan,
     /// The host's cgroup.
     pub cgroup: CgroupPlan,
+    /// What holds for the whole VM there, from its start on.
+    pub limits: HostLimits,
     /// Hooks of the bundle.
     pub hooks: Hooks,
     /// Whether the timeline of the start is printed: annotation `io.runvm.timeline`.
@@ -117,7 +121,10 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.cgroup_path = format!("/runvm/{}", options.id);
     container.online_cpus = u32::from(machine.vcpus);
     let cgroup = cgroup_path::plan(spec, options, &mut notes)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let limits = resources.map(|all| host_limits(all, &container.cgroup_files, machine.memory_mib));
+    let limits = limits.transpose()?.unwrap_or_default();
     let hooks = hooks::plan(spec)?;
     let timeline = annotations::switch(spec, annotations::TIMELINE)?;
-    Ok(Plan { machine, shares, container, network, cgroup, hooks, timeline, notes })
+    Ok(Plan { machine, shares, container, network, cgroup, limits, hooks, timeline, notes })
 }

@@ -182,8 +182,11 @@ impl Files<'_> {
     }
 }
 
-/// Version 1 limits memory and swap together, version 2 swap alone.
-fn swap_only(memory: &LinuxMemory) -> anyhow::Result<Option<i64>> {
+/// Version 1 limits memory and swap together, version 2 swap alone; -1 is no limit.
+///
+/// # Errors
+/// A limit that is less than that of memory, or without one.
+pub fn swap_only(memory: &LinuxMemory) -> anyhow::Result<Option<i64>> {
     let limit = memory.limit().unwrap_or_default();
     match memory.swap().unwrap_or_default() {
         0 if limit == -1 => Ok(Some(-1)),

@@ -1,0 +1,168 @@
+//! Limits of the whole VM: `linux.resources` as files of the host's cgroup.
+//!
+//! What the container may use is limited in the guest. The host's cgroup holds everything together, so
+//! that neither the guest's kernel nor the monitor takes more than the bundle gives: the same CPU time and
+//! CPUs, and the VM's memory with what the monitor needs beside it.
+
+use anyhow::bail;
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use protocol::KeyValue;
+
+use super::resources::{memory_limit, swap_only};
+
+/// Memory of the monitor beside that of the VM, in MiB: its own, the host kernel's for the VM, file pages in use.
+const MONITOR_MIB: u64 = 64;
+/// One part of so many is what the host's kernel needs to map the guest's memory.
+const MAPPING_PART: u64 = 128;
+
+/// Files of the host's cgroup and their values, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostLimits {
+    /// With cgroup version 2.
+    pub unified: Vec<(String, String)>,
+    /// With version 1.
+    pub legacy: Vec<(String, String)>,
+}
+
+/// The limits of a VM with so much memory. `guest` are the files for the container's cgroup in the guest.
+///
+/// # Errors
+/// Values that contradict each other, in runc's words.
+pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> anyhow::Result<HostLimits> {
+    let mut limits = HostLimits::default();
+    let cpu_files = guest.iter().filter(|file| file.key.starts_with("cpu."));
+    limits.unified.extend(cpu_files.map(|file| (file.key.clone(), file.value.clone())));
+    if let Some(cpu) = resources.cpu() {
+        limits.legacy_cpu(cpu);
+        limits.cpu_set(cpu);
+    }
+    limits.memory(resources, memory_mib)?;
+    Ok(limits)
+}
+
+/// Refuses a container more memory than its VM has.
+///
+/// # Errors
+/// A sentence with both sizes.
+pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
+    match memory_limit(resources).map(|limit| limit >> 20) {
+        Some(mib) if mib > u64::from(memory_mib) => bail!(
+            "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, which it got when it was \
+             created (annotation io.runvm.memory-mib)"
+        ),
+        _ => Ok(()),
+    }
+}
+
+impl HostLimits {
+    fn legacy(&mut self, file: &str, value: impl ToString) {
+        self.legacy.push((file.to_owned(), value.to_string()));
+    }
+
+    fn legacy_cpu(&mut self, cpu: &LinuxCpu) {
+        if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+            self.legacy("cpu.shares", shares);
+        }
+        if let Some(period) = cpu.period().filter(|&period| period != 0) {
+            self.legacy("cpu.cfs_period_us", period);
+        }
+        if let Some(quota) = cpu.quota().filter(|&quota| quota != 0) {
+            self.legacy("cpu.cfs_quota_us", quota);
+        }
+        if let Some(burst) = cpu.burst().filter(|&burst| burst != 0) {
+            self.legacy("cpu.cfs_burst_us", burst);
+        }
+        if let Some(idle) = cpu.idle() {
+            self.legacy("cpu.idle", idle);
+        }
+    }
+
+    /// The same names in both versions.
+    fn cpu_set(&mut self, cpu: &LinuxCpu) {
+        for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+            let list = list.as_deref().map(str::trim).filter(|list| !list.is_empty() && !list.contains('\n'));
+            if let Some(list) = list {
+                self.unified.push((file.to_owned(), list.to_owned()));
+                self.legacy(file, list);
+            }
+        }
+    }
+
+    fn memory(&mut self, resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
+        let asked = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or_default();
+        let swap = resources.memory().as_ref().map(swap_only).transpose()?.flatten();
+        if memory_limit(resources).is_some() {
+            let mib = u64::from(memory_mib);
+            let bytes = (mib + mib.div_ceil(MAPPING_PART) + MONITOR_MIB) << 20;
+            self.unified.push(("memory.max".to_owned(), bytes.to_string()));
+            self.legacy("memory.limit_in_bytes", bytes);
+            if let Some(swap) = swap.and_then(|swap| u64::try_from(swap).ok()) {
+                self.unified.push(("memory.swap.max".to_owned(), swap.to_string()));
+                self.legacy("memory.memsw.limit_in_bytes", bytes.saturating_add(swap));
+            }
+        } else if asked < 0 {
+            self.unified.push(("memory.max".to_owned(), "max".to_owned()));
+            self.legacy("memory.memsw.limit_in_bytes", -1);
+            self.legacy("memory.limit_in_bytes", -1);
+        }
+        if swap == Some(-1) {
+            self.unified.push(("memory.swap.max".to_owned(), "max".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: &str) -> (String, String) {
+        let resources: LinuxResources = serde_json::from_str(json).unwrap();
+        let guest = super::super::resources::files(&resources, 4, &mut Vec::new()).unwrap();
+        let limits = plan(&resources, &guest, 1024).unwrap();
+        let lines = |files: &[(String, String)]| {
+            files.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        (lines(&limits.unified), lines(&limits.legacy))
+    }
+
+    #[test]
+    fn both_versions() {
+        // 1024 MiB, 8 to map it and 64 for the monitor.
+        let table = [
+            ("{}", "", ""),
+            (
+                r#"{"cpu":{"shares":1024,"quota":5000,"period":10000,"cpus":"0-1","mems":"0"}}"#,
+                "cpu.weight=39 cpu.max=5000 10000 cpuset.cpus=0-1 cpuset.mems=0",
+                "cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000 cpuset.cpus=0-1 cpuset.mems=0",
+            ),
+            (r#"{"memory":{"limit":1000}}"#, "memory.max=1149239296", "memory.limit_in_bytes=1149239296"),
+            (
+                r#"{"memory":{"limit":1000,"swap":3000}}"#,
+                "memory.max=1149239296 memory.swap.max=2000",
+                "memory.limit_in_bytes=1149239296 memory.memsw.limit_in_bytes=1149241296",
+            ),
+            (
+                r#"{"memory":{"limit":-1}}"#,
+                "memory.max=max memory.swap.max=max",
+                "memory.memsw.limit_in_bytes=-1 memory.limit_in_bytes=-1",
+            ),
+            (r#"{"pids":{"limit":5},"unified":{"cpu.weight":"7"}}"#, "cpu.weight=7", ""),
+        ];
+        for (json, unified, legacy) in table {
+            assert_eq!(of(json), (unified.to_owned(), legacy.to_owned()), "{json}");
+        }
+    }
+
+    #[test]
+    fn no_more_memory_than_the_vm_has() {
+        let check = |limit: i64| {
+            let json = format!(r#"{{"memory":{{"limit":{limit}}}}}"#);
+            check_memory(&serde_json::from_str(&json).unwrap(), 1024)
+        };
+        check(1 << 30).unwrap();
+        check(-1).unwrap();
+        let error = check(2 << 30).unwrap_err().to_string();
+        assert!(error.contains("2048 MiB") && error.contains("has 1024 MiB"), "{error}");
+    }
+}
