@@ -164,7 +164,7 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
 /// The child's whole life; tells the parent through the pipe how the start went.
 fn stub(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
     let mut report = Some(std::fs::File::from(report));
-    let result = detached(dir, process, args).and_then(|(process, attachment)| {
+    let result = detached(process, args).and_then(|(process, attachment)| {
         let started = || {
             let told = report.take().map(|mut pipe| pipe.write_all(b"started"));
             told.transpose().map(|_| ()).context("report the start")
@@ -185,12 +185,7 @@ fn stub(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Sign
 }
 
 /// The streams of a detached exec; with a terminal this process becomes the leader of its session.
-fn detached(
-    dir: &Path,
-    process: &protocol::Process,
-    args: &ExecArgs,
-) -> anyhow::Result<(protocol::Process, Attachment)> {
-    let _ = dir;
+fn detached(process: &protocol::Process, args: &ExecArgs) -> anyhow::Result<(protocol::Process, Attachment)> {
     if !process.terminal {
         let attachment = standard_streams()?;
         forget_standard_streams()?;
