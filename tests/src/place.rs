@@ -33,6 +33,13 @@ pub fn is_runvm() -> bool {
     *ANSWER.get_or_init(ask)
 }
 
+/// Whether the runtime has sentences of its own instead of runc's.
+pub fn has_own_words() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    let ask = || command::run(Command::new(runtime()).arg("--version")).stdout.starts_with("crun ");
+    *ANSWER.get_or_init(ask)
+}
+
 /// Whether this host is the lab's own, where nothing but the tests happens.
 pub fn host_is_ours() -> bool {
     std::env::var("LAB_HOST").is_ok_and(|host| host == "emulated")

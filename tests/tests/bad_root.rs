@@ -38,7 +38,7 @@ fn a_root_that_is_read_only() {
     let root = Root::mount(&scene, "size=1m");
     let mut container = scene.container();
     root.read_only();
-    scene.refused(&container.run(), &["Read-only file system"]);
+    scene.refused(&container.run(), &["ead-only file system"]);
     root.writable();
     let up = container.idle();
     root.read_only();

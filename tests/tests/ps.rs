@@ -59,7 +59,7 @@ fn columns_can_be_chosen() {
     let mut container = scene.container();
     container.set("/process/user", json!({"uid": 1234, "gid": 0}));
     let up = container.idle();
-    let table = ps(&container, &["-o", "pid,ppid,uid,nlwp,stat,comm"]);
+    let table = ps(&container, &["-eo", "pid,ppid,uid,nlwp,stat,comm"]);
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["PID", "PPID", "UID", "NLWP", "STAT", "COMMAND"]);
     let sleep = lines.iter().find(|line| line.last() == Some(&"sleep")).unwrap_or_else(|| panic!("{table}"));
