@@ -30,8 +30,8 @@ pub fn enter(root: BorrowedFd<'_>) -> anyhow::Result<()> {
     let new = rustix::fs::open(&path, flags, Mode::empty()).context("open the container's root")?;
     rustix::process::fchdir(&new)?;
     match rustix::process::pivot_root(".", ".") {
-        // The root of a host that runs from its initramfs cannot be left.
-        Err(Errno::INVAL) => {
+        // The root of a host that runs from its initramfs cannot be left; where the container's is the host's, it need not.
+        Err(Errno::INVAL | Errno::BUSY) => {
             log::debug("the monitor keeps the host's root directory: it cannot be pivoted");
             return Ok(rustix::process::chdir("/")?);
         }
