@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use tests::command::{code, run, run_with_input, start};
-use tests::podman::Podman;
+use tests::podman::{IMAGE, Podman};
 use tests::{Terminal, process};
 
 #[test]
@@ -180,6 +180,62 @@ fn what_changed_can_be_seen_and_kept() {
     let command = podman.command(&["run", "--rm", "--network", "none", "runvm-test-made", "cat", "/made"]);
     assert_eq!(run(&mut { command }).success().stdout, "content\n");
     podman.run(&["rmi", "runvm-test-made"]).success();
+}
+
+#[test]
+fn limits_are_updated() {
+    let podman = Podman::new();
+    let name = "runvm-test-update";
+    let flags = ["--detach", "--name", name, "--memory", "200m"];
+    run(&mut podman.container(&flags, &["sleep", "100000"])).success();
+    podman.run(&["update", "--memory", "100m", "--cpus", "0.5", name]).success();
+    let outcome = podman.run(&["exec", name, "sh", "-c", "cd /sys/fs/cgroup; cat memory.max cpu.max"]).success();
+    assert_eq!(outcome.stdout, "104857600\n50000 100000\n");
+    podman.run(&["rm", "--force", "--time", "0", name]).success();
+}
+
+#[test]
+fn a_failing_container_is_restarted() {
+    let podman = Podman::new();
+    let name = "runvm-test-restart";
+    let flags = ["--detach", "--restart", "on-failure:2", "--name", name];
+    run(&mut podman.container(&flags, &["sh", "-c", "echo run; exit 3"])).success();
+    wait_for_logs(&podman, name, "run\nrun\nrun\n");
+    process::wait_until("the last end", || podman.inspect(name, ".State.Status") == "exited");
+    assert_eq!(podman.inspect(name, ".State.ExitCode"), "3");
+    podman.run(&["rm", name]).success();
+}
+
+#[test]
+fn an_image_is_built() {
+    let podman = Podman::new();
+    let dir = tests::place::work().join("podman-build");
+    std::fs::create_dir_all(&dir).unwrap();
+    let steps = "RUN cat /proc/sys/kernel/random/boot_id >/boot\nENV A=b\nRUN echo $A >/a\nRUN cat /boot /a";
+    std::fs::write(dir.join("Dockerfile"), format!("FROM {IMAGE}\n{steps}\n")).unwrap();
+    let flags = ["build", "--isolation", "oci", "--network", "none", "--force-rm", "--tag", "runvm-test-built"];
+    let outcome = podman.run(&[&flags[..], &[&dir.display().to_string()]].concat()).success();
+    assert!(outcome.stdout.contains("\nb\n"), "{outcome:?}");
+    // Each step ran in the runtime under test: for a machine that is another boot.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(outcome.stdout.contains(boot.trim()), !tests::place::is_runvm(), "{outcome:?}");
+    podman.run(&["rmi", "runvm-test-built"]).success();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn vm_processes_of_the_host_are_not_listed() {
+    let podman = Podman::new();
+    let name = "runvm-test-top";
+    run(&mut podman.container(&["--detach", "--name", name], &["sleep", "100000"])).success();
+    // Podman looks for a procfs in the mount namespace of the pid, which has none.
+    assert_eq!(podman.run(&["top", name, "pid"]).stdout.lines().count(), 1);
+    // With ps's own options it has the container's ps tell.
+    let listed = podman.run(&["top", name, "-o", "pid,comm"]).success().stdout;
+    let rows: Vec<Vec<_>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["1", "sleep"], "{listed}");
+    assert!(rows.len() <= 2, "{listed}");
+    podman.run(&["rm", "--force", "--time", "0", name]).success();
 }
 
 #[test]
