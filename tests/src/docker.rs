@@ -1,23 +1,24 @@
 //! An unmodified dockerd with the runtime under test as `vm`, shared by the tests of one program.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::command::{self, Outcome};
+use crate::daemon::Daemon;
 use crate::leftovers::Leftovers;
 use crate::{place, process};
 
 /// Name of the image that is imported.
 pub const IMAGE: &str = "runvm-test";
 
-/// The daemon's pid, for the end of the program.
-static PID: AtomicI32 = AtomicI32::new(0);
+static DAEMON: Daemon = Daemon::new("docker");
+
+/// The flags that the daemon was started with, besides those that it always has.
+static FLAGS: OnceLock<Vec<String>> = OnceLock::new();
 
 /// One test's use of the daemon; checks in the end that nothing is left on the host.
 pub struct Docker {
@@ -25,16 +26,36 @@ pub struct Docker {
 }
 
 fn dir() -> PathBuf {
-    place::work().join("docker")
+    DAEMON.dir()
 }
 
 impl Docker {
     /// The daemon, started when it is first asked for.
     #[expect(clippy::new_without_default, reason = "it starts a daemon: nothing for a default")]
     pub fn new() -> Self {
-        static STARTED: OnceLock<()> = OnceLock::new();
-        STARTED.get_or_init(start);
+        Self::with(&[])
+    }
+
+    /// The same with more flags, which all tests of one program must give.
+    pub fn with(flags: &[&str]) -> Self {
+        let given = FLAGS.get_or_init(|| {
+            let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            start(&flags);
+            flags
+        });
+        assert_eq!(given, flags, "there is one daemon for all tests of a program");
         Self { before: Leftovers::now() }
+    }
+
+    /// Ends the daemon as its service manager would, and starts it again.
+    pub fn restart(&mut self) {
+        DAEMON.end(Signal::TERM);
+        up(FLAGS.get().expect("there is a daemon"));
+        for (pid, what) in process::descendants() {
+            if what.starts_with("dockerd") || what.starts_with("containerd [") {
+                self.before.allow_process(pid);
+            }
+        }
     }
 
     /// `docker ARGS…`
@@ -65,7 +86,7 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the end of dockerd's log: {}", log_end());
+            eprintln!("the end of dockerd's log: {}", DAEMON.log_end());
             let all = client(&["ps", "--all", "--quiet"]).output().map(|output| output.stdout).unwrap_or_default();
             for id in String::from_utf8_lossy(&all).lines() {
                 let _ = client(&["rm", "--force", id]).output();
@@ -83,22 +104,23 @@ fn client(args: &[&str]) -> Command {
     command
 }
 
-/// Starts the daemon, imports the image, and runs a first container with the daemon's own runtime: what the
+/// Starts the daemon, imports the image, and runs a first container with Debian's runtime: what the
 /// daemon makes on first use is then no leftover.
-fn start() {
+fn start(flags: &[String]) {
     process::become_subreaper();
     fs::create_dir_all(dir()).unwrap();
     fs::write(dir().join("daemon.json"), "{}").unwrap();
-    let log = File::create(dir().join("log")).unwrap();
-    let mut command = daemon(&dir());
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    PID.store(command.spawn().expect("dockerd").id() as i32, Ordering::Relaxed);
     // SAFETY: the function is what atexit(3) wants, and touches nothing that ends before it.
     unsafe { libc::atexit(stop) };
-    wait_until_ready();
+    up(flags);
     let tar = std::env::var("TEST_IMAGE").expect("TEST_IMAGE is set by tools/test");
     command::run(&mut client(&["import", &tar, IMAGE])).success();
-    command::run(&mut client(&["run", "--rm", "--network", "none", IMAGE, "true"])).success();
+    command::run(&mut client(&["run", "--rm", "--runtime", "runc", "--network", "none", IMAGE, "true"])).success();
+}
+
+fn up(flags: &[String]) {
+    let answers = || client(&["version"]).output().is_ok_and(|output| output.status.success());
+    DAEMON.start(daemon(&dir()).args(flags), || dir().join("sock").exists() && answers());
 }
 
 fn daemon(dir: &Path) -> Command {
@@ -114,29 +136,7 @@ fn daemon(dir: &Path) -> Command {
     command
 }
 
-fn wait_until_ready() {
-    // It takes 25 s in the lab; longer than other things may.
-    for _ in 0..1200 {
-        if dir().join("sock").exists() && client(&["version"]).output().is_ok_and(|output| output.status.success()) {
-            return;
-        }
-        assert!(process::lives(PID.load(Ordering::Relaxed)), "dockerd has ended: {}", log_end());
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("dockerd is not ready: {}", log_end());
-}
-
-fn log_end() -> String {
-    let text = fs::read_to_string(dir().join("log")).unwrap_or_default();
-    let lines: Vec<_> = text.lines().rev().take(30).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-}
-
 /// Ends the daemon with this program.
 extern "C" fn stop() {
-    let pid = PID.load(Ordering::Relaxed);
-    process::signal(pid, Signal::TERM);
-    if !process::wait_end(pid, Duration::from_secs(30)) {
-        process::signal(pid, Signal::KILL);
-    }
+    DAEMON.end(Signal::TERM);
 }

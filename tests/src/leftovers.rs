@@ -17,6 +17,9 @@ const GRACE: Duration = Duration::from_secs(10);
 const FOLDERS: [&str; 8] =
     ["/run", "/run/runvm", "/run/runc", "/run/crun", "/run/netns", "/tmp", "/dev/shm", "/dev/mqueue"];
 
+/// A folder that podman's storage binds onto itself, or not any more, as its commands come and go.
+const PODMANS_OWN: &str = "/podman/store/overlay";
+
 /// Everything on the host that a runtime could leave behind, each with the word for what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftovers(BTreeSet<(&'static str, String)>);
@@ -44,6 +47,11 @@ impl Leftovers {
             self.0.retain(|(kind, name)| *kind == "process" || name.contains("runvm"));
         }
         self
+    }
+
+    /// A process that was started meanwhile, and is to stay.
+    pub fn allow_process(&mut self, pid: i32) {
+        self.0.insert(("process", format!("{pid} {}", process::describe(pid))));
     }
 
     /// Insists that the host is as it was; waits for what is still ending.
@@ -111,7 +119,7 @@ fn mounts() -> Vec<String> {
     let describe = |line: &str| {
         let mut words = line.split(' ');
         let (source, point, kind) = (words.next()?, words.next()?, words.next()?);
-        Some(format!("{point} ({kind}, {source})"))
+        (!point.ends_with(PODMANS_OWN)).then(|| format!("{point} ({kind}, {source})"))
     };
     text.lines().filter_map(describe).collect()
 }

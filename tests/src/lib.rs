@@ -14,9 +14,12 @@
 pub mod bad_host;
 pub mod command;
 pub mod container;
+pub mod containerd;
+pub mod daemon;
 pub mod docker;
 pub mod leftovers;
 pub mod place;
+pub mod podman;
 pub mod process;
 pub mod scene;
 pub mod spec;

@@ -76,6 +76,24 @@ fn the_pids_network_namespace_is_a_new_one() {
 }
 
 #[test]
+fn the_pids_root_is_the_containers() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let created = container.create();
+    assert_ne!(process::namespace(created.pid, "mnt"), process::namespace("self", "mnt"));
+    let root = format!("/proc/{}/root", created.pid);
+    // What an engine finds there that copies files into a running container.
+    let release = fs::read_to_string(format!("{root}/etc/os-release")).unwrap();
+    assert!(release.contains("runvm test image"), "{release}");
+    fs::write(format!("{root}/root/written"), "by the engine").unwrap();
+    assert_eq!(fs::read_to_string(container.rootfs().join("root/written")).unwrap(), "by the engine");
+    let mut enter = Command::new("nsenter");
+    enter.arg(format!("--mount=/proc/{}/ns/mnt", created.pid)).args(["/bin/busybox", "ls", "/root"]);
+    assert_eq!(run(&mut enter).success().stdout, "written\n");
+    container.end(&created);
+}
+
+#[test]
 fn the_pid_is_in_the_network_namespace_of_the_spec() {
     let scene = Scene::new();
     let name = format!("runvm-test-{}", std::process::id());

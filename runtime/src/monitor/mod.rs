@@ -13,13 +13,14 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod agent_client;
+mod confine;
 mod lifecycle;
 mod server;
 mod stdio;
 mod vm;
 
 use std::io::{Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use anyhow::Context;
@@ -53,6 +54,7 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
         return Ok(1);
     };
     let inherited = Inherited::take(&setup)?;
+    confine::leave_the_host()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let tasks = tokio::task::LocalSet::new();
     let code = tasks.block_on(&runtime, live(setup, inherited));
@@ -133,12 +135,15 @@ async fn create(
     }
     // Else nobody would learn why the guest died.
     let logs_to_stderr = setup.log.path.is_none();
+    let root = shares.first().map(|share| share.root.try_clone()).transpose()?;
     let vm = Vm::boot(setup, shares)?;
-    let agent = vm.agent().await?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
         None => stdio::take_standard_streams(logs_to_stderr)?,
     };
+    // While the guest boots.
+    root.iter().try_for_each(|root| confine::enter(root.as_fd()))?;
+    let agent = vm.agent().await?;
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
     let process = request.process.mut_or_insert_default();
     stdio.name_in(process);
