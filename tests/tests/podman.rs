@@ -258,6 +258,28 @@ fn files_go_in_and_out_while_it_runs() {
 }
 
 #[test]
+fn files_go_in_and_out_of_volumes_while_it_runs() {
+    let podman = Podman::new();
+    let (name, dir) = ("runvm-test-volume", tests::place::work().join("podman-volume"));
+    let volume = |kind: &str| dir.join(kind).display().to_string();
+    for kind in ["own", "fixed"] {
+        std::fs::create_dir_all(dir.join(kind)).unwrap();
+    }
+    std::fs::write(dir.join("in"), "from the host\n").unwrap();
+    let mounts = [format!("{}:/data/own", volume("own")), format!("{}:/data/fixed:ro", volume("fixed"))];
+    let flags = ["--detach", "--name", name, "--volume", &mounts[0], "--volume", &mounts[1]];
+    run(&mut podman.container(&flags, &["sleep", "100000"])).success();
+    podman.run(&["cp", &volume("in"), &format!("{name}:/data/own/copied")]).success();
+    assert_eq!(std::fs::read_to_string(dir.join("own/copied")).unwrap(), "from the host\n");
+    podman.run(&["cp", &volume("in"), &format!("{name}:/data/fixed/copied")]).failure();
+    podman.run(&["exec", name, "sh", "-c", "echo from the guest >/data/own/made"]).success();
+    podman.run(&["cp", &format!("{name}:/data/own/made"), &volume("out")]).success();
+    assert_eq!(std::fs::read_to_string(dir.join("out")).unwrap(), "from the guest\n");
+    podman.run(&["rm", "--force", "--time", "0", name]).success();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
 fn a_pod_without_an_infra_container() {
     let podman = Podman::new();
     let pod = "runvm-test-pod";

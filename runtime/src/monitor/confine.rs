@@ -1,16 +1,19 @@
-//! The monitor's own mount namespace: its root directory is the container's, as the host sees it.
+//! The monitor's own mount namespace: what the container has of the host's files, at the same paths.
 //!
 //! Engines go there by the pid. `podman cp` enters the namespace and takes `/` for the container's root: in
-//! the host's namespace it would read and write the host's files.
+//! the host's namespace it would read and write the host's files. Nothing of this is for the guest, which has its
+//! shares by descriptors.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::sched::CloneFlags;
-use rustix::fs::{FileType, Mode, OFlags};
+use protocol::CreateContainerRequest;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use vmm::virtio::fs::Share;
 
 use crate::log;
 
@@ -22,36 +25,116 @@ pub fn leave_the_host() -> anyhow::Result<()> {
     rustix::mount::mount_change("/", flags).context("detach the monitor's mounts from the host's")
 }
 
-/// Leaves nothing in the namespace but this directory. Descriptors opened before stay good.
-pub fn enter(root: BorrowedFd<'_>) -> anyhow::Result<()> {
-    let path = path_here(root)?;
-    rustix::mount::mount_bind_recursive(&path, &path).context("bind the container's root for the monitor")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let new = rustix::fs::open(&path, flags, Mode::empty()).context("open the container's root")?;
-    rustix::process::fchdir(&new)?;
-    match rustix::process::pivot_root(".", ".") {
-        // The root of a host that runs from its initramfs cannot be left; where the container's is the host's, it need not.
-        Err(Errno::INVAL | Errno::BUSY) => {
-            log::debug("the monitor keeps the host's root directory: it cannot be pivoted");
-            return Ok(rustix::process::chdir("/")?);
-        }
-        other => other.context("change the monitor's root")?,
-    }
-    // The old root now lies on top of the new one.
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context("leave the host's root")?;
-    Ok(rustix::process::chdir("/")?)
+/// What the monitor will have: the container's root, and mounts that are not anywhere yet.
+pub struct View {
+    root: PathBuf,
+    volumes: Vec<Volume>,
 }
 
-/// The directory's path in this namespace; the descriptor belongs to the host's, of which this one is a copy.
-fn path_here(root: BorrowedFd<'_>) -> anyhow::Result<PathBuf> {
-    use std::os::fd::AsRawFd;
-    let path =
-        std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).context("find the container's root")?;
-    let (there, here) = (rustix::fs::fstat(root)?, stat(&path)?);
-    if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
-        || FileType::from_raw_mode(here.st_mode) != FileType::Directory
-    {
-        bail!("the container's root is not at {} any more", path.display());
+struct Volume {
+    destination: String,
+    mount: OwnedFd,
+}
+
+impl View {
+    /// Of a container that has these shares, the root file system first. The host's paths must still be there.
+    pub fn new(request: &CreateContainerRequest, shares: &[Share]) -> anyhow::Result<Self> {
+        let root = shares.first().context("a container without a root")?;
+        let root = path_here(root.root.as_fd()).context("find the container's root")?;
+        let mut volumes = Vec::new();
+        for mount in request.mounts.iter().filter(|mount| !mount.share.is_empty()) {
+            let Some(share) = shares.iter().find(|share| share.name == mount.share) else { continue };
+            let read_only = share.read_only || mount.flags & libc::MS_RDONLY != 0;
+            match detached(share.root.as_fd(), mount.recursive, read_only) {
+                Ok(copy) => volumes.push(Volume { destination: mount.destination.clone(), mount: copy }),
+                Err(error) => log::debug(&format!("{} in the monitor's namespace: {error:#}", mount.destination)),
+            }
+        }
+        Ok(Self { root, volumes })
+    }
+
+    /// Leaves nothing in the namespace but the root. Descriptors opened before stay good.
+    pub fn enter(&mut self) -> anyhow::Result<()> {
+        let root = &self.root;
+        rustix::mount::mount_bind_recursive(root, root).context("bind the container's root for the monitor")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let new = rustix::fs::open(root, flags, Mode::empty()).context("open the container's root")?;
+        rustix::process::fchdir(&new)?;
+        match rustix::process::pivot_root(".", ".") {
+            // The root of a host that runs from its initramfs cannot be left; where the container's is the host's, it
+            // need not.
+            Err(Errno::INVAL | Errno::BUSY) => {
+                log::debug("the monitor keeps the host's root directory: it cannot be pivoted");
+                self.volumes.clear();
+                return Ok(rustix::process::chdir("/")?);
+            }
+            other => other.context("change the monitor's root")?,
+        }
+        // The old root now lies on top of the new one.
+        rustix::mount::unmount(".", UnmountFlags::DETACH).context("leave the host's root")?;
+        Ok(rustix::process::chdir("/")?)
+    }
+
+    /// Puts the volumes where the guest, meanwhile, has made their mount points.
+    pub fn place(self) {
+        for volume in self.volumes {
+            if let Err(error) = volume.place() {
+                log::debug(&format!("{} in the monitor's namespace: {error:#}", volume.destination));
+            }
+        }
+    }
+}
+
+impl Volume {
+    fn place(&self) -> anyhow::Result<()> {
+        // Symlinks are the guest's to make: they lead nowhere but into its own root.
+        let (flags, inside) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+        let root = rustix::fs::open("/", flags | OFlags::DIRECTORY, Mode::empty())?;
+        let at = rustix::fs::openat2(&root, &self.destination, flags, Mode::empty(), inside)?;
+        let by_descriptor = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(&self.mount, "", &at, "", by_descriptor)?)
+    }
+}
+
+/// A copy of the mount of a share's root, and of those below it.
+fn detached(share: BorrowedFd<'_>, recursive: bool, read_only: bool) -> anyhow::Result<OwnedFd> {
+    let path = path_here(share)?;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let mount = rustix::mount::open_tree(CWD, &path, flags).context("copy its mount")?;
+    if read_only {
+        make_read_only(mount.as_fd())?;
+    }
+    Ok(mount)
+}
+
+/// `mount_setattr(2)`, for which there is no wrapper.
+fn make_read_only(mount: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is an empty C string; the attributes live through the call, and their size is given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()).context("make it read-only"),
+    }
+}
+
+/// A descriptor's path in this namespace; the descriptor belongs to the host's, of which this one is a copy.
+fn path_here(fd: BorrowedFd<'_>) -> anyhow::Result<PathBuf> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).context("find its path")?;
+    let (there, here) = (rustix::fs::fstat(fd)?, stat(&path)?);
+    if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino) {
+        bail!("it is not at {} any more", path.display());
     }
     Ok(path)
 }

@@ -20,7 +20,7 @@ mod stdio;
 mod vm;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 
 use anyhow::Context;
@@ -31,13 +31,15 @@ use crate::control;
 use crate::handover::{Answer, Setup, inherited};
 use crate::{console, log};
 use agent_client::Agent;
+use confine::View;
 use server::Server;
 use stdio::Stdio;
 use vm::Vm;
+use vmm::virtio::fs::Share;
 
 /// The descriptors named in the set-up, owned.
 struct Inherited {
-    shares: Vec<vmm::virtio::fs::Share>,
+    shares: Vec<Share>,
     control: std::os::unix::net::UnixListener,
     ready: OwnedFd,
     terminal: Option<OwnedFd>,
@@ -81,7 +83,7 @@ impl Inherited {
         let take = |fd: RawFd| unsafe { inherited(fd) };
         let share = |share: &crate::handover::ShareFd| {
             let root = take(share.fd)?;
-            anyhow::Ok(vmm::virtio::fs::Share { name: share.name.clone(), root, read_only: share.read_only })
+            anyhow::Ok(Share { name: share.name.clone(), root, read_only: share.read_only })
         };
         let taken = Self {
             shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
@@ -123,11 +125,7 @@ struct Container {
     terminal: Option<OwnedFd>,
 }
 
-async fn create(
-    setup: Setup,
-    shares: Vec<vmm::virtio::fs::Share>,
-    terminal: Option<OwnedFd>,
-) -> anyhow::Result<Container> {
+async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> anyhow::Result<Container> {
     let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
         .context("decode the container's request")?;
     if let Some(slave) = &terminal {
@@ -135,14 +133,15 @@ async fn create(
     }
     // Else nobody would learn why the guest died.
     let logs_to_stderr = setup.log.path.is_none();
-    let root = shares.first().map(|share| share.root.try_clone()).transpose()?;
+    let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
     let vm = Vm::boot(setup, shares)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
         None => stdio::take_standard_streams(logs_to_stderr)?,
     };
     // While the guest boots.
-    root.iter().try_for_each(|root| confine::enter(root.as_fd()))?;
+    let mut view = View::new(&request, &copies)?;
+    view.enter()?;
     let agent = vm.agent().await?;
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
     let process = request.process.mut_or_insert_default();
@@ -155,7 +154,12 @@ async fn create(
     }
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
+    view.place();
     Ok(Container { vm, agent, stdio, terminal })
+}
+
+fn copy_of(share: &Share) -> std::io::Result<Share> {
+    Ok(Share { name: share.name.clone(), root: share.root.try_clone()?, read_only: share.read_only })
 }
 
 async fn serve(container: Container, control: std::os::unix::net::UnixListener, print_timeline: bool) -> u8 {
