@@ -70,8 +70,9 @@ fn one_of_many_starts_it() {
     container.end(&created);
 }
 
+// Without a VM, the process of an exec may be frozen with the container on its way in, and exec with it.
 #[test]
-fn everything_at_once_on_one_container() {
+fn vm_everything_at_once_on_one_container() {
     let scene = Scene::new();
     let mut container = scene.container();
     let up = container.idle();
