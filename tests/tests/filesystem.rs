@@ -194,7 +194,8 @@ fn a_single_file_of_the_host() {
     let file = scene.dir().join("hosts");
     fs::write(&file, "before\n").unwrap();
     container.mount("bind", &file, "/etc/hosts", &["bind"]);
-    let mut created = container.sh("cat /etc/hosts; echo read; read line; cat /etc/hosts; echo guest >>/etc/hosts").up();
+    let mut created =
+        container.sh("cat /etc/hosts; echo read; read line; cat /etc/hosts; echo guest >>/etc/hosts").up();
     assert_eq!((created.stdout.line(), created.stdout.line()), ("before".to_owned(), "read".to_owned()));
     // In place, as engines rewrite /etc/hosts and /etc/resolv.conf.
     fs::write(&file, "after, and longer\n").unwrap();

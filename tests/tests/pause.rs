@@ -1,8 +1,10 @@
 //! A container that stands still.
 
+use std::process::Stdio;
 use std::time::Duration;
 
-use tests::command::run;
+use rustix::process::Signal;
+use tests::command::{run, start};
 use tests::process::{self, wait_orphan};
 use tests::{Scene, place};
 
@@ -144,4 +146,49 @@ fn output_is_whole_after_many_pauses() {
     assert_eq!((text.len(), &text[..4], &text[text.len() - 5..]), (20_000_008, "up\nx", "\nend\n"));
     assert_eq!(wait_orphan(up.pid), 0);
     container.delete().success();
+}
+
+// Commands give the guest less time to answer.
+const LONGER_THAN_ANY_LIMIT: Duration = Duration::from_secs(12);
+
+#[test]
+fn what_was_asked_before_a_pause_is_answered() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    let kill = || start(container.named("kill", &["CONT"]).stdin(Stdio::null()));
+    let before: Vec<_> = (0..10).map(|_| kill()).collect();
+    let pause = start(container.named("pause", &[]).stdin(Stdio::null()));
+    let after: Vec<_> = (0..10).map(|_| kill()).collect();
+    pause.finish().success();
+    std::thread::sleep(LONGER_THAN_ANY_LIMIT);
+    for running in before.into_iter().chain(after) {
+        running.finish().success();
+    }
+    run(&mut container.named("resume", &[])).success();
+    container.exec(&["true"]).success();
+    container.end(&up);
+}
+
+#[test]
+fn an_exec_that_is_killed_meanwhile_is_gone_afterwards() {
+    if !place::is_runvm() && !place::cgroup_is_unified() {
+        return; // runc on cgroup v1 leaves the signal to the thaw.
+    }
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    let pid_file = container.bundle().join("exec.pid");
+    let mut command = container.command("exec");
+    command.arg("--detach").arg("--pid-file").arg(&pid_file).args([&container.id, "sleep", "54321"]);
+    run(&mut command).success();
+    let pid = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    run(&mut container.named("pause", &[])).success();
+    process::signal(pid, Signal::KILL);
+    assert_eq!(wait_orphan(pid), 137);
+    std::thread::sleep(A_WHILE);
+    run(&mut container.named("resume", &[])).success();
+    let sleeps = || container.exec_sh("cat /proc/[0-9]*/cmdline").stdout.matches("54321").count();
+    process::wait_until("the process in the container to be gone", || sleeps() == 0);
+    container.end(&up);
 }

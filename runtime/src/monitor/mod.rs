@@ -15,6 +15,7 @@
 mod agent_client;
 mod confine;
 mod lifecycle;
+mod motion;
 mod server;
 mod stdio;
 mod vm;

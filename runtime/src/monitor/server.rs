@@ -11,10 +11,11 @@ use anyhow::{Context, bail};
 use protobuf::Message;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
+use super::motion::Motion;
 use super::stdio::Stdio;
 use super::vm::Vm;
 use crate::control::{self, Reply, Request};
@@ -32,6 +33,9 @@ pub struct Server {
     agent: Agent,
     vsock: vmm::virtio::vsock::Handle,
     phase: Cell<Phase>,
+    motion: Motion,
+    /// Held by whoever pauses or resumes.
+    turn: Mutex<()>,
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
     waiting: RefCell<Vec<(u32, bool)>>,
@@ -46,7 +50,8 @@ impl Server {
         let vsock = vm.vsock().clone();
         let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
         let (oom_kills, watches_oom) = (watch::Sender::new(0), Cell::new(false));
-        Self { vm, agent, vsock, phase, execs, waiting: RefCell::default(), oom_kills, watches_oom }
+        let (motion, turn, waiting) = (Motion::new(), Mutex::default(), RefCell::default());
+        Self { vm, agent, vsock, phase, motion, turn, execs, waiting, oom_kills, watches_oom }
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code.
@@ -55,6 +60,8 @@ impl Server {
         let end = self.alive(self.agent.wait("")).await;
         self.vm.mark("ended");
         self.apply(Event::End).ok();
+        // The end may have been reported just before the machine was stopped.
+        self.go_on();
         match end {
             Ok(End { code, oom_killed }) => {
                 if oom_killed {
@@ -89,6 +96,12 @@ impl Server {
     /// Waits for the guest's answer, or says why it died.
     async fn alive<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         self.vm.or_death(work).await
+    }
+
+    /// `alive`, for what takes the guest a moment: the machine is not paused meanwhile.
+    async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let _asking = self.motion.ask().await;
+        self.alive(work).await
     }
 
     fn apply(&self, event: Event) -> anyhow::Result<()> {
@@ -136,22 +149,18 @@ impl Server {
             }
             Request::Update(files) => {
                 lifecycle::step(self.phase.get(), Event::Update).map_err(anyhow::Error::msg)?;
-                self.alive(self.agent.update(files)).await.map(|()| Reply::Done)
+                self.ask(self.agent.update(files)).await.map(|()| Reply::Done)
             }
             Request::Processes => {
                 lifecycle::step(self.phase.get(), Event::Ask).map_err(anyhow::Error::msg)?;
-                self.alive(self.agent.processes()).await
+                self.ask(self.agent.processes()).await
             }
             Request::ReadCgroup(files) => {
                 lifecycle::step(self.phase.get(), Event::Ask).map_err(anyhow::Error::msg)?;
-                self.alive(self.agent.read_cgroup(files)).await
+                self.ask(self.agent.read_cgroup(files)).await
             }
             Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
-            Request::Pause => {
-                self.apply(Event::Pause)?;
-                self.vm.pause();
-                Ok(Reply::Done)
-            }
+            Request::Pause => self.pause().await,
             Request::Resume => self.resume().await,
             Request::Exec { process, streams } => {
                 lifecycle::step(self.phase.get(), Event::Exec).map_err(anyhow::Error::msg)?;
@@ -165,7 +174,7 @@ impl Server {
     async fn start(&self) -> anyhow::Result<Reply> {
         self.apply(Event::Start)?;
         self.vm.mark("start asked");
-        self.alive(self.agent.start()).await?;
+        self.ask(self.agent.start()).await?;
         self.vm.mark("started");
         Ok(Reply::Done)
     }
@@ -177,17 +186,37 @@ impl Server {
                 self.waiting.borrow_mut().push((signal, all));
                 return Ok(Reply::Done);
             }
-            self.resume().await?;
+            // Somebody else may be quicker, or pause it again.
+            while matches!(self.phase.get(), Phase::Paused { .. }) {
+                self.resume().await.ok();
+            }
         }
-        self.alive(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
+        self.ask(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
+    }
+
+    async fn pause(&self) -> anyhow::Result<Reply> {
+        let _turn = self.turn.lock().await;
+        self.apply(Event::Pause)?;
+        self.motion.stop().await;
+        if self.phase.get() == Phase::Ended {
+            bail!("container not running");
+        }
+        self.vm.pause();
+        Ok(Reply::Done)
+    }
+
+    fn go_on(&self) {
+        self.vm.resume();
+        self.motion.go_on();
     }
 
     async fn resume(&self) -> anyhow::Result<Reply> {
+        let _turn = self.turn.lock().await;
         self.apply(Event::Resume)?;
-        self.vm.resume();
+        self.go_on();
         for (signal, all) in self.waiting.take() {
             // The machine goes on in any case, and whoever sent the signal is gone.
-            if let Err(error) = self.alive(self.agent.signal("", signal, all)).await {
+            if let Err(error) = self.ask(self.agent.signal("", signal, all)).await {
                 log::warning(&format!("signal {signal}, sent during the pause: {error:#}"));
             }
         }
@@ -228,7 +257,7 @@ impl Server {
         let exec_id = format!("exec{number}");
         let mut stdio = Stdio::attach(&self.vsock, files, process.terminal)?;
         stdio.name_in(&mut process);
-        self.alive(self.agent.exec(&exec_id, process)).await?;
+        self.ask(self.agent.exec(&exec_id, process)).await?;
         // The stub may be gone already; then the first read below says so.
         let _ = send(stream, &Reply::Started).await;
         // One wait for the whole life: its answer is given once.
@@ -246,11 +275,13 @@ impl Server {
     async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
             let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.agent.signal(exec_id, number, false).await,
-                Ok(Some((Request::Resize { rows, columns }, _))) => self.agent.resize(exec_id, rows, columns).await,
+                Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
+                Ok(Some((Request::Resize { rows, columns }, _))) => {
+                    self.ask(self.agent.resize(exec_id, rows, columns)).await
+                }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
                 Ok(None) | Err(_) => {
-                    let _ = self.agent.signal(exec_id, libc::SIGKILL as u32, false).await;
+                    let _ = self.ask(self.agent.signal(exec_id, libc::SIGKILL as u32, false)).await;
                     return;
                 }
             };
@@ -272,7 +303,7 @@ pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
         tokio::task::spawn_local(async move {
             while signals.recv().await.is_some() {
                 if !ignored {
-                    let _ = server.agent.signal("", number as u32, false).await;
+                    let _ = server.ask(server.agent.signal("", number as u32, false)).await;
                 }
             }
         });
@@ -284,7 +315,7 @@ pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
             loop {
                 let (rows, columns) = console::size(&terminal);
                 if rows > 0 && columns > 0 {
-                    let _ = server.agent.resize("", rows, columns).await;
+                    let _ = server.ask(server.agent.resize("", rows, columns)).await;
                 }
                 if signals.recv().await.is_none() {
                     return;
