@@ -29,6 +29,12 @@ impl Podman {
         Self { before: Leftovers::now() }
     }
 
+    /// Imports another image than the usual one.
+    #[track_caller]
+    pub fn import(&self, tar: &str, name: &str) {
+        self.run(&["import", "--quiet", tar, name]).success();
+    }
+
     /// `podman ARGS…`
     pub fn command(&self, args: &[&str]) -> Command {
         podman(args)
