@@ -18,7 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::rootfs::Places;
 use crate::sys::{self, Spawned};
 use crate::terminal;
-use protocol::KeyValue;
+use protocol::{KeyValue, SeccompFilter};
 use rustix::fd::OwnedFd;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -94,6 +94,8 @@ pub struct Shape {
     pub cgroup: Cgroup,
     /// How many CPUs the guest should have once it runs; 0: as many as now.
     pub online_cpus: u32,
+    /// The filter that all its processes have.
+    pub seccomp: SeccompFilter,
 }
 
 /// One container.

@@ -37,7 +37,12 @@ pub async fn create(containers: &Containers, streams: &Streams, request: CreateC
     mount_shares(&containers.places)?;
     let path = if request.cgroup_path.is_empty() { id } else { &request.cgroup_path };
     let cgroup = Cgroup::create(&containers.places.cgroup_root, path, &request.cgroup_files)?;
-    let shape = Arc::new(Shape { namespaces, cgroup, online_cpus: request.online_cpus });
+    let shape = Arc::new(Shape {
+        namespaces,
+        cgroup,
+        online_cpus: request.online_cpus,
+        seccomp: request.seccomp.clone().unwrap_or_default(),
+    });
     let (link, child_link) = link::pair()?;
     let init = Arc::new(spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
     if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
@@ -116,7 +121,7 @@ impl Child<'_> {
         match self.prepare(stdio) {
             Ok(pty) => {
                 let master = pty.as_ref().map(|pty| pty.master.as_raw_fd());
-                process::run(&self.request.process, self.link, master)
+                process::run(&self.request.process, &self.request.seccomp, self.link, master)
             }
             Err(error) => error,
         }

@@ -60,7 +60,9 @@ impl Joiner<'_> {
     fn spawn(&self, process: &protocol::Process, stdio: ChildStdio, link: ChildLink) -> Result<Spawned> {
         let child = || {
             let error = match self.join(process, &stdio, &link) {
-                Ok(pty) => process::run(process, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd())),
+                Ok(pty) => {
+                    process::run(process, &self.shape.seccomp, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd()))
+                }
                 Err(error) => error,
             };
             link.failed(&error);

@@ -7,7 +7,7 @@ use crate::capabilities;
 use crate::error::{Context, Error, Result, errno_text};
 use crate::link::ChildLink;
 use crate::{lookup, sys};
-use protocol::Process;
+use protocol::{Process, SeccompFilter};
 use rustix::fd::RawFd;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -23,9 +23,6 @@ pub fn validate(process: &Process) -> Result<()> {
     if process.args.is_empty() {
         return Err(Error::invalid("args must not be empty"));
     }
-    if !process.seccomp.len().is_multiple_of(8) {
-        return Err(Error::invalid("seccomp program is not a whole number of instructions"));
-    }
     if process.args.iter().chain(&process.env).chain([&process.cwd]).any(|text| text.contains('\0')) {
         return Err(Error::invalid("args, env and cwd must not contain NUL"));
     }
@@ -35,8 +32,8 @@ pub fn validate(process: &Process) -> Result<()> {
 /// Applies `process`, says ready, waits for the start and executes. Returns only an error.
 ///
 /// `master` is told to the agent with the ready message.
-pub fn run(process: &Process, link: &ChildLink, master: Option<RawFd>) -> Error {
-    match prepare(process, link, master) {
+pub fn run(process: &Process, filter: &SeccompFilter, link: &ChildLink, master: Option<RawFd>) -> Error {
+    match prepare(process, filter, link, master) {
         Ok(program) => {
             let errno = sys::exec(&program.path, &program.args, &program.env);
             Error::internal(format!("exec {}: {}", program.path.to_string_lossy(), errno_text(errno)))
@@ -52,7 +49,7 @@ struct Program {
     env: Vec<CString>,
 }
 
-fn prepare(process: &Process, link: &ChildLink, master: Option<RawFd>) -> Result<Program> {
+fn prepare(process: &Process, filter: &SeccompFilter, link: &ChildLink, master: Option<RawFd>) -> Result<Program> {
     if process.no_new_privileges {
         thread::set_no_new_privs(true).context(|| "set no_new_privs")?;
     }
@@ -60,22 +57,22 @@ fn prepare(process: &Process, link: &ChildLink, master: Option<RawFd>) -> Result
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go. With it the filter
     // comes last, so that it has to allow as little as possible.
     if !process.no_new_privileges {
-        install_seccomp(process)?;
+        install_seccomp(filter)?;
     }
     let home = become_user(process)?;
     let program = find_program(process, home)?;
     link.ready_and_wait(master)?;
     if process.no_new_privileges {
-        install_seccomp(process)?;
+        install_seccomp(filter)?;
     }
     Ok(program)
 }
 
-fn install_seccomp(process: &Process) -> Result<()> {
-    if process.seccomp.is_empty() {
+fn install_seccomp(filter: &SeccompFilter) -> Result<()> {
+    if filter.program.is_empty() {
         return Ok(());
     }
-    sys::set_seccomp_filter(&process.seccomp).context(|| "unable to init seccomp")
+    sys::set_seccomp_filter(&filter.program, filter.flags).context(|| "unable to init seccomp")
 }
 
 /// Working directory, user, groups and capabilities; returns the user's home directory.
@@ -176,7 +173,7 @@ mod tests {
         assert!(validate(&process).is_err());
         process.args = vec!["true".into()];
         validate(&process).unwrap();
-        process.seccomp = vec![0; 7];
+        process.env = vec!["A=\0".into()];
         assert!(validate(&process).is_err());
     }
 

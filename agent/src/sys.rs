@@ -164,8 +164,8 @@ pub fn set_rlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), E
     check(unsafe { libc::prlimit64(pid, resource, &raw const limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
-/// Installs a seccomp filter: an array of `struct sock_filter` as bytes.
-pub fn set_seccomp_filter(program: &[u8]) -> Result<(), Errno> {
+/// Installs a seccomp filter: an array of `struct sock_filter` as bytes, and `SECCOMP_FILTER_FLAG_*`.
+pub fn set_seccomp_filter(program: &[u8], flags: u32) -> Result<(), Errno> {
     let mut filter: Vec<libc::sock_filter> = program
         .chunks_exact(8)
         .map(|b| libc::sock_filter {
@@ -178,7 +178,10 @@ pub fn set_seccomp_filter(program: &[u8]) -> Result<(), Errno> {
     let len = u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
     // SAFETY: the program points to `len` instructions that outlive the call; the kernel checks them.
-    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }.into()).map(drop)
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::c_ulong::from(flags), &raw const program)
+    })
+    .map(drop)
 }
 
 /// Closes every descriptor from 3 on but those in `keep`, and marks those close-on-exec.

@@ -305,3 +305,20 @@ fn a_container_outlives_the_daemon() {
     wait_for_logs(&docker, name, "started\nstopping\nstarted\n");
     remove(&docker, name);
 }
+
+#[test]
+fn seccomp_profiles() {
+    let docker = docker();
+    // The default profile keeps those without CAP_SYS_ADMIN from new namespaces.
+    let unshare = ["unshare", "-U", "grep", "Seccomp:", "/proc/self/status"];
+    let denied = docker.once(&unshare).failure();
+    assert!(denied.stderr.contains("Operation not permitted"), "{denied:?}");
+    let flags = ["--rm", "--security-opt", "seccomp=unconfined"];
+    assert_eq!(run(&mut docker.container(&flags, &unshare)).success().stdout, "Seccomp:\t0\n");
+    let file = folder("seccomp").join("profile.json");
+    let rule = r#"{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}"#;
+    std::fs::write(&file, format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}"#)).unwrap();
+    let flags = ["--rm", "--security-opt", &format!("seccomp={}", file.display())];
+    let denied = run(&mut docker.container(&flags, &["mkdir", "/tmp/a"])).failure();
+    assert!(denied.stderr.contains("Operation not permitted"), "{denied:?}");
+}

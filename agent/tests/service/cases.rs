@@ -252,8 +252,8 @@ fn filter(call: libc::c_long) -> Vec<u8> {
 async fn a_seccomp_filter_applies(host: &mut Host) {
     for no_new_privileges in [false, true] {
         let mut request = host.request("mkdir /tmp/d; grep Seccomp: /proc/self/status");
-        let process = request.process.mut_or_insert_default();
-        (process.seccomp, process.no_new_privileges) = (filter(libc::SYS_mkdir), no_new_privileges);
+        request.process.mut_or_insert_default().no_new_privileges = no_new_privileges;
+        request.seccomp.mut_or_insert_default().program = filter(libc::SYS_mkdir);
         let (_, stdout, stderr) = host.run(request).await;
         assert!(stderr.contains("Not a tty") || stderr.contains("Inappropriate ioctl"), "{stderr}");
         assert_eq!(stdout, "Seccomp:\t2\n");

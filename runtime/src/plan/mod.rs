@@ -25,6 +25,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+mod seccomp;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -46,6 +47,7 @@ pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;
 pub use resources::files as cgroup_files;
+pub use seccomp::features as seccomp_features;
 pub use validate::id as validate_id;
 
 /// What the command line adds to the bundle.
@@ -114,6 +116,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();
     container.process = Some(process::init(bundle, &mut notes)?).into();
+    container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
     let shares = mounts::plan(bundle, facts, &mut container, &mut notes)?;
     let network = namespaces::plan(spec, facts, &mut container, &mut notes)?;
     devices::plan(spec, &mut container, &mut notes)?;

@@ -14,9 +14,6 @@ use crate::bundle::Bundle;
 /// What about it is wrong.
 pub fn init(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
     let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
-    if bundle.spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()) {
-        notes.push("seccomp: not applied yet".to_owned());
-    }
     convert(process, notes)
 }
 
