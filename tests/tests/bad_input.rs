@@ -387,6 +387,31 @@ fn vm_a_guest_that_powers_off() {
 }
 
 #[test]
+fn vm_a_guest_that_dies_says_so_where_its_user_looks() {
+    let scene = Scene::new();
+    for logs_to_a_file in [true, false] {
+        let mut container = scene.container();
+        container
+            .set("/linux/readonlyPaths", json!([]))
+            .set("/linux/resources", json!({"memory": {"limit": 64 << 20}}));
+        container.sh("echo 2 >/proc/sys/vm/panic_on_oom; echo up; tail /dev/zero");
+        let mut command = Command::new(place::runtime());
+        container.write();
+        command.arg("--root").arg(scene.root());
+        if logs_to_a_file {
+            command.arg("--log").arg(scene.log());
+        }
+        command.arg("run").arg("--bundle").arg(container.bundle()).arg(&container.id);
+        let outcome = run(&mut command);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (255, "up\n"), "{outcome:?}");
+        assert_eq!(outcome.stderr.matches("the guest stopped").count(), 1, "{outcome:?}");
+        assert!(outcome.stderr.contains("Kernel panic"), "{outcome:?}");
+    }
+    let _ = fs::remove_file(scene.log());
+    scene.check();
+}
+
+#[test]
 fn vm_a_guest_that_never_answers() {
     let scene = Scene::new();
     let (guest, container) = (Guest::copy(&scene), scene.container());

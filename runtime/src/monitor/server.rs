@@ -24,6 +24,9 @@ use crate::{console, log};
 /// How long output may stand still after the process's end before its reader counts as stuck.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the reader of a container has, whose guest is gone.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a command gets when the VM died under its container.
 const GUEST_DIED: u8 = 255;
 
@@ -55,7 +58,7 @@ impl Server {
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code.
-    pub async fn run(self: &Rc<Self>, listener: UnixListener, stdio: Stdio) -> u8 {
+    pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio) -> u8 {
         tokio::task::spawn_local(Rc::clone(self).accept(listener));
         let end = self.alive(self.agent.wait("")).await;
         self.vm.mark("ended");
@@ -72,6 +75,11 @@ impl Server {
             }
             Err(error) => {
                 log::error(&format!("{error:#}"));
+                // Few engines show the log of a container that was created: its user looks at its output.
+                if log::file().is_some() {
+                    let words = stdio.end_with(format!("runvm: {error:#}\n"));
+                    let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, words).await;
+                }
                 GUEST_DIED
             }
         }

@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use protocol::{STREAM_PORT, StreamHeader};
@@ -31,15 +31,19 @@ pub struct Stdio {
     ids: [u64; 3],
     streams: Vec<Arc<UnixStream>>,
     outputs: Vec<oneshot::Receiver<()>>,
+    /// What the pump of stderr, or of a terminal, writes in the end.
+    last_words: Arc<OnceLock<String>>,
 }
 
 impl Stdio {
     /// Opens a stream for each file (stdin, stdout, stderr) and starts its pump.
     pub fn attach(vsock: &Handle, files: [Option<OwnedFd>; 3], terminal: bool) -> anyhow::Result<Self> {
-        let mut stdio = Self { ids: [0; 3], streams: Vec::new(), outputs: Vec::new() };
+        let mut stdio = Self { ids: [0; 3], streams: Vec::new(), outputs: Vec::new(), last_words: Arc::default() };
         let [input, output, error] = files;
-        let output_stream = stdio.open_output(vsock, output, 1, "stdout")?;
-        stdio.open_output(vsock, error, 2, "stderr")?;
+        let (none, words) = (Arc::default(), Arc::clone(&stdio.last_words));
+        let output_words = if terminal { Arc::clone(&words) } else { none };
+        let output_stream = stdio.open_output(vsock, output, (1, "stdout"), output_words)?;
+        stdio.open_output(vsock, error, (2, "stderr"), words)?;
         if let Some(file) = input {
             let stream = stdio.open(vsock, 0)?;
             // When a terminal hangs up, its output is over as well: so the guest's terminal hangs up.
@@ -54,11 +58,25 @@ impl Stdio {
         [process.stdin, process.stdout, process.stderr] = self.ids;
     }
 
+    /// Ends the output with a line of our own, where who started the process looks for its errors. Only for when the
+    /// guest will not write any more.
+    pub async fn end_with(&mut self, words: String) {
+        let _ = self.last_words.set(words);
+        self.close();
+        self.drained().await;
+    }
+
     /// Waits until everything the process wrote has been delivered.
     pub async fn drained(&mut self) {
         for output in self.outputs.drain(..) {
             // An error says that the pump is gone, which is as good.
             let _ = output.await;
+        }
+    }
+
+    fn close(&self) {
+        for stream in &self.streams {
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
@@ -76,8 +94,8 @@ impl Stdio {
         &mut self,
         vsock: &Handle,
         file: Option<OwnedFd>,
-        index: usize,
-        name: &str,
+        (index, name): (usize, &str),
+        last_words: Arc<OnceLock<String>>,
     ) -> anyhow::Result<Option<Arc<UnixStream>>> {
         let Some(file) = file else { return Ok(None) };
         let stream = self.open(vsock, index)?;
@@ -86,6 +104,9 @@ impl Stdio {
         let pumped = Arc::clone(&stream);
         spawn(name, move || {
             pump_out(&pumped, &file);
+            if let Some(words) = last_words.get() {
+                let _ = write_all(&file, words.as_bytes());
+            }
             drop(file);
             let _ = done.send(());
         })?;
@@ -96,9 +117,7 @@ impl Stdio {
 impl Drop for Stdio {
     /// Ends what is still being pumped: nobody waits for it any more.
     fn drop(&mut self) {
-        for stream in &self.streams {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.close();
     }
 }
 
