@@ -30,6 +30,8 @@ pub struct Setup {
     pub container: Vec<u8>,
     /// Roots of the shares.
     pub shares: Vec<ShareFd>,
+    /// The container's cgroups on the host.
+    pub cgroups: Vec<PathBuf>,
     /// The listening control socket.
     pub control: RawFd,
     /// Where the one answer goes.
@@ -88,7 +90,13 @@ pub struct Numbers {
 
 impl Pipes {
     /// Gives the go signal.
-    pub fn go(&self, plan: &Plan, artifacts: &Artifacts, timeline: Timeline) -> anyhow::Result<()> {
+    pub fn go(
+        &self,
+        plan: &Plan,
+        artifacts: &Artifacts,
+        cgroups: Vec<PathBuf>,
+        timeline: Timeline,
+    ) -> anyhow::Result<()> {
         let share = |(plan, &fd): (&plan::SharePlan, &RawFd)| ShareFd {
             name: plan.name.clone(),
             read_only: plan.read_only,
@@ -101,6 +109,7 @@ impl Pipes {
             initrd: artifacts.initrd.clone(),
             container: plan.container.write_to_bytes()?,
             shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
+            cgroups,
             control: self.numbers.control,
             ready: self.numbers.ready,
             terminal: self.numbers.terminal,

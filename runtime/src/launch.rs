@@ -61,7 +61,8 @@ pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow:
     timeline.mark("monitor spawned");
     launch.run_hooks()?;
     timeline.mark("hooks");
-    pipes.go(&plan, &artifacts, timeline)?;
+    let cgroups = launch.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default();
+    pipes.go(&plan, &artifacts, cgroups, timeline)?;
     pipes.answer(launch.child.as_mut(), &args.id)?;
     launch.limit(&plan)?;
     launch.finish(args.pid_file.as_deref())?;

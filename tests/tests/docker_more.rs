@@ -322,3 +322,21 @@ fn seccomp_profiles() {
     let denied = run(&mut docker.container(&flags, &["mkdir", "/tmp/a"])).failure();
     assert!(denied.stderr.contains("Operation not permitted"), "{denied:?}");
 }
+
+#[test]
+fn lack_of_memory_is_told() {
+    let docker = docker();
+    // One that dies of it, one that lives on for a while, and one that has enough. dockerd tells at the end.
+    let scripts = [
+        ("runvm-test-oom", "exec tail /dev/zero", "137", "true"),
+        ("runvm-test-oom-child", "tail /dev/zero; sleep 2; exit 3", "3", "true"),
+        ("runvm-test-no-oom", "exit 4", "4", "false"),
+    ];
+    for (name, script, code, killed) in scripts {
+        let flags = ["--detach", "--memory", "48m", "--memory-swap", "48m", "--name", name];
+        run(&mut docker.container(&flags, &["sh", "-c", script])).success();
+        assert_eq!(docker.run(&["wait", name]).success().line(), code);
+        assert_eq!(inspect(&docker, name, ".State.OOMKilled"), killed, "{name}");
+        remove(&docker, name);
+    }
+}

@@ -113,6 +113,36 @@ fn a_nested_cgroup_path_is_made_and_removed() {
     remove_empty_parents(&container.id);
 }
 
+/// Where engines look for it. For runc it is the kernel's own doing.
+#[test]
+fn lack_of_memory_shows_in_the_hosts_cgroup() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/resources", json!({"memory": {"limit": 32 << 20, "swap": 32 << 20}}));
+    let up = container.idle();
+    let unified = place::cgroup_is_unified();
+    let (base, file) = if unified { ("", "memory.events") } else { ("memory/", "memory.oom_control") };
+    let file = format!("/sys/fs/cgroup/{base}{}/{file}", container.id);
+    let kills = || {
+        let text = std::fs::read_to_string(&file).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap().parse::<u32>().unwrap()
+    };
+    let limit = || {
+        let name = if unified { "memory.max" } else { "memory.limit_in_bytes" };
+        std::fs::read_to_string(Path::new(&file).with_file_name(name)).unwrap()
+    };
+    let before = limit();
+    assert_eq!(kills(), 0);
+    container.exec_sh("head -c 100000000 /dev/zero | tail").failure();
+    tests::process::wait_until("the kill to be counted", || kills() > 0);
+    // The container itself lives on, with the limit that it had.
+    tests::process::wait_until("the limit to be what it was", || limit() == before);
+    assert_eq!(container.status(), "running");
+    container.exec(&["true"]).success();
+    let _ = std::fs::remove_file(scene.log());
+    container.end(&up);
+}
+
 /// runc leaves the parents that it made; they are not what is tested here.
 fn remove_empty_parents(id: &str) {
     let _ = std::fs::remove_dir(format!("/sys/fs/cgroup/{id}"));

@@ -78,6 +78,7 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
         let entry = boot::load(&memory, &spec, devices.len())?;
+        memory::keep_from_children(&memory)?;
         mptable::write(&memory, spec.vcpus, &irqs(&spec, devices.len()))?;
         timeline.mark("kernel and initrd in memory");
         let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;

@@ -77,6 +77,19 @@ impl Drop for Plug {
     }
 }
 
+/// Keeps what is mapped from children that this process forks: nothing of theirs, and else each page that the guest
+/// writes meanwhile would be copied.
+pub fn keep_from_children(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    for region in memory.iter() {
+        // SAFETY: the range is the whole mapping of the region; only what a child gets changes.
+        let done = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_DONTFORK) };
+        if done != 0 {
+            return Err(Error::Host("keep guest memory from children", io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}
+
 /// Tells KVM where guest memory is. Before the interrupt controllers: a later slot costs milliseconds
 /// on some kernels.
 pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {

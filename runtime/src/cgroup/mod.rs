@@ -66,6 +66,11 @@ fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
 }
 
 impl HostCgroup {
+    /// Where they are.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.directories.iter().map(|directory| directory.path.clone()).collect()
+    }
+
     /// The one cgroup of a v2 host, for a process to be born in.
     pub fn open(&self) -> Option<OwnedFd> {
         let [directory] = self.directories.as_slice() else { return None };

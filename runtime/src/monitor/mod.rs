@@ -16,6 +16,7 @@ mod agent_client;
 mod confine;
 mod lifecycle;
 mod motion;
+mod oom;
 mod server;
 mod stdio;
 mod vm;
@@ -33,6 +34,7 @@ use crate::handover::{Answer, Setup, inherited};
 use crate::{console, log};
 use agent_client::Agent;
 use confine::View;
+use oom::Witness;
 use server::Server;
 use stdio::Stdio;
 use vm::Vm;
@@ -124,6 +126,7 @@ struct Container {
     agent: Agent,
     stdio: Stdio,
     terminal: Option<OwnedFd>,
+    witness: Option<Witness>,
 }
 
 async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> anyhow::Result<Container> {
@@ -135,6 +138,7 @@ async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> 
     // Else nobody would learn why the guest died.
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
+    let witness = Witness::find(&setup.cgroups)?;
     let vm = Vm::boot(setup, shares)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
@@ -156,7 +160,7 @@ async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> 
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal })
+    Ok(Container { vm, agent, stdio, terminal, witness })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
@@ -172,8 +176,8 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
             return u8::MAX;
         }
     };
-    let Container { vm, agent, stdio, terminal } = container;
-    let server = Rc::new(Server::new(vm, agent));
+    let Container { vm, agent, stdio, terminal, witness } = container;
+    let server = Rc::new(Server::new(vm, agent, witness));
     server::follow_signals(&server, terminal);
     let code = server.run(listener, stdio).await;
     if print_timeline {

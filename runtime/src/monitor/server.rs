@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, watch};
 use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
 use super::motion::Motion;
+use super::oom::Witness;
 use super::stdio::Stdio;
 use super::vm::Vm;
 use crate::control::{self, Reply, Request};
@@ -42,24 +43,27 @@ pub struct Server {
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
     waiting: RefCell<Vec<(u32, bool)>>,
-    /// How often memory ran out in the guest, as far as somebody asked.
+    /// How many processes the guest's kernel killed for lack of memory.
     oom_kills: watch::Sender<u64>,
-    watches_oom: Cell<bool>,
+    /// Who tells the host of them, and whether it was told.
+    witness: Option<Witness>,
+    told: Cell<bool>,
 }
 
 impl Server {
     /// A server for a created container.
-    pub fn new(vm: Vm, agent: Agent) -> Self {
+    pub fn new(vm: Vm, agent: Agent, witness: Option<Witness>) -> Self {
         let vsock = vm.vsock().clone();
         let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
-        let (oom_kills, watches_oom) = (watch::Sender::new(0), Cell::new(false));
+        let (oom_kills, told) = (watch::Sender::new(0), Cell::new(false));
         let (motion, turn, waiting) = (Motion::new(), Mutex::default(), RefCell::default());
-        Self { vm, agent, vsock, phase, motion, turn, execs, waiting, oom_kills, watches_oom }
+        Self { vm, agent, vsock, phase, motion, turn, execs, waiting, oom_kills, witness, told }
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code.
     pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio) -> u8 {
         tokio::task::spawn_local(Rc::clone(self).accept(listener));
+        tokio::task::spawn_local(Rc::clone(self).watch_oom());
         let end = self.alive(self.agent.wait("")).await;
         self.vm.mark("ended");
         self.apply(Event::End).ok();
@@ -68,7 +72,7 @@ impl Server {
         match end {
             Ok(End { code, oom_killed }) => {
                 if oom_killed {
-                    log::warning("the guest's kernel killed a process of the container for lack of memory");
+                    self.out_of_memory().await;
                 }
                 self.finish(stdio).await;
                 code
@@ -231,22 +235,36 @@ impl Server {
         Ok(Reply::Done)
     }
 
-    /// Answers when the count has grown. One call to the guest serves everybody who waits.
-    async fn wait_oom(self: &Rc<Self>, stream: &UnixStream, seen: u64) -> anyhow::Result<Reply> {
-        lifecycle::step(self.phase.get(), Event::Kill).map_err(anyhow::Error::msg)?;
-        if !self.watches_oom.replace(true) {
-            let server = Rc::clone(self);
-            tokio::task::spawn_local(async move {
-                loop {
-                    let kills = *server.oom_kills.borrow();
-                    match server.agent.wait_oom(kills).await {
-                        Ok(more) => server.oom_kills.send_replace(more),
-                        // The guest is gone, and so will be this process.
-                        Err(_) => return,
-                    };
-                }
-            });
+    /// One call to the guest serves everybody who waits; the guest is gone when there is no answer.
+    async fn watch_oom(self: Rc<Self>) {
+        loop {
+            let kills = *self.oom_kills.borrow();
+            let Ok(more) = self.agent.wait_oom(kills).await else { return };
+            self.oom_kills.send_replace(more);
+            self.out_of_memory().await;
         }
+    }
+
+    /// Tells the host, once. The machine stands still meanwhile, lest it want memory.
+    async fn out_of_memory(&self) {
+        let _turn = self.turn.lock().await;
+        if self.told.replace(true) {
+            return;
+        }
+        log::warning("the guest's kernel killed a process of the container for lack of memory");
+        let Some(witness) = &self.witness else { return };
+        self.vm.pause();
+        if let Err(error) = witness.tell().await {
+            log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
+        }
+        if !matches!(self.phase.get(), Phase::Paused { .. }) {
+            self.vm.resume();
+        }
+    }
+
+    /// Answers when the count has grown.
+    async fn wait_oom(&self, stream: &UnixStream, seen: u64) -> anyhow::Result<Reply> {
+        lifecycle::step(self.phase.get(), Event::Kill).map_err(anyhow::Error::msg)?;
         let mut kills = self.oom_kills.subscribe();
         tokio::select! {
             more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
