@@ -16,6 +16,7 @@ use crate::event::Fd;
 use crate::link::Link;
 use crate::namespaces::Namespaces;
 use crate::rootfs::Places;
+use crate::scheduling::Scheduling;
 use crate::sys::{self, Spawned};
 use crate::terminal;
 use protocol::KeyValue;
@@ -94,6 +95,10 @@ pub struct Shape {
     pub cgroup: Cgroup,
     /// How many CPUs the guest should have once it runs; 0: as many as now.
     pub online_cpus: u32,
+    /// Of personality(2); 0: as it is.
+    pub personality: u32,
+    /// What its first process asked for.
+    pub scheduling: Scheduling,
 }
 
 /// One container.
