@@ -130,7 +130,19 @@ fn what_breaks_the_rules_is_named() {
         ),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "user namespace isn't enabled"),
         ("/linux/sysctl", json!({"net/../x": "1"}), "sysctl \"net/../x\" is not a name"),
-        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}}), "timeOffsets is not supported"),
+        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}}), "time namespace offsets specified"),
+        ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality.flags \"X\""),
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        ("/linux/sysctl", json!({"kernel.panic": "1"}), "is not in a separate kernel namespace"),
+        ("/linux/resources", json!({"memory": {"limit": 5}}), "linux.resources.memory.limit 5"),
+        ("/linux/resources", json!({"devices": [{"allow": true}]}), "linux.resources.devices[0]"),
+        ("/process/scheduler", json!({"policy": "SCHED_RR"}), "scheduler.priority 0"),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 9}), "ioPriority.Priority: 9"),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "4"}),
+            "process.execCPUAffinity.final \"4\": the VM has CPUs 0 to 3",
+        ),
         ("/linux/rootfsPropagation", json!("ro"), "rootfsPropagation=ro is not supported"),
         ("/linux/maskedPaths", json!(["/"]), "maskedPaths names the root"),
         ("/linux/cgroupsPath", json!("/"), "is the root cgroup"),
@@ -271,7 +283,11 @@ fn names_sysctls_and_users() {
     let mut config = config();
     set(&mut config, "/hostname", json!("h"));
     set(&mut config, "/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}));
-    set(&mut config, "/linux/namespaces", json!([{"type": "network"}, {"type": "uts"}, {"type": "user"}]));
+    set(
+        &mut config,
+        "/linux/namespaces",
+        json!([{"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "user"}]),
+    );
     let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
     set(&mut config, "/linux/uidMappings", mapping.clone());
     assert!(plan_with(config.clone(), &facts()).unwrap_err().to_string().contains("no gid mappings"));
@@ -280,7 +296,7 @@ fn names_sysctls_and_users() {
     assert_eq!(plan.container.hostname, "h");
     assert_eq!(plan.container.uid_mappings[0].host_id, 1000);
     let keys: Vec<_> = plan.container.sysctls.iter().map(|sysctl| sysctl.key.as_str()).collect();
-    assert_eq!(keys, ["kernel.shm_rmid_forced", "net.ipv4.ip_forward"]);
+    assert_eq!(keys, ["kernel/shm_rmid_forced", "net/ipv4/ip_forward"]);
     set(&mut config, "/linux/namespaces", json!([{"type": "network"}, {"type": "user"}]));
     let text = plan_with(config, &facts()).unwrap_err().to_string();
     assert_eq!(text, "unable to set hostname without a private UTS namespace");
@@ -401,6 +417,10 @@ const FIELDS: &[&str] = &[
     "/process/capabilities",
     "/process/rlimits",
     "/process/oomScoreAdj",
+    "/process/scheduler",
+    "/process/ioPriority",
+    "/process/execCPUAffinity",
+    "/process/noNewPrivileges",
     "/hostname",
     "/domainname",
     "/mounts",
@@ -416,6 +436,15 @@ const FIELDS: &[&str] = &[
     "/linux/resources/memory",
     "/linux/resources/cpu",
     "/linux/resources/unified",
+    "/linux/resources/devices",
+    "/linux/resources/blockIO",
+    "/linux/resources/hugepageLimits",
+    "/linux/resources/pids",
+    "/linux/timeOffsets",
+    "/linux/personality",
+    "/linux/intelRdt",
+    "/linux/readonlyPaths",
+    "/linux/mountLabel",
     "/linux/sysctl",
     "/linux/maskedPaths",
     "/linux/rootfsPropagation",
