@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 use tests::command::{memory_file, run, run_with_input};
+use tests::disk::Disk;
 use tests::{Container, Scene};
 
 /// A file of the container's cgroup, as the container reads it.
@@ -52,6 +53,52 @@ fn limits_of_the_bundle_hold_on_the_host_too() {
     assert_eq!(on_host(up.pid, "cpu.max"), "20000 50000");
     assert_eq!(on_host(up.pid, "memory.max"), memory.to_string());
     container.end(&up);
+}
+
+/// What the host has for shares of disks; the value depends on it.
+fn weight_on_host(pid: i32, weight: &str, converted: &str) {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = groups.trim().strip_prefix("0::/").expect("a host with cgroup v2");
+    let bfq = std::path::Path::new("/sys/fs/cgroup").join(path).join("io.bfq.weight").exists();
+    let (file, value) = if bfq { ("io.bfq.weight", weight) } else { ("io.weight", converted) };
+    assert_eq!(on_host(pid, file).lines().next().unwrap().trim_start_matches("default "), value);
+}
+
+#[test]
+fn disks_are_limited_on_the_host() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    let (major, minor) = disk.number();
+    let rate = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+    let mut container = scene.container();
+    let limits = json!({"weight": 100, "throttleReadBpsDevice": rate(5 << 20), "throttleWriteIOPSDevice": rate(70)});
+    container.set("/linux/resources", json!({"blockIO": limits}));
+    let up = container.idle();
+    weight_on_host(up.pid, "100", "910");
+    assert_eq!(on_host(up.pid, "io.max"), format!("{major}:{minor} rbps=5242880 wbps=max riops=max wiops=70"));
+    update(&container, &["--blkio-weight", "1000"]);
+    weight_on_host(up.pid, "1000", "10000");
+    assert!(on_host(up.pid, "io.max").contains("rbps=5242880"));
+    container.end(&up);
+}
+
+#[test]
+fn a_throttled_disk_is_slow() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    let (major, minor) = disk.number();
+    let volume = disk.mount();
+    let mut container = scene.container();
+    container.mount("bind", &volume, "/data", &["rbind", "rw"]);
+    let rate = json!([{"major": major, "minor": minor, "rate": 1 << 20}]);
+    container.set("/linux/resources", json!({"blockIO": {"throttleWriteBpsDevice": rate}}));
+    let up = container.idle();
+    let begin = std::time::Instant::now();
+    container.exec_sh("dd if=/dev/zero of=/data/file bs=1M count=6 conv=fsync 2>/dev/null").success();
+    // Six seconds' worth; some of it the kernel lets pass at the beginning.
+    assert!(begin.elapsed().as_secs() >= 3, "{:?}", begin.elapsed());
+    container.end(&up);
+    drop(container);
 }
 
 #[test]
