@@ -205,8 +205,9 @@ fn vm_a_personality_of_32_bits() {
     scene.refused(&container.try_create(), &["BSD", "config.json"]);
 }
 
+/// By the specification; runc gives it to the mounts of the host that it starts from, and the root is private.
 #[test]
-fn the_roots_propagation() {
+fn vm_the_roots_propagation() {
     let scene = Scene::new();
     for (propagation, shared) in [("shared", true), ("private", false)] {
         let mut container = scene.container();
@@ -214,6 +215,11 @@ fn the_roots_propagation() {
         let outcome = container.sh("grep ' / / ' /proc/self/mountinfo").run().success();
         assert_eq!(outcome.stdout.contains(" shared:"), shared, "{outcome:?}");
     }
+}
+
+#[test]
+fn a_propagation_that_does_not_exist_is_refused() {
+    let scene = Scene::new();
     let mut container = scene.container();
     container.set("/linux/rootfsPropagation", json!("everywhere"));
     scene.refused(&container.try_create(), &["rootfsPropagation=everywhere is not supported"]);
