@@ -35,12 +35,7 @@ pub async fn create(containers: &Containers, streams: &Streams, request: CreateC
     let namespaces = Namespaces::new(&request)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
     mount_shares(&containers.places)?;
-    let path = if request.cgroup_path.is_empty() { id } else { &request.cgroup_path };
-    let cgroup = Cgroup::create(&containers.places.cgroup_root, path, &request.cgroup_files)?;
-    cgroup.filter_devices(&request.device_filter)?;
-    let scheduling = Scheduling::of(&request.process);
-    let (online_cpus, personality) = (request.online_cpus, request.personality);
-    let shape = Arc::new(Shape { namespaces, cgroup, online_cpus, personality, scheduling });
+    let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
     let (link, child_link) = link::pair()?;
     let init = Arc::new(spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
     if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
@@ -55,6 +50,16 @@ pub async fn create(containers: &Containers, streams: &Streams, request: CreateC
             Err(if shape.cgroup.oom_kills() > 0 { out_of_memory() } else { error })
         }
     }
+}
+
+/// What is the same for all its processes; its cgroup is made here.
+fn shape(request: &CreateContainerRequest, places: &Places, namespaces: Namespaces) -> Result<Shape> {
+    let path = if request.cgroup_path.is_empty() { &request.container_id } else { &request.cgroup_path };
+    let cgroup = Cgroup::create(&places.cgroup_root, path, &request.cgroup_files)?;
+    cgroup.filter_devices(&request.device_filter)?;
+    let scheduling = Scheduling::of(&request.process);
+    let (online_cpus, personality) = (request.online_cpus, request.personality);
+    Ok(Shape { namespaces, cgroup, online_cpus, personality, scheduling })
 }
 
 fn out_of_memory() -> Error {

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //!            service ── create, exec ── container (the table) ── reaper
+//!               │            │ ├─ cgroup ─ device_filter
+//!               │            │ ├─ scheduling
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path

@@ -15,7 +15,7 @@
 
 use super::device_rules::{Kind, Rule, Rules};
 
-/// `struct bpf_insn`: operation, destination register, offset, constant. No source register but one is used.
+/// `struct bpf_insn`: operation, registers, offset of a jump or in the context, constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Instruction {
     code: u8,
