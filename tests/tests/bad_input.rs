@@ -143,21 +143,16 @@ fn a_namespace_that_does_not_exist() {
     spec_refused(|spec| spec["linux"]["namespaces"][0]["type"] = json!("nonsense"), &["nonsense"]);
 }
 
+/// runc leaves some of these out, or makes containers that nothing can be started in.
 #[test]
-fn limits_that_nothing_could_run_with() {
+fn vm_limits_that_nothing_could_run_with() {
     let refused = |resources: Value, words: &[&str]| spec_refused(|spec| spec["linux"]["resources"] = resources, words);
+    refused(json!({"memory": {"limit": 4096}}), &["linux.resources.memory.limit 4096"]);
+    refused(json!({"memory": {"limit": -1, "swappiness": 101}}), &["swappiness", "101"]);
     refused(json!({"cpu": {"quota": 1000, "period": 5}}), &["linux.resources.cpu.period 5"]);
     refused(json!({"cpu": {"quota": 10, "period": 1000}}), &["linux.resources.cpu.quota 10"]);
     refused(json!({"cpu": {"cpus": "all"}}), &["linux.resources.cpu.cpus", "all"]);
     refused(json!({"cpu": {"mems": "3-1"}}), &["linux.resources.cpu.mems", "3-1"]);
-}
-
-/// runc makes containers of these that nothing can be started in, or leaves the limit out.
-#[test]
-fn vm_limits_that_are_none() {
-    let refused = |resources: Value, words: &[&str]| spec_refused(|spec| spec["linux"]["resources"] = resources, words);
-    refused(json!({"memory": {"limit": 4096}}), &["linux.resources.memory.limit 4096"]);
-    refused(json!({"memory": {"limit": -1, "swappiness": 101}}), &["swappiness", "101"]);
     refused(json!({"hugepageLimits": [{"pageSize": "huge", "limit": 1}]}), &["hugepageLimits.pageSize", "huge"]);
     refused(json!({"blockIO": {"weight": 5}}), &["linux.resources.blockIO.weight 5"]);
 }

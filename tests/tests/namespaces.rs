@@ -225,8 +225,9 @@ fn a_propagation_that_does_not_exist_is_refused() {
     scene.refused(&container.try_create(), &["rootfsPropagation=everywhere is not supported"]);
 }
 
+/// runc learns it from the kernel, and may leave the container's cgroup.
 #[test]
-fn mappings_that_cannot_be_are_refused() {
+fn vm_mappings_that_cannot_be_are_refused() {
     let scene = Scene::new();
     let mapping =
         |container: u32, host: u32, size: u32| json!({"containerID": container, "hostID": host, "size": size});
@@ -234,7 +235,7 @@ fn mappings_that_cannot_be_are_refused() {
         let mut container = scene.container();
         container.namespace("user", Some(json!({"type": "user"})));
         container.set("/linux/uidMappings", uids).set("/linux/gidMappings", json!([mapping(0, 1000, 10)]));
-        scene.refused(&container.try_create(), if tests::place::is_runvm() { words } else { &[] });
+        scene.refused(&container.try_create(), words);
     };
     refused(json!([mapping(0, 1000, 10), mapping(9, 5000, 1)]), &["linux.uidMappings[1]", "containerID 9", "overlap"]);
     refused(json!([mapping(0, 4_294_967_290, 10)]), &["linux.uidMappings[0]", "hostID 4294967290"]);
