@@ -1,5 +1,6 @@
 //! The container's cgroup: one directory below the guest's cgroup2 root, with its limits.
 
+use crate::device_filter;
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
 use crate::sys;
@@ -40,6 +41,14 @@ impl Cgroup {
         let this = Self { directory };
         this.apply(files)?;
         Ok(this)
+    }
+
+    /// Lets its processes use the devices that a program allows; empty: all.
+    pub fn filter_devices(&self, program: &[u8]) -> Result<()> {
+        match program.is_empty() {
+            true => Ok(()),
+            false => device_filter::attach(self.open()?, program),
+        }
     }
 
     /// Writes interface files in order, up to the first that the kernel refuses.

@@ -16,6 +16,7 @@ use crate::event::Fd;
 use crate::link::Link;
 use crate::namespaces::Namespaces;
 use crate::rootfs::Places;
+use crate::scheduling::Scheduling;
 use crate::sys::{self, Spawned};
 use crate::terminal;
 use protocol::{KeyValue, SeccompFilter};
@@ -96,6 +97,10 @@ pub struct Shape {
     pub online_cpus: u32,
     /// The filter that all its processes have.
     pub seccomp: SeccompFilter,
+    /// Of personality(2); 0: as it is.
+    pub personality: u32,
+    /// What its first process asked for.
+    pub scheduling: Scheduling,
 }
 
 /// One container.

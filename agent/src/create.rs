@@ -9,6 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::link::{ChildLink, Link};
 use crate::namespaces::{self, Namespaces};
 use crate::rootfs::{self, Places};
+use crate::scheduling::Scheduling;
 use crate::stdio::{self, AgentStdio, ChildStdio};
 use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs};
@@ -18,7 +19,6 @@ use protocol::{CreateContainerRequest, KeyValue};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::UnshareFlags;
 use std::sync::Arc;
 
 /// Soft limit of open files of a process that has none given: programs walk through all of a large one.
@@ -35,38 +35,54 @@ pub async fn create(containers: &Containers, streams: &Streams, request: CreateC
     let namespaces = Namespaces::new(&request)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
     mount_shares(&containers.places)?;
-    let path = if request.cgroup_path.is_empty() { id } else { &request.cgroup_path };
-    let cgroup = Cgroup::create(&containers.places.cgroup_root, path, &request.cgroup_files)?;
-    let shape = Arc::new(Shape {
-        namespaces,
-        cgroup,
-        online_cpus: request.online_cpus,
-        seccomp: request.seccomp.clone().unwrap_or_default(),
-    });
+    let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
     let (link, child_link) = link::pair()?;
     let init = Arc::new(spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
     if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
         init.kill();
         return Err(error);
     }
-    match settle(&init, &request.process, link, agent_stdio).await {
+    let scheduling = shape.scheduling.clone().on_all_cpus();
+    match settle(&init, &request.process, &scheduling, (link, agent_stdio)).await {
         Ok(gate) => containers.set_gate(id, gate).map(|()| init.pid),
         Err(error) => {
             containers.discard(id);
-            Err(error)
+            Err(if shape.cgroup.oom_kills() > 0 { out_of_memory() } else { error })
         }
     }
 }
 
+/// What is the same for all its processes; its cgroup is made here.
+fn shape(request: &CreateContainerRequest, places: &Places, namespaces: Namespaces) -> Result<Shape> {
+    let path = if request.cgroup_path.is_empty() { &request.container_id } else { &request.cgroup_path };
+    let cgroup = Cgroup::create(&places.cgroup_root, path, &request.cgroup_files)?;
+    cgroup.filter_devices(&request.device_filter)?;
+    let scheduling = Scheduling::of(&request.process);
+    let (online_cpus, personality) = (request.online_cpus, request.personality);
+    let seccomp = request.seccomp.clone().unwrap_or_default();
+    Ok(Shape { namespaces, cgroup, online_cpus, seccomp, personality, scheduling })
+}
+
+fn out_of_memory() -> Error {
+    Error::internal("container init was OOM-killed (memory limit too low?)")
+}
+
 /// The agent's part, from the clone until the child is ready. Later processes have the same.
-pub async fn settle(child: &Process, process: &protocol::Process, mut link: Link, stdio: AgentStdio) -> Result<Link> {
+pub async fn settle(
+    child: &Process,
+    process: &protocol::Process,
+    scheduling: &Scheduling,
+    (mut link, stdio): (Link, AgentStdio),
+) -> Result<Link> {
     set_oom_score(child.pid, process)?;
+    scheduling.begin(child.pid)?;
     link.go().await?;
     let master = link.ready(&child.pidfd).await?;
     for limit in &process.rlimits {
         sys::set_rlimit(child.pid, limit.resource, limit.soft, limit.hard)
             .context(|| format!("error setting rlimit type {}", limit.resource))?;
     }
+    scheduling.apply(child.pid)?;
     child.set_terminal(stdio.run(master)?);
     Ok(link)
 }
@@ -129,6 +145,7 @@ impl Child<'_> {
 
     fn prepare(&self, stdio: &ChildStdio) -> Result<Option<Pty>> {
         begin(stdio, self.link, None)?;
+        set_personality(self.request.personality)?;
         if self.namespaces.has(libc::CLONE_NEWUSER) {
             namespaces::become_root()?;
         }
@@ -156,11 +173,7 @@ impl Child<'_> {
 
     /// What is inside the new namespaces besides mounts.
     fn fill_namespaces(&self) -> Result<()> {
-        if self.namespaces.has(libc::CLONE_NEWCGROUP) {
-            // SAFETY: a cgroup namespace has nothing to do with memory or descriptors.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
-                .context(|| "unshare cgroup namespace")?;
-        }
+        self.namespaces.make_the_rest()?;
         if self.namespaces.has(libc::CLONE_NEWNET) {
             sys::link_up("lo").context(|| "set lo up")?;
         }
@@ -190,6 +203,14 @@ pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: Option<RawFd>) -> Resu
     rustix::process::setsid().context(|| "setsid").map(drop)
 }
 
+/// That of the container, for each of its processes; 0: as it is.
+pub fn set_personality(personality: u32) -> Result<()> {
+    match personality {
+        0 => Ok(()),
+        _ => sys::set_personality(personality).context(|| format!("set personality {personality}")),
+    }
+}
+
 fn lower_descriptor_limit() -> Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let current = Some(limit.maximum.map_or(DEFAULT_DESCRIPTORS, |hard| hard.min(DEFAULT_DESCRIPTORS)));
@@ -198,13 +219,12 @@ fn lower_descriptor_limit() -> Result<()> {
 
 /// Writes a sysctl through the guest's /proc, which shows each caller its own namespaces' values.
 fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
-    let name = &sysctl.key;
-    let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+    let path = &sysctl.key;
     if path.split('/').any(|part| part == "..") {
-        return Err(Error::invalid(format!("sysctl {name:?} is not a name")));
+        return Err(Error::invalid(format!("sysctl {path:?} is not a path")));
     }
     let write = sys::write_file(format!("/proc/sys/{path}"), &sysctl.value);
-    write.context(|| format!("write sysctl {name} = {:?}", sysctl.value))
+    write.context(|| format!("write sysctl {path} = {:?}", sysctl.value))
 }
 
 /// A descriptor of the agent's own pid namespace, by way of its own process.

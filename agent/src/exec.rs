@@ -6,9 +6,10 @@
 
 use crate::cgroup;
 use crate::container::{Containers, Process, Shape};
-use crate::create::{begin, own_pidfd, settle};
+use crate::create::{begin, own_pidfd, set_personality, settle};
 use crate::error::{Context, Error, Result};
 use crate::link::ChildLink;
+use crate::scheduling::Scheduling;
 use crate::stdio::{self, ChildStdio};
 use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs, Spawned};
@@ -33,7 +34,8 @@ pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProce
         child.kill();
         return Err(error);
     }
-    let started = match settle(&child, &request.process, link, agent_stdio).await {
+    let scheduling = Scheduling::of(&request.process).or(&shape.scheduling);
+    let started = match settle(&child, &request.process, &scheduling, (link, agent_stdio)).await {
         Ok(link) => link.start().await,
         Err(error) => Err(error),
     };
@@ -100,6 +102,7 @@ impl Joiner<'_> {
     fn join(&self, process: &protocol::Process, stdio: &ChildStdio, link: &ChildLink) -> Result<Option<Pty>> {
         let init = self.init.pidfd.as_fd();
         begin(stdio, link, Some(init.as_raw_fd()))?;
+        set_personality(self.shape.personality)?;
         let null = stdio::guest_null()?;
         let flags = ThreadNameSpaceType::from_bits_retain(self.shape.namespaces.join_flags() as u32);
         move_into_thread_name_spaces(init, flags).context(|| "join namespaces of the container")?;

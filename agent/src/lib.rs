@@ -3,6 +3,8 @@
 //!
 //! ```text
 //!            service ── create, exec ── container (the table) ── reaper
+//!               │            │ ├─ cgroup ─ device_filter
+//!               │            │ ├─ scheduling
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -20,6 +22,7 @@ mod cgroup;
 mod container;
 mod copy_up;
 mod create;
+mod device_filter;
 mod devices;
 mod error;
 mod event;
@@ -36,6 +39,7 @@ mod processes;
 mod pump;
 mod reaper;
 pub mod rootfs;
+mod scheduling;
 mod service;
 mod stdio;
 mod streams;

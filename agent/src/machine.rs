@@ -49,7 +49,8 @@ pub async fn bring_up_cpus(count: u32) {
     }
 }
 
-fn bring_up_cpu(cpu: u32) {
+/// Brings one CPU up; nothing to do for one that is, or that there is not.
+pub fn bring_up_cpu(cpu: u32) {
     let file = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
     if std::fs::read_to_string(&file).is_ok_and(|online| online.trim() == "0")
         && let Err(error) = sys::write_file(&file, "1")

@@ -2,7 +2,10 @@
 
 use crate::error::{Context, Error, Result};
 use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
+use rustix::fd::AsFd;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Uid};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fmt::Write;
 
 /// The namespaces of one container. A mount namespace of its own is always among them: without one
@@ -10,6 +13,7 @@ use std::fmt::Write;
 #[derive(Clone, Debug, Default)]
 pub struct Namespaces {
     flags: u64,
+    time_offsets: String,
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
 }
@@ -23,8 +27,15 @@ impl Namespaces {
                 namespace.kind.enum_value().map_err(|n| Error::invalid(format!("unknown namespace kind {n}")))?;
             flags |= clone_flag(kind)?;
         }
-        let this =
-            Self { flags, uid_mappings: request.uid_mappings.clone(), gid_mappings: request.gid_mappings.clone() };
+        let this = Self {
+            flags,
+            time_offsets: request.time_offsets.clone(),
+            uid_mappings: request.uid_mappings.clone(),
+            gid_mappings: request.gid_mappings.clone(),
+        };
+        if !this.has(libc::CLONE_NEWTIME) && !this.time_offsets.is_empty() {
+            return Err(Error::invalid("time offsets without time namespace"));
+        }
         let mapped = !this.uid_mappings.is_empty() && !this.gid_mappings.is_empty();
         if this.has(libc::CLONE_NEWUSER) && !mapped {
             return Err(Error::invalid("user namespace without uid and gid mappings"));
@@ -38,9 +49,30 @@ impl Namespaces {
     }
 
     /// Flags to make them with. The cgroup namespace is not among them: its root is the cgroup of
-    /// whoever makes it, so the child does it once it is there.
+    /// whoever makes it, so the child does it once it is there. Nor is a time namespace with offsets:
+    /// they are fixed as soon as somebody is born in it.
     pub fn clone_flags(&self) -> u64 {
-        self.flags & !(libc::CLONE_NEWCGROUP as u64)
+        let later = if self.time_offsets.is_empty() { 0 } else { libc::CLONE_NEWTIME };
+        self.flags & !((libc::CLONE_NEWCGROUP | later) as u64)
+    }
+
+    /// In the child: makes what [`Namespaces::clone_flags`] left.
+    pub fn make_the_rest(&self) -> Result<()> {
+        if self.has(libc::CLONE_NEWCGROUP) {
+            // SAFETY: a cgroup namespace has nothing to do with memory or descriptors.
+            unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.context(|| "unshare cgroup namespace")?;
+        }
+        if self.time_offsets.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: as above; what is unshared is only for children, until it is joined below.
+        unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }.context(|| "unshare time namespace")?;
+        crate::sys::write_file("/proc/self/timens_offsets", &self.time_offsets)
+            .context(|| format!("set linux.timeOffsets {:?}", self.time_offsets))?;
+        let place = "/proc/self/ns/time_for_children";
+        let made = rustix::fs::open(place, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let made = made.context(|| format!("open {place}"))?;
+        move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Time)).context(|| "join time namespace")
     }
 
     /// Flags for a child to join them with. The pid namespace is not among them: it is joined by being
@@ -121,6 +153,17 @@ mod tests {
         let all = Namespaces::new(&request(&[NamespaceKind::PID, NamespaceKind::CGROUP])).unwrap();
         assert_eq!(all.clone_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64);
         assert_eq!(all.join_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP) as u64);
+    }
+
+    #[test]
+    fn a_time_namespace_with_offsets_is_not_cloned() {
+        let mut request = request(&[NamespaceKind::TIME]);
+        let new_time = libc::CLONE_NEWTIME as u64;
+        assert_ne!(Namespaces::new(&request).unwrap().clone_flags() & new_time, 0);
+        request.time_offsets = "boottime 5 0\n".into();
+        assert_eq!(Namespaces::new(&request).unwrap().clone_flags() & new_time, 0);
+        request.namespaces.clear();
+        assert!(Namespaces::new(&request).is_err());
     }
 
     #[test]

@@ -164,6 +164,53 @@ pub fn set_rlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), E
     check(unsafe { libc::prlimit64(pid, resource, &raw const limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
+/// ioprio_set(2) for one process.
+pub fn set_io_priority(pid: i32, priority: u32) -> Result<(), Errno> {
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, pid, priority) }).map(drop)
+}
+
+/// sched_setaffinity(2) with the first 64 CPUs, bit n for CPU n.
+pub fn set_cpus(pid: i32, cpus: u64) -> Result<(), Errno> {
+    // SAFETY: the kernel reads as many bytes as it is told, which there are; the rest counts as zero.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, pid, size_of::<u64>(), &raw const cpus) }).map(drop)
+}
+
+/// sched_setattr(2).
+pub fn set_scheduler(pid: i32, scheduler: &protocol::Scheduler) -> Result<(), Errno> {
+    /// `struct sched_attr` in its first version (linux/sched/types.h).
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: scheduler.policy,
+        flags: scheduler.flags,
+        nice: scheduler.nice,
+        priority: scheduler.priority,
+        runtime: scheduler.runtime,
+        deadline: scheduler.deadline,
+        period: scheduler.period,
+    };
+    // SAFETY: the attributes outlive the call and say their size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attributes, 0) }).map(drop)
+}
+
+/// personality(2), of this process and those it becomes or makes.
+pub fn set_personality(personality: u32) -> Result<(), Errno> {
+    // SAFETY: a plain number.
+    check(unsafe { libc::personality(personality.into()) }.into()).map(drop)
+}
+
 /// Installs a seccomp filter: an array of `struct sock_filter` as bytes, and `SECCOMP_FILTER_FLAG_*`.
 pub fn set_seccomp_filter(program: &[u8], flags: u32) -> Result<(), Errno> {
     let mut filter: Vec<libc::sock_filter> = program

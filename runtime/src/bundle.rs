@@ -91,11 +91,30 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec
     if let Ok(mut value) = serde_json::from_str::<Value>(text) {
         let mut unknown = BTreeSet::new();
         drop_unknown_capabilities(&mut value, &mut unknown);
-        if let (false, Ok(parsed)) = (unknown.is_empty(), serde_json::from_value(value)) {
+        let renamed = rename_scheduler_flags(&mut value);
+        if let (true, Ok(parsed)) = (renamed || !unknown.is_empty(), serde_json::from_value(value)) {
             return Ok((parsed, unknown.into_iter().collect()));
         }
     }
     Err(failed).with_context(|| format!("parse {}", path.display()))
+}
+
+/// Flags of `process.scheduler` by the specification, and by our parser, which knows two by other names.
+const SCHEDULER_FLAGS: [(&str, &str); 2] =
+    [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN")];
+
+/// Gives the parser its names; says whether there was one to be changed.
+fn rename_scheduler_flags(value: &mut Value) -> bool {
+    let at_process = value.pointer("/process").is_some();
+    let place = if at_process { "/process/scheduler/flags" } else { "/scheduler/flags" };
+    let mut renamed = false;
+    for flag in value.pointer_mut(place).and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some((_, name)) = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name) {
+            *flag = Value::from(*name);
+            renamed = true;
+        }
+    }
+    renamed
 }
 
 fn drop_unknown_capabilities(value: &mut Value, unknown: &mut BTreeSet<String>) {
@@ -170,6 +189,21 @@ mod tests {
         assert_eq!(bundle.unknown_capabilities, ["CAP_FROM_THE_FUTURE"]);
         let capabilities = bundle.spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn flags_of_the_scheduler_have_the_specifications_names() {
+        for (name, _) in SCHEDULER_FLAGS {
+            let process = format!(
+                r#"{{"user":{{}},"cwd":"/","scheduler":{{"policy":"SCHED_RR","flags":["SCHED_FLAG_RECLAIM","{name}"]}}}}"#
+            );
+            let bundle = bundle(&format!(r#"{{"ociVersion":"1.2.0","process":{process}}}"#)).1.unwrap();
+            let scheduler = bundle.spec.process().as_ref().unwrap().scheduler().clone().unwrap();
+            assert_eq!(scheduler.flags().as_ref().unwrap().len(), 2);
+            let path = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(path.path(), process).unwrap();
+            load_process(path.path()).unwrap();
+        }
     }
 
     #[test]

@@ -156,8 +156,8 @@ pub struct UpdateArgs {
     /// Most processes, -1 for any number
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
-    /// Accepted for compatibility: the guest's block devices are not weighed
-    #[arg(long, value_name = "N", hide = true)]
+    /// Share of the host's disks, 10 to 1000
+    #[arg(long, value_name = "N")]
     pub blkio_weight: Option<u16>,
     /// Name of the container
     #[arg(value_name = "CONTAINER-ID")]

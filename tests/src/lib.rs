@@ -16,6 +16,7 @@ pub mod command;
 pub mod container;
 pub mod containerd;
 pub mod daemon;
+pub mod disk;
 pub mod docker;
 pub mod leftovers;
 pub mod place;

@@ -143,6 +143,39 @@ fn a_namespace_that_does_not_exist() {
     spec_refused(|spec| spec["linux"]["namespaces"][0]["type"] = json!("nonsense"), &["nonsense"]);
 }
 
+/// runc leaves some of these out, or makes containers that nothing can be started in.
+#[test]
+fn vm_limits_that_nothing_could_run_with() {
+    let refused = |resources: Value, words: &[&str]| spec_refused(|spec| spec["linux"]["resources"] = resources, words);
+    refused(json!({"memory": {"limit": 4096}}), &["linux.resources.memory.limit 4096"]);
+    refused(json!({"memory": {"limit": -1, "swappiness": 101}}), &["swappiness", "101"]);
+    refused(json!({"cpu": {"quota": 1000, "period": 5}}), &["linux.resources.cpu.period 5"]);
+    refused(json!({"cpu": {"quota": 10, "period": 1000}}), &["linux.resources.cpu.quota 10"]);
+    refused(json!({"cpu": {"cpus": "all"}}), &["linux.resources.cpu.cpus", "all"]);
+    refused(json!({"cpu": {"mems": "3-1"}}), &["linux.resources.cpu.mems", "3-1"]);
+    refused(json!({"hugepageLimits": [{"pageSize": "huge", "limit": 1}]}), &["hugepageLimits.pageSize", "huge"]);
+    refused(json!({"blockIO": {"weight": 5}}), &["linux.resources.blockIO.weight 5"]);
+}
+
+#[test]
+fn vm_machines_that_cannot_be() {
+    let refused = |name: &str, value: &str| {
+        let annotations = json!({format!("io.runvm.{name}"): value});
+        spec_refused(|spec| spec["annotations"] = annotations, &[name, value]);
+    };
+    refused("vcpus", "0");
+    refused("vcpus", "65");
+    refused("vcpus", "many");
+    refused("memory-mib", "1");
+    refused("memory-mib", "99999999999999999999");
+}
+
+#[test]
+fn vm_what_a_vm_has_no_part_in() {
+    spec_refused(|spec| spec["linux"]["intelRdt"] = json!({"closID": "guaranteed"}), &["linux.intelRdt"]);
+    spec_refused(|spec| spec["linux"]["netDevices"] = json!({"eth7": {}}), &["linux.netDevices"]);
+}
+
 #[test]
 fn a_network_namespace_that_is_none() {
     for path in ["/no/such/namespace", "/etc/passwd"] {

@@ -152,6 +152,97 @@ fn sysctls_are_set_in_the_container_alone() {
 }
 
 #[test]
+fn sysctls_of_no_namespace_of_its_own_are_refused() {
+    let scene = Scene::new();
+    let refused = |name: &str, without: Option<&str>, words: &[&str]| {
+        let mut container = scene.container();
+        container.set("/linux/sysctl", json!({name: "1"}));
+        if let Some(kind) = without {
+            container.namespace(kind, None);
+        }
+        scene.refused(&container.try_create(), words);
+    };
+    refused("vm.swappiness", None, &["sysctl \"vm.swappiness\" is not in a separate kernel namespace"]);
+    refused("kernel/panic", None, &["sysctl \"kernel.panic\" is not in a separate kernel namespace"]);
+    refused("kernel.msgmax", Some("ipc"), &["sysctl \"kernel.msgmax\" is not allowed in the hosts ipc namespace"]);
+    refused("kernel.hostname", None, &["sysctl \"kernel.hostname\" is not allowed as it conflicts with"]);
+}
+
+/// runc has time namespaces from 1.2 on.
+#[test]
+fn vm_the_clocks_of_a_time_namespace() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container
+        .set("/linux/timeOffsets", json!({"boottime": {"secs": 1_000_000}, "monotonic": {"secs": 7, "nanosecs": 5}}));
+    scene.refused(&container.try_create(), &["time namespace isn't enabled"]);
+    container.namespace("time", Some(json!({"type": "time"})));
+    let up = container.idle();
+    let uptime = container.exec_sh("cut -d. -f1 /proc/uptime; cat /proc/self/timens_offsets").success().stdout;
+    let (uptime, offsets) = uptime.split_once('\n').unwrap();
+    assert!((1_000_000..1_100_000).contains(&uptime.parse::<u64>().unwrap()), "{uptime}");
+    let words: Vec<_> = offsets.split_whitespace().collect();
+    assert_eq!(words, ["monotonic", "7", "5", "boottime", "1000000", "0"]);
+    container.end(&up);
+    // The first process is in it, not only what it starts.
+    let outcome = container.args(&["cut", "-d.", "-f1", "/proc/uptime"]).run().success();
+    assert!(outcome.line().parse::<u64>().unwrap() >= 1_000_000, "{outcome:?}");
+}
+
+/// runc has it from 1.2 on.
+#[test]
+fn vm_a_personality_of_32_bits() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/personality", json!({"domain": "LINUX32"}));
+    assert_eq!(container.sh("uname -m").run().success().line(), "i686");
+    let up = container.idle();
+    assert_eq!(container.exec_sh("uname -m").success().line(), "i686");
+    container.end(&up);
+    container.set("/linux/personality", json!({"domain": "LINUX"}));
+    assert_eq!(container.sh("uname -m").run().success().line(), "x86_64");
+    container.set("/linux/personality", json!({"domain": "BSD"}));
+    scene.refused(&container.try_create(), &["BSD", "config.json"]);
+}
+
+/// By the specification; runc gives it to the mounts of the host that it starts from, and the root is private.
+#[test]
+fn vm_the_roots_propagation() {
+    let scene = Scene::new();
+    for (propagation, shared) in [("shared", true), ("private", false)] {
+        let mut container = scene.container();
+        container.set("/linux/rootfsPropagation", json!(propagation));
+        let outcome = container.sh("grep ' / / ' /proc/self/mountinfo").run().success();
+        assert_eq!(outcome.stdout.contains(" shared:"), shared, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_propagation_that_does_not_exist_is_refused() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/rootfsPropagation", json!("everywhere"));
+    scene.refused(&container.try_create(), &["rootfsPropagation=everywhere is not supported"]);
+}
+
+/// runc learns it from the kernel, and may leave the container's cgroup.
+#[test]
+fn vm_mappings_that_cannot_be_are_refused() {
+    let scene = Scene::new();
+    let mapping =
+        |container: u32, host: u32, size: u32| json!({"containerID": container, "hostID": host, "size": size});
+    let refused = |uids: serde_json::Value, words: &[&str]| {
+        let mut container = scene.container();
+        container.namespace("user", Some(json!({"type": "user"})));
+        container.set("/linux/uidMappings", uids).set("/linux/gidMappings", json!([mapping(0, 1000, 10)]));
+        scene.refused(&container.try_create(), words);
+    };
+    refused(json!([mapping(0, 1000, 10), mapping(9, 5000, 1)]), &["linux.uidMappings[1]", "containerID 9", "overlap"]);
+    refused(json!([mapping(0, 4_294_967_290, 10)]), &["linux.uidMappings[0]", "hostID 4294967290"]);
+    refused(json!([mapping(0, 1000, 0)]), &["linux.uidMappings[0].size 0"]);
+}
+
+#[test]
 fn ipc_is_private() {
     let scene = Scene::new();
     fs::write("/dev/shm/runvm-test-visible", "host").unwrap();

@@ -177,6 +177,88 @@ fn no_new_privileges() {
     }
 }
 
+/// Nice value, real-time priority and policy of whoever reads it (proc_pid_stat(5)).
+const PLACE: &str = "cut -d' ' -f19,40,41 /proc/self/stat";
+
+/// runc knows it from 1.2 on.
+#[test]
+fn vm_scheduler() {
+    let scene = Scene::new();
+    let table = [
+        (json!({"policy": "SCHED_OTHER", "nice": 5}), "5 0 0"),
+        (json!({"policy": "SCHED_BATCH", "nice": -3}), "-3 0 3"),
+        (json!({"policy": "SCHED_IDLE"}), "0 0 5"),
+        (json!({"policy": "SCHED_FIFO", "priority": 7}), "0 7 1"),
+        (json!({"policy": "SCHED_RR", "priority": 99, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}), "0 99 2"),
+    ];
+    for (scheduler, expected) in table {
+        let mut container = scene.container();
+        container.set("/process/scheduler", scheduler).set("/process/user/uid", json!(1000));
+        // No shell between: the flag makes children ordinary again.
+        let outcome = container.args(&["cut", "-d", " ", "-f19,40,41", "/proc/self/stat"]).run().success();
+        assert_eq!(outcome.line(), expected);
+    }
+    let mut container = scene.container();
+    let times =
+        json!({"policy": "SCHED_DEADLINE", "runtime": 10_000_000, "deadline": 20_000_000, "period": 30_000_000});
+    container.set("/process/scheduler", times);
+    assert_eq!(container.args(&["cut", "-d", " ", "-f41", "/proc/self/stat"]).run().success().line(), "6");
+}
+
+#[test]
+fn vm_io_priority() {
+    let scene = Scene::new();
+    for (class, priority, expected) in
+        [("RT", 3, "realtime: prio 3"), ("BE", 6, "best-effort: prio 6"), ("IDLE", 0, "idle")]
+    {
+        let mut container = scene.container();
+        container.set("/process/ioPriority", json!({"class": format!("IOPRIO_CLASS_{class}"), "priority": priority}));
+        assert_eq!(container.sh("ionice -p $$").run().success().line(), expected);
+    }
+}
+
+#[test]
+fn vm_an_exec_has_the_containers_place_or_its_own() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    container.set("/process/scheduler", json!({"policy": "SCHED_BATCH", "nice": 9}));
+    container.set("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}));
+    let up = container.idle();
+    let script = format!("{PLACE}; grep Cpus_allowed_list /proc/self/status; ionice -p $$");
+    let outcome = container.exec_sh(&script).success();
+    assert!(outcome.stdout.starts_with("9 0 3\nCpus_allowed_list:\t1\nnone: "), "{outcome:?}");
+    let mut process = container.spec["process"].clone();
+    process["args"] = json!(["sh", "-c", script]);
+    process["scheduler"] = json!({"policy": "SCHED_RR", "priority": 2});
+    process["execCPUAffinity"] = json!({"final": "0"});
+    process["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE"});
+    let file = container.bundle().join("process.json");
+    let exec = |process: &serde_json::Value| {
+        std::fs::write(&file, process.to_string()).unwrap();
+        tests::command::run(container.command("exec").arg("--process").arg(&file).arg(&container.id))
+    };
+    assert_eq!(exec(&process).success().stdout, "0 2 2\nCpus_allowed_list:\t0\nidle\n");
+    process["execCPUAffinity"] = json!({"final": "2-5"});
+    scene.refused(&exec(&process), &["execCPUAffinity.final", "2-5", "the VM has CPUs 0 to 1"]);
+    container.end(&up);
+}
+
+#[test]
+fn vm_a_place_that_does_not_exist_is_refused() {
+    let scene = Scene::new();
+    let refused = |field: &str, value: serde_json::Value, words: &[&str]| {
+        let mut container = scene.container();
+        container.set(field, value);
+        scene.refused(&container.try_create(), words);
+    };
+    refused("/process/scheduler", json!({"policy": "SCHED_RR", "priority": 100}), &["scheduler.priority 100"]);
+    refused("/process/scheduler", json!({"policy": "SCHED_NONE"}), &["SCHED_NONE", "config.json"]);
+    refused("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), &["ioPriority.Priority: 8"]);
+    refused("/process/user/umask", json!(0o1000), &["process.user.umask 512"]);
+    refused("/process/user/additionalGids", json!([u32::MAX]), &["process.user.additionalGids 4294967295"]);
+}
+
 #[test]
 fn oom_score() {
     let scene = Scene::new();

@@ -1,10 +1,12 @@
 //! Limits that change while a container runs.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tests::command::{memory_file, run, run_with_input};
-use tests::{Container, Scene};
+use tests::disk::Disk;
+use tests::{Container, Scene, place};
 
 /// A file of the container's cgroup, as the container reads it.
 #[track_caller]
@@ -20,11 +22,16 @@ fn update(container: &Container, flags: &[&str]) {
 
 /// A file of the cgroup of the reported pid, on the host (cgroup v2).
 #[track_caller]
-fn on_host(pid: i32, name: &str) -> String {
+fn host_file(pid: i32, name: &str) -> PathBuf {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path = groups.trim().strip_prefix("0::/").expect("a host with cgroup v2");
-    let file = format!("/sys/fs/cgroup/{path}/{name}");
-    std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}")).trim().to_owned()
+    Path::new("/sys/fs/cgroup").join(path).join(name)
+}
+
+#[track_caller]
+fn on_host(pid: i32, name: &str) -> String {
+    let file = host_file(pid, name);
+    std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().to_owned()
 }
 
 #[test]
@@ -45,13 +52,80 @@ fn limits_of_the_bundle_hold_on_the_host_too() {
     assert_eq!(on_host(up.pid, "memory.swap.max"), (50 << 20).to_string());
     let memory: u64 = on_host(up.pid, "memory.max").parse().unwrap();
     // A VM has its kernel and its monitor besides.
-    let most = if tests::place::is_runvm() { 300 } else { 100 };
+    let most = if place::is_runvm() { 300 } else { 100 };
     assert!((100..=most).contains(&(memory >> 20)), "{memory}");
     update(&container, &["--cpu-quota", "20000", "--cpu-period", "50000", "--cpu-share", "1024"]);
     assert_eq!(on_host(up.pid, "cpu.weight"), "39");
     assert_eq!(on_host(up.pid, "cpu.max"), "20000 50000");
     assert_eq!(on_host(up.pid, "memory.max"), memory.to_string());
     container.end(&up);
+}
+
+/// Insists on a share of disks: as given where the host has BFQ's file, else converted.
+#[track_caller]
+fn weight_on_host(pid: i32, weight: &str, converted: &str) {
+    let bfq = host_file(pid, "io.bfq.weight").exists();
+    let (file, value) = if bfq { ("io.bfq.weight", weight) } else { ("io.weight", converted) };
+    assert_eq!(on_host(pid, file).lines().next().unwrap().trim_start_matches("default "), value);
+}
+
+/// A file of the cgroup of the reported pid that limits disks, on a host with cgroup v1.
+#[track_caller]
+fn of_blkio(pid: i32, name: &str) -> String {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = groups.lines().find_map(|line| line.split_once(":blkio:")).expect("a host with blkio").1;
+    std::fs::read_to_string(format!("/sys/fs/cgroup/blkio{path}/{name}")).unwrap().trim().to_owned()
+}
+
+#[test]
+fn disks_are_limited_on_the_host() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    let (major, minor) = disk.number();
+    let rate = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+    let mut container = scene.container();
+    let limits = json!({"throttleReadBpsDevice": rate(5 << 20), "throttleWriteIOPSDevice": rate(70)});
+    container.set("/linux/resources", json!({"blockIO": limits}));
+    let up = container.idle();
+    if place::cgroup_is_unified() {
+        assert_eq!(on_host(up.pid, "io.max"), format!("{major}:{minor} rbps=5242880 wbps=max riops=max wiops=70"));
+    } else {
+        let file = |name: &str| of_blkio(up.pid, &format!("blkio.throttle.{name}_device"));
+        assert_eq!(file("read_bps"), format!("{major}:{minor} 5242880"));
+        assert_eq!(file("write_iops"), format!("{major}:{minor} 70"));
+    }
+    container.end(&up);
+}
+
+#[test]
+fn disks_are_shared_out_on_the_host() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/resources", json!({"blockIO": {"weight": 100}}));
+    let up = container.idle();
+    weight_on_host(up.pid, "100", "910");
+    update(&container, &["--blkio-weight", "1000"]);
+    weight_on_host(up.pid, "1000", "10000");
+    container.end(&up);
+}
+
+#[test]
+fn a_throttled_disk_is_slow() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    let (major, minor) = disk.number();
+    let volume = disk.mount();
+    let mut container = scene.container();
+    container.mount("bind", &volume, "/data", &["rbind", "rw"]);
+    let rate = json!([{"major": major, "minor": minor, "rate": 1 << 20}]);
+    container.set("/linux/resources", json!({"blockIO": {"throttleWriteBpsDevice": rate}}));
+    let up = container.idle();
+    let begin = std::time::Instant::now();
+    container.exec_sh("dd if=/dev/zero of=/data/file bs=1M count=6 conv=fsync 2>/dev/null").success();
+    // Six seconds' worth; some of it the kernel lets pass at the beginning.
+    assert!(begin.elapsed().as_secs() >= 3, "{:?}", begin.elapsed());
+    container.end(&up);
+    drop(container);
 }
 
 #[test]
@@ -133,7 +207,7 @@ fn what_makes_no_sense_is_refused() {
     refused(&["--memory", "lots"], &["invalid value for memory", "lots"]);
     refused(&["--memory", "64m", "--memory-swap", "32m"], &["memory+swap limit"]);
     refused(&["--resources", "/no/such/file"], &["/no/such/file", "o such file"]);
-    refused(&["--resources", "/bin/sh"], if tests::place::is_runvm() { &["/bin/sh"] } else { &["invalid"] });
+    refused(&["--resources", "/bin/sh"], if place::is_runvm() { &["/bin/sh"] } else { &["invalid"] });
     assert_eq!(container.end(&up), 137);
     drop(container);
     scene.check();

@@ -28,6 +28,8 @@ cases![
     user_groups_and_capabilities,
     limits_and_scores,
     sysctls_are_set,
+    a_place_among_others,
+    personality_and_clocks,
     a_working_directory_is_made,
     commands_that_can_not_run,
     a_failed_create_leaves_the_name_free,
@@ -180,17 +182,51 @@ async fn limits_and_scores(host: &mut Host) {
     assert_eq!(host.output_of(request).await, "500\n600\n321\n");
 }
 
+async fn a_place_among_others(host: &mut Host) {
+    let mut request = host.request("exec sleep 1000");
+    let init = request.process.mut_or_insert_default();
+    init.scheduler = Some(Scheduler { policy: 3, nice: 7, ..Default::default() }).into();
+    (init.io_priority, init.final_cpus) = (2 << 13 | 6, 1);
+    host.launch(&request).await.unwrap();
+    let id = &request.container_id;
+    // Nice value and policy, of whoever reads its own.
+    let script = "cut -d' ' -f19,41 /proc/self/stat; ionice -p $$; grep -c Cpus_allowed_list:.0$ /proc/self/status";
+    let (_, text) = host.exec_output(id, "as-init", process(&["sh", "-c", script])).await;
+    assert_eq!(text, "7 3\nbest-effort: prio 6\n1\n");
+    let mut own = process(&["sh", "-c", script]);
+    own.scheduler = Some(Scheduler { policy: 5, ..Default::default() }).into();
+    own.io_priority = 3 << 13;
+    let (_, text) = host.exec_output(id, "own", own).await;
+    assert_eq!(text, "0 5\nidle\n1\n");
+    let mut nowhere = process(&["true"]);
+    nowhere.final_cpus = 1 << 63;
+    let failed = host.exec(id, "nowhere", nowhere).await;
+    assert_eq!(sentence(failed).1, "set execCPUAffinity 0x8000000000000000: invalid argument");
+    host.kill(id).await;
+}
+
+async fn personality_and_clocks(host: &mut Host) {
+    let mut request = host.request("uname -m; cut -d. -f1 /proc/uptime");
+    request.personality = 8;
+    request.namespaces.push(Namespace { kind: NamespaceKind::TIME.into(), ..Default::default() });
+    request.time_offsets = "boottime 1000000000 0\nmonotonic 5 500\n".into();
+    let output = host.output_of(request).await;
+    let (machine, uptime) = output.trim().split_once('\n').unwrap();
+    assert_eq!(machine, "i686");
+    assert!(uptime.parse::<u64>().unwrap() >= 1_000_000_000, "{uptime}");
+}
+
 async fn sysctls_are_set(host: &mut Host) {
     let mut request = host.request("cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/kernel/shm_rmid_forced");
     let sysctl = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into(), ..Default::default() };
-    request.sysctls = vec![sysctl("net.ipv4.ip_default_ttl", "33"), sysctl("kernel/shm_rmid_forced", "1")];
+    request.sysctls = vec![sysctl("net/ipv4/ip_default_ttl", "33"), sysctl("kernel/shm_rmid_forced", "1")];
     assert_eq!(host.output_of(request.clone()).await, "33\n1\n");
     request.container_id += "-2";
     request.process.mut_or_insert_default().stdout = 0;
     request.process.mut_or_insert_default().stderr = 0;
-    request.sysctls = vec![sysctl("net.none", "1")];
+    request.sysctls = vec![sysctl("net/none", "1")];
     let (_, message) = sentence(host.create(&request).await);
-    assert_eq!(message, "write sysctl net.none = \"1\": no such file or directory");
+    assert_eq!(message, "write sysctl net/none = \"1\": no such file or directory");
 }
 
 async fn a_working_directory_is_made(host: &mut Host) {

@@ -95,18 +95,24 @@ impl HostCgroup {
     pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
         let unified = matches!(self.directories.as_slice(), [only] if only.unified);
         let files = if unified { &limits.unified } else { &limits.legacy };
-        files.iter().try_for_each(|(name, value)| self.write(name, value))
+        files.iter().try_for_each(|file| self.write(std::slice::from_ref(file)))?;
+        limits.one_of.iter().try_for_each(|files| self.write(files))
     }
 
-    /// Writes a file, in whatever hierarchy has it.
-    fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
-        let mut files = self.directories.iter().map(|directory| directory.path.join(name));
-        let Some(file) = files.find(|file| file.exists()) else {
-            bail!(
-                "set {name} to {value:?}: the host's cgroup of the container has no such file (controller not enabled?)"
-            );
+    /// Writes the first of these files that there is, in whatever hierarchy has it.
+    fn write(&self, files: &[(String, String)]) -> anyhow::Result<()> {
+        let place = |name: &str| {
+            let mut files = self.directories.iter().map(|directory| directory.path.join(name));
+            files.find(|file| file.exists())
         };
-        fs::write(&file, value).with_context(|| format!("write {value:?} to {}", file.display()))
+        if let Some((file, value)) = files.iter().find_map(|(name, value)| Some((place(name)?, value))) {
+            return fs::write(&file, value).with_context(|| format!("write {value:?} to {}", file.display()));
+        }
+        let names: Vec<String> = files.iter().map(|(name, value)| format!("{name} to {value:?}")).collect();
+        bail!(
+            "set {}: the host's cgroup of the container has no such file (controller not enabled?)",
+            names.join(" or ")
+        );
     }
 
     /// Removes them, waiting briefly for processes that are still on their way out. What is gone already is

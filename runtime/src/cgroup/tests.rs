@@ -61,6 +61,21 @@ fn what_others_use_is_left_alone() {
 }
 
 #[test]
+fn the_first_file_that_there_is_gets_its_value() {
+    let root = FakeRoot::new();
+    let cgroup = create_in(&root.layout(""), &plan("/box")).unwrap();
+    fs::write(root.path("box/io.weight"), "").unwrap();
+    let file = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut limits =
+        HostLimits { one_of: vec![vec![file("io.bfq.weight", "1"), file("io.weight", "2")]], ..Default::default() };
+    cgroup.limit(&limits).unwrap();
+    assert_eq!(fs::read_to_string(root.path("box/io.weight")).unwrap(), "2");
+    limits.one_of = vec![vec![file("blkio.bfq.weight", "1"), file("blkio.weight", "2")]];
+    let error = cgroup.limit(&limits).unwrap_err().to_string();
+    assert!(error.starts_with("set blkio.bfq.weight to \"1\" or blkio.weight to \"2\": the host's cgroup"), "{error}");
+}
+
+#[test]
 fn a_failure_names_the_place_and_leaves_nothing() {
     let (good, bad) = (FakeRoot::new(), FakeRoot::new());
     fs::write(bad.path("a"), "in the way").unwrap();

@@ -46,8 +46,8 @@ pub struct CpuArgs {
     /// CPUs to run on
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
-    /// Memory nodes; the guest has one
-    #[arg(long, value_name = "LIST", hide = true)]
+    /// The host's memory nodes to have memory of
+    #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
     /// 1: run only when nobody else wants to
     #[arg(long, value_name = "N")]

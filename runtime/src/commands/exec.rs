@@ -53,7 +53,7 @@ fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> 
         Some(file) => with_capabilities(bundle::load_process(file)?, state)?,
         None => from_arguments(args, state)?,
     };
-    let mut process = plan::exec_process(&process)?;
+    let mut process = plan::exec_process(&process, state.vcpus)?;
     process.no_new_privileges |= args.no_new_privs;
     if args.process_label.is_some() || args.apparmor.is_some() || !args.cgroup.is_empty() {
         log::debug("labels, AppArmor profiles and sub-cgroups of exec have no effect in the guest");

@@ -29,6 +29,7 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
         Some(file) => read(file)?,
         None => serde_json::from_value(from_flags(args)?).context("update")?,
     };
+    plan::check_bounds(&resources)?;
     plan::check_memory(&resources, state.memory_mib)?;
     let mut notes = Vec::new();
     let files = plan::cgroup_files(&resources, state.vcpus, &mut notes)?;
@@ -72,6 +73,7 @@ fn from_flags(args: &UpdateArgs) -> anyhow::Result<Value> {
             "mems": cpu.cpuset_mems,
             "idle": cpu.cpu_idle,
         },
+        "blockIO": args.blkio_weight.map(|weight| json!({"weight": weight})),
         "pids": args.pids_limit.map(|limit| json!({"limit": limit})),
     }))
 }

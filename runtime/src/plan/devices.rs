@@ -4,7 +4,8 @@ use anyhow::bail;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use protocol::{CreateContainerRequest, Device};
 
-use super::text;
+use super::device_rules::Rules;
+use super::{device_filter, text};
 
 /// Character devices that exist alike in every kernel and hold nothing of the host: major, minor, and
 /// their path in the guest. A bind mount of one becomes a bind mount of the guest's.
@@ -25,22 +26,22 @@ pub fn pseudo(major: u32, minor: u32) -> Option<&'static str> {
     PSEUDO.iter().find(|device| (device.0, device.1) == (major, minor)).map(|device| device.2)
 }
 
-/// Fills in the device nodes.
+/// Fills in the device nodes and the rules of their use.
 ///
 /// # Errors
-/// A device of the host that the guest cannot have, unless the bundle lists all there are (`--privileged`):
-/// then those are left out.
+/// A device of the host that the guest cannot have, unless the bundle allows all devices and lists all there
+/// are (`--privileged`): then those are left out. A rule that is none.
 pub fn plan(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<String>) -> anyhow::Result<()> {
-    let Some(linux) = spec.linux() else { return Ok(()) };
-    let privileged = allows_everything(spec);
-    for device in linux.devices().iter().flatten() {
+    let rules = Rules::of(spec)?;
+    request.device_filter = device_filter::compile(&rules);
+    for device in spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten()) {
         let path = text::path("linux.devices path", device.path())?;
         if !device.path().is_absolute() {
             bail!("device {path:?}: its path must be absolute");
         }
         match exists_in_guest(device) {
             true => request.devices.push(message(device, text::clean(&path))),
-            false if privileged => notes.push(format!("device {path}: left out, the VM has no such device")),
+            false if rules.otherwise => notes.push(format!("device {path}: left out, the VM has no such device")),
             false => bail!(
                 "device {path} ({} {}:{}) of the host does not exist in a VM: run without --device {path}",
                 device.typ().as_str(),
@@ -50,17 +51,6 @@ pub fn plan(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<S
         }
     }
     Ok(())
-}
-
-/// Engines grant everything by one rule and list what they find in the host's /dev.
-fn allows_everything(spec: &Spec) -> bool {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let any = |number: Option<i64>| number.is_none_or(|number| number < 0);
-    let mut rules = resources.into_iter().flat_map(|resources| resources.devices().iter().flatten());
-    rules.any(|rule| {
-        let all = rule.typ().is_none_or(|kind| kind == LinuxDeviceType::A);
-        rule.allow() && all && any(rule.major()) && any(rule.minor())
-    })
 }
 
 fn exists_in_guest(device: &LinuxDevice) -> bool {

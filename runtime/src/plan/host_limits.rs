@@ -8,6 +8,7 @@ use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use protocol::KeyValue;
 
+use super::block_io;
 use super::resources::{memory_limit, swap_only};
 
 /// Memory of the monitor beside that of the VM, in MiB: its own, the host kernel's for the VM, file pages in use.
@@ -22,6 +23,8 @@ pub struct HostLimits {
     pub unified: Vec<(String, String)>,
     /// With version 1.
     pub legacy: Vec<(String, String)>,
+    /// With either: of each group the first file that this host has.
+    pub one_of: Vec<Vec<(String, String)>>,
 }
 
 /// The limits of a VM with so much memory. `guest` are the files for the container's cgroup in the guest.
@@ -37,6 +40,8 @@ pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> 
         limits.cpu_set(cpu);
     }
     limits.memory(resources, memory_mib)?;
+    limits.swappiness(resources);
+    block_io::plan(resources, &mut limits)?;
     Ok(limits)
 }
 
@@ -85,6 +90,13 @@ impl HostLimits {
                 self.unified.push((file.to_owned(), list.to_owned()));
                 self.legacy(file, list);
             }
+        }
+    }
+
+    /// Of version 1 alone: how much of the VM's memory the host swaps out.
+    fn swappiness(&mut self, resources: &LinuxResources) {
+        if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness()) {
+            self.legacy("memory.swappiness", swappiness);
         }
     }
 
@@ -147,6 +159,7 @@ mod tests {
                 "memory.max=max memory.swap.max=max",
                 "memory.memsw.limit_in_bytes=-1 memory.limit_in_bytes=-1",
             ),
+            (r#"{"memory":{"swappiness":7}}"#, "", "memory.swappiness=7"),
             (r#"{"pids":{"limit":5},"unified":{"cpu.weight":"7"}}"#, "cpu.weight=7", ""),
         ];
         for (json, unified, legacy) in table {

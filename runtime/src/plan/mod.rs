@@ -14,18 +14,26 @@
 //! undone. Nothing here panics, whatever the bundle says.
 
 mod annotations;
+mod block_io;
+mod bounds;
 mod capabilities;
 mod cgroup_path;
+mod device_filter;
+mod device_rules;
 mod devices;
 mod hooks;
 mod host_limits;
+mod id_mappings;
 mod machine;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod platform;
 mod process;
 mod resources;
+mod scheduling;
 mod seccomp;
+mod sysctls;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -40,6 +48,7 @@ use crate::bundle::Bundle;
 use crate::facts::Facts;
 use crate::hooks::Hooks;
 
+pub use bounds::check as check_bounds;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::CgroupPlan;
 pub use host_limits::{HostLimits, check_memory, plan as host_limits};
@@ -115,7 +124,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     let machine = machine::plan(spec, facts, &mut notes)?;
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();
-    container.process = Some(process::init(bundle, &mut notes)?).into();
+    container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
     let shares = mounts::plan(bundle, facts, &mut container, &mut notes)?;
     let network = namespaces::plan(spec, facts, &mut container, &mut notes)?;

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
-use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use protocol::{CreateContainerRequest, NamespaceKind};
 
-use super::{NetworkPlan, text};
+use super::{NetworkPlan, id_mappings, platform, sysctls, text};
 use crate::facts::{Facts, NetworkFact};
 
 /// Longest host and domain name, in bytes (sethostname(2)).
 const MAX_NAME: usize = 64;
 
-/// Fills in namespaces, id mappings, host name and sysctls; says where the monitor's network is.
+/// Fills in namespaces and what depends on them: host name, id mappings, sysctls, clocks; says where the
+/// monitor's network is.
 ///
 /// # Errors
 /// A namespace that cannot be shared with a VM, or settings that need one that is not there.
@@ -28,15 +29,14 @@ pub fn plan(
     let network = network(namespaces, facts)?;
     let kinds = new_ones(namespaces)?;
     note_shared(&kinds, notes);
-    mappings(linux.unwrap_or(&none), kinds.contains(&(NamespaceKind::USER as i32)), request)?;
     names(spec, kinds.contains(&(NamespaceKind::UTS as i32)), request)?;
-    if let Some(linux) = linux {
-        sysctls(linux, request)?;
-        refuse_time_offsets(linux)?;
-    }
     let message =
         |namespace: &LinuxNamespace| protocol::Namespace { kind: kind(namespace.typ()).into(), ..Default::default() };
     request.namespaces = namespaces.iter().map(message).collect();
+    let linux = linux.unwrap_or(&none);
+    id_mappings::plan(linux, kinds.contains(&(NamespaceKind::USER as i32)), request)?;
+    sysctls::plan(linux, request)?;
+    platform::plan(linux, request)?;
     Ok(network)
 }
 
@@ -112,26 +112,6 @@ fn name(kind: LinuxNamespaceType) -> &'static str {
     }
 }
 
-fn mappings(linux: &Linux, user: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
-    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
-    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    match (user, uids.is_empty(), gids.is_empty()) {
-        (true, true, _) => bail!("User namespaces enabled, but no uid mappings found."),
-        (true, _, true) => bail!("User namespaces enabled, but no gid mappings found."),
-        (false, true, true) => return Ok(()),
-        (false, ..) => bail!("User namespace mappings specified, but user namespace isn't enabled in the config"),
-        _ => {}
-    }
-    request.uid_mappings = uids.iter().map(mapping).collect();
-    request.gid_mappings = gids.iter().map(mapping).collect();
-    Ok(())
-}
-
-fn mapping(mapping: &LinuxIdMapping) -> IdMapping {
-    let (container_id, host_id, size) = (mapping.container_id(), mapping.host_id(), mapping.size());
-    IdMapping { container_id, host_id, size, ..Default::default() }
-}
-
 fn names(spec: &Spec, uts: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
     request.hostname = host_name("hostname", spec.hostname().as_deref(), uts)?;
     request.domainname = host_name("domainname", spec.domainname().as_deref(), uts)?;
@@ -147,27 +127,4 @@ fn host_name(field: &str, value: Option<&str>, uts: bool) -> anyhow::Result<Stri
         bail!("{field} has {} bytes, at most {MAX_NAME} are possible", value.len());
     }
     text::checked(field, value)
-}
-
-/// All of them: they are those of the guest's kernel, which is the container's alone.
-fn sysctls(linux: &Linux, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
-    let mut sysctls: Vec<_> = linux.sysctl().iter().flatten().collect();
-    sysctls.sort();
-    let convert = |(key, value): (&String, &String)| {
-        let strange = key.is_empty() || key.starts_with('/') || key.split('/').any(|part| part == "..");
-        if strange || key.contains("..") {
-            bail!("sysctl {key:?} is not a name like net.ipv4.ip_forward");
-        }
-        let (key, value) = (text::checked("linux.sysctl", key)?, text::checked("linux.sysctl", value)?);
-        Ok(protocol::KeyValue { key, value, ..Default::default() })
-    };
-    request.sysctls = sysctls.into_iter().map(convert).collect::<anyhow::Result<_>>()?;
-    Ok(())
-}
-
-fn refuse_time_offsets(linux: &Linux) -> anyhow::Result<()> {
-    match linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
-        true => bail!("linux.timeOffsets is not supported: leave it out"),
-        false => Ok(()),
-    }
 }

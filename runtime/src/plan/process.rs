@@ -3,41 +3,37 @@
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, User};
 
-use super::{capabilities, text, validate};
+use super::{capabilities, scheduling, text, validate};
 use crate::bundle::Bundle;
 
 /// The container's own process.
 ///
 /// # Errors
 /// What about it is wrong.
-pub fn init(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+pub fn init(bundle: &Bundle, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
     let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
-    convert(process, notes)
+    convert(process, vcpus, notes)
 }
 
-/// Another process of a running container.
+/// Another process of a running container, whose VM has so many CPUs.
 ///
 /// # Errors
 /// What about it is wrong.
-pub fn exec(process: &Process) -> anyhow::Result<protocol::Process> {
+pub fn exec(process: &Process, vcpus: u8) -> anyhow::Result<protocol::Process> {
     validate::process(process)?;
-    convert(process, &mut Vec::new())
+    convert(process, vcpus, &mut Vec::new())
 }
 
-fn convert(process: &Process, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+fn convert(process: &Process, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
     note_ignored(process, notes);
     let mut message = protocol::Process::new();
     let args = process.args().iter().flatten();
     message.args = args.map(|arg| text::checked("process.args", arg)).collect::<anyhow::Result<_>>()?;
     message.env = environment(process.env().as_deref().unwrap_or_default())?;
     message.cwd = text::path("process.cwd", process.cwd())?;
-    let user = process.user();
-    (message.uid, message.gid) = (user.uid(), user.gid());
-    message.additional_gids = user.additional_gids().clone().unwrap_or_default();
-    message.has_umask = user.umask().is_some();
-    message.umask = user.umask().unwrap_or_default();
+    user(process.user(), &mut message)?;
     message.capabilities = Some(capabilities::masks(process.capabilities().as_ref(), notes)).into();
     message.rlimits = rlimits(process.rlimits().as_deref().unwrap_or_default())?;
     message.no_new_privileges = process.no_new_privileges().unwrap_or(false);
@@ -48,7 +44,25 @@ fn convert(process: &Process, notes: &mut Vec<String>) -> anyhow::Result<protoco
         message.rows = cells(size.height());
         message.columns = cells(size.width());
     }
+    scheduling::plan(process, vcpus, &mut message)?;
     Ok(message)
+}
+
+fn user(user: &User, message: &mut protocol::Process) -> anyhow::Result<()> {
+    (message.uid, message.gid) = (user.uid(), user.gid());
+    message.additional_gids = user.additional_gids().clone().unwrap_or_default();
+    message.has_umask = user.umask().is_some();
+    message.umask = user.umask().unwrap_or_default();
+    let groups = message.additional_gids.iter().map(|&gid| ("additionalGids", gid));
+    let mut ids = [("uid", message.uid), ("gid", message.gid)].into_iter().chain(groups);
+    // The kernel's "no id", which means "leave it" to the calls that set one.
+    if let Some((field, id)) = ids.find(|&(_, id)| id == u32::MAX) {
+        bail!("process.user.{field} {id} is no id: it stands for none");
+    }
+    if message.umask > 0o777 {
+        bail!("process.user.umask {} ({0:#o}): 0 to 511 (0o777) are possible", message.umask);
+    }
+    Ok(())
 }
 
 /// What terminals can have; a size no terminal has is as good as none.
@@ -127,13 +141,8 @@ fn rlimit_number(kind: PosixRlimitType) -> u32 {
 
 fn note_ignored(process: &Process, notes: &mut Vec<String>) {
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let ignored = [
-        ("apparmorProfile", given(process.apparmor_profile())),
-        ("selinuxLabel", given(process.selinux_label())),
-        ("ioPriority", process.io_priority().is_some()),
-        ("scheduler", process.scheduler().is_some()),
-        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
+    let ignored =
+        [("apparmorProfile", given(process.apparmor_profile())), ("selinuxLabel", given(process.selinux_label()))];
     let ignored = ignored.iter().filter(|(_, given)| *given);
     notes.extend(ignored.map(|(name, _)| format!("process.{name}: no effect in the guest")));
 }
@@ -143,7 +152,7 @@ mod tests {
     use super::*;
 
     fn process(json: &str) -> anyhow::Result<protocol::Process> {
-        exec(&serde_json::from_str(json).unwrap())
+        exec(&serde_json::from_str(json).unwrap(), 2)
     }
 
     fn error(json: &str) -> String {
@@ -182,6 +191,13 @@ mod tests {
         assert!(error(&with(r#","env":["=1"]"#)).contains("name cannot be empty"));
         assert!(error(&with(r#","env":["A=\u0000"]"#)).contains("zero byte"));
         assert!(error(&with(r#","oomScoreAdj":1001"#)).contains("oomScoreAdj 1001"));
+        let uid = r#"{"user":{"uid":4294967295},"cwd":"/","args":["a"]}"#;
+        assert_eq!(error(uid), "process.user.uid 4294967295 is no id: it stands for none");
+        let groups = r#"{"user":{"additionalGids":[1,4294967295]},"cwd":"/","args":["a"]}"#;
+        assert!(error(groups).starts_with("process.user.additionalGids 4294967295"));
+        assert!(
+            error(r#"{"user":{"umask":512},"cwd":"/","args":["a"]}"#).starts_with("process.user.umask 512 (0o1000)")
+        );
         let twice = r#","rlimits":[{"type":"RLIMIT_CPU"},{"type":"RLIMIT_CPU"}]"#;
         assert_eq!(error(&with(twice)), "rlimit duplicated: RLIMIT_CPU");
         let above = r#","rlimits":[{"type":"RLIMIT_CPU","soft":2,"hard":1}]"#;

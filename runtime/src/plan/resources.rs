@@ -4,7 +4,7 @@ use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 use protocol::{CreateContainerRequest, KeyValue};
 
-use super::{machine, text};
+use super::{block_io, bounds, machine, text};
 
 /// Size of huge pages that the guest has by default; others exist only when asked for at boot.
 const HUGE_PAGE: &str = "2MB";
@@ -20,6 +20,7 @@ pub fn plan(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        bounds::check(resources)?;
         request.cgroup_files = files(resources, vcpus, notes)?;
     }
     Ok(())
@@ -61,8 +62,8 @@ pub struct CpuSet {
     pub highest: u32,
 }
 
-/// Reads a list like `0-2,5`; `None` when it is none, or empty.
-pub fn cpu_list(list: &str) -> Option<CpuSet> {
+/// Reads a list like `0-2,5`: whether each CPU is in it; `None` when it is no list, or empty.
+pub fn cpus(list: &str) -> Option<Vec<bool>> {
     const MOST: usize = 8192;
     let mut present = vec![false; MOST];
     for part in list.trim().split(',') {
@@ -70,6 +71,12 @@ pub fn cpu_list(list: &str) -> Option<CpuSet> {
         let (first, last) = (first.trim().parse::<usize>().ok()?, last.trim().parse::<usize>().ok()?);
         present.get_mut(first..=last).filter(|range| !range.is_empty())?.fill(true);
     }
+    Some(present)
+}
+
+/// Size and end of a list; `None` as with [`cpus`].
+pub fn cpu_list(list: &str) -> Option<CpuSet> {
+    let present = cpus(list)?;
     let count = u32::try_from(present.iter().filter(|&&is| is).count()).ok()?;
     let highest = u32::try_from(present.iter().rposition(|&is| is)?).ok()?;
     Some(CpuSet { count, highest })
@@ -128,7 +135,7 @@ impl Files<'_> {
                 None => self.notes.push(format!("cpuset {cpus}: the VM has as many CPUs, numbered from 0")),
             }
         }
-        self.ignore("cpu.mems", cpu.mems().as_ref().is_some_and(|mems| !mems.is_empty()));
+        // Memory nodes are the host's: see there.
         let real_time = [cpu.realtime_runtime().is_some_and(|n| n != 0), cpu.realtime_period().is_some_and(|n| n != 0)];
         self.ignore("cpu.realtimeRuntime and realtimePeriod", real_time.contains(&true));
     }
@@ -162,10 +169,10 @@ impl Files<'_> {
     }
 
     fn ignored(&mut self, resources: &LinuxResources) {
-        self.ignore("blockIO", resources.block_io().is_some());
+        let leaf = resources.block_io().as_ref().and_then(|block_io| block_io.leaf_weight());
+        self.ignore("blockIO.leafWeight", leaf.is_some_and(|weight| weight != 0));
         self.ignore("network", resources.network().is_some());
         self.ignore("rdma", resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()));
-        self.ignore("devices", resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()));
     }
 
     fn unified(&mut self, resources: &LinuxResources) -> anyhow::Result<()> {
@@ -176,7 +183,10 @@ impl Files<'_> {
                 bail!("unified resource {key:?} must be a file name (no slashes)");
             }
             let (key, value) = (text::checked("unified", key)?, text::checked("unified", value)?);
-            self.push(&key, value);
+            // Those name disks, which only the host has: see there.
+            if !key.starts_with(block_io::PREFIX) {
+                self.push(&key, value);
+            }
         }
         Ok(())
     }
@@ -221,11 +231,11 @@ mod tests {
         let table = [
             ("{}", ""),
             (
-                r#"{"memory":{"limit":1000,"swap":3000,"reservation":500}}"#,
-                "memory.max=1000 memory.low=500 memory.swap.max=2000",
+                r#"{"memory":{"limit":1000000000,"swap":3000000000,"reservation":500}}"#,
+                "memory.max=1000000000 memory.low=500 memory.swap.max=2000000000",
             ),
-            (r#"{"memory":{"limit":1000,"swap":1000}}"#, "memory.max=1000 memory.swap.max=0"),
-            (r#"{"memory":{"limit":1000,"swap":-1}}"#, "memory.max=1000 memory.swap.max=max"),
+            (r#"{"memory":{"limit":2000000,"swap":2000000}}"#, "memory.max=2000000 memory.swap.max=0"),
+            (r#"{"memory":{"limit":2000000,"swap":-1}}"#, "memory.max=2000000 memory.swap.max=max"),
             (r#"{"memory":{"limit":-1}}"#, "memory.max=max memory.swap.max=max"),
             (r#"{"cpu":{"shares":1024}}"#, "cpu.weight=39"),
             (r#"{"cpu":{"shares":2}}"#, "cpu.weight=1"),
@@ -235,12 +245,12 @@ mod tests {
             (r#"{"cpu":{"quota":-1,"period":10000}}"#, "cpu.max=max 10000"),
             (r#"{"cpu":{"cpus":"0-3"}}"#, "cpuset.cpus=0-3"),
             (r#"{"cpu":{"cpus":"4"}}"#, ""),
-            (r#"{"cpu":{"shares":0,"quota":0,"period":0,"cpus":"","mems":""}}"#, ""),
+            (r#"{"cpu":{"shares":0,"quota":0,"period":0,"cpus":"","mems":"0"}}"#, ""),
             (r#"{"pids":{"limit":100}}"#, "pids.max=100"),
             (r#"{"pids":{"limit":-1}}"#, "pids.max=max"),
             (r#"{"pids":{"limit":0}}"#, ""),
             (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#, "hugetlb.2MB.max=0"),
-            (r#"{"unified":{"memory.high":"5","cpu.idle":"1"}}"#, "cpu.idle=1 memory.high=5"),
+            (r#"{"unified":{"memory.high":"5","cpu.idle":"1","io.max":"8:0 rbps=1"}}"#, "cpu.idle=1 memory.high=5"),
         ];
         for (json, expected) in table {
             assert_eq!(files(json).unwrap().0, expected, "{json}");
@@ -250,10 +260,8 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_noted() {
         for json in [
-            r#"{"blockIO":{"weight":5}}"#,
-            r#"{"devices":[{"allow":false}]}"#,
+            r#"{"blockIO":{"weight":50,"leafWeight":50}}"#,
             r#"{"cpu":{"cpus":"9"}}"#,
-            r#"{"cpu":{"mems":"0"}}"#,
             r#"{"hugepageLimits":[{"pageSize":"1GB","limit":0}]}"#,
             r#"{"memory":{"swappiness":5}}"#,
         ] {
@@ -266,7 +274,7 @@ mod tests {
     fn contradictions_are_refused_in_runcs_words() {
         let table = [
             (r#"{"memory":{"swap":5}}"#, "unable to set swap limit without memory limit"),
-            (r#"{"memory":{"limit":9,"swap":5}}"#, "memory+swap limit should be >= memory limit"),
+            (r#"{"memory":{"limit":9000000,"swap":5}}"#, "memory+swap limit should be >= memory limit"),
             (r#"{"unified":{"a/b":"5"}}"#, "unified resource \"a/b\" must be a file name (no slashes)"),
         ];
         for (json, text) in table {

@@ -130,7 +130,19 @@ fn what_breaks_the_rules_is_named() {
         ),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "user namespace isn't enabled"),
         ("/linux/sysctl", json!({"net/../x": "1"}), "sysctl \"net/../x\" is not a name"),
-        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}}), "timeOffsets is not supported"),
+        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}}), "time namespace offsets specified"),
+        ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality.flags \"X\""),
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        ("/linux/sysctl", json!({"kernel.panic": "1"}), "is not in a separate kernel namespace"),
+        ("/linux/resources", json!({"memory": {"limit": 5}}), "linux.resources.memory.limit 5"),
+        ("/linux/resources", json!({"devices": [{"allow": true}]}), "linux.resources.devices[0]"),
+        ("/process/scheduler", json!({"policy": "SCHED_RR"}), "scheduler.priority 0"),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 9}), "ioPriority.Priority: 9"),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "4"}),
+            "process.execCPUAffinity.final \"4\": the VM has CPUs 0 to 3",
+        ),
         ("/linux/rootfsPropagation", json!("ro"), "rootfsPropagation=ro is not supported"),
         ("/linux/maskedPaths", json!(["/"]), "maskedPaths names the root"),
         ("/linux/cgroupsPath", json!("/"), "is the root cgroup"),
@@ -271,7 +283,11 @@ fn names_sysctls_and_users() {
     let mut config = config();
     set(&mut config, "/hostname", json!("h"));
     set(&mut config, "/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}));
-    set(&mut config, "/linux/namespaces", json!([{"type": "network"}, {"type": "uts"}, {"type": "user"}]));
+    set(
+        &mut config,
+        "/linux/namespaces",
+        json!([{"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "user"}]),
+    );
     let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
     set(&mut config, "/linux/uidMappings", mapping.clone());
     assert!(plan_with(config.clone(), &facts()).unwrap_err().to_string().contains("no gid mappings"));
@@ -280,7 +296,7 @@ fn names_sysctls_and_users() {
     assert_eq!(plan.container.hostname, "h");
     assert_eq!(plan.container.uid_mappings[0].host_id, 1000);
     let keys: Vec<_> = plan.container.sysctls.iter().map(|sysctl| sysctl.key.as_str()).collect();
-    assert_eq!(keys, ["kernel.shm_rmid_forced", "net.ipv4.ip_forward"]);
+    assert_eq!(keys, ["kernel/shm_rmid_forced", "net/ipv4/ip_forward"]);
     set(&mut config, "/linux/namespaces", json!([{"type": "network"}, {"type": "user"}]));
     let text = plan_with(config, &facts()).unwrap_err().to_string();
     assert_eq!(text, "unable to set hostname without a private UTS namespace");
@@ -331,6 +347,10 @@ fn any_json() -> impl Strategy<Value = Value> {
         "-1",
         "io.runvm.vcpus",
         "a.slice:b:c",
+        "rwm",
+        "SCHED_DEADLINE",
+        "LINUX32",
+        "net.ipv4.ip_forward",
     ]);
     let numbers = prop_oneof![any::<i64>(), prop::sample::select(vec![-1, 0, 1, 2, i64::MIN, i64::MAX])];
     let leaf = prop_oneof![
@@ -367,6 +387,13 @@ fn any_json() -> impl Strategy<Value = Value> {
         "hard",
         "prestart",
         "timeout",
+        "access",
+        "weight",
+        "rate",
+        "secs",
+        "policy",
+        "priority",
+        "domain",
         "memory.max",
         "height",
         "width",
@@ -398,6 +425,10 @@ const FIELDS: &[&str] = &[
     "/process/capabilities",
     "/process/rlimits",
     "/process/oomScoreAdj",
+    "/process/scheduler",
+    "/process/ioPriority",
+    "/process/execCPUAffinity",
+    "/process/noNewPrivileges",
     "/hostname",
     "/domainname",
     "/mounts",
@@ -413,6 +444,15 @@ const FIELDS: &[&str] = &[
     "/linux/resources/memory",
     "/linux/resources/cpu",
     "/linux/resources/unified",
+    "/linux/resources/devices",
+    "/linux/resources/blockIO",
+    "/linux/resources/hugepageLimits",
+    "/linux/resources/pids",
+    "/linux/timeOffsets",
+    "/linux/personality",
+    "/linux/intelRdt",
+    "/linux/readonlyPaths",
+    "/linux/mountLabel",
     "/linux/sysctl",
     "/linux/maskedPaths",
     "/linux/rootfsPropagation",
@@ -434,6 +474,97 @@ fn any_mount() -> impl Strategy<Value = Value> {
     );
     (text(), kind, text(), options)
         .prop_map(|(destination, kind, source, options)| json!({"destination": destination, "type": kind, "source": source, "options": options}))
+}
+
+/// A bundle with something in every section, which has a plan.
+fn full_config() -> Value {
+    let mut config = config();
+    let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 10}, {"containerID": 10, "hostID": 0, "size": 9}]);
+    let disk = json!([{"major": 8, "minor": 0, "rate": 1000}]);
+    let namespaces =
+        ["pid", "network", "mount", "uts", "ipc", "user", "cgroup", "time"].map(|kind| json!({"type": kind}));
+    config["process"] = json!({
+        "args": ["a"], "cwd": "/w", "env": ["PATH=/bin"], "terminal": true, "consoleSize": {"height": 1, "width": 2},
+        "user": {"uid": 1, "gid": 2, "umask": 18, "additionalGids": [3]}, "noNewPrivileges": true, "oomScoreAdj": 5,
+        "capabilities": {"bounding": ["CAP_KILL"], "ambient": ["CAP_KILL"]}, "apparmorProfile": "a", "selinuxLabel": "s",
+        "rlimits": [{"type": "RLIMIT_CPU", "soft": 1, "hard": 2}],
+        "scheduler": {"policy": "SCHED_FIFO", "priority": 1, "nice": 0, "flags": ["SCHED_FLAG_RECLAIM"]},
+        "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 1},
+        "execCPUAffinity": {"initial": "0", "final": "0-1"},
+    });
+    config["hostname"] = json!("h");
+    config["domainname"] = json!("d");
+    config["mounts"] = json!([
+        {"destination": "/a", "type": "bind", "source": "/vol", "options": ["rbind", "ro"]},
+        {"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["size=1k", "tmpcopyup"]},
+    ]);
+    config["hooks"] = json!({"prestart": [{"path": "/h", "args": ["h"], "env": ["A=b"], "timeout": 1}]});
+    config["annotations"] = json!({"io.runvm.memory-mib": "200", "io.runvm.vcpus": "2", "other": "x"});
+    config["linux"] = json!({
+        "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping, "cgroupsPath": "/a/b",
+        "sysctl": {"net.ipv4.ip_forward": "1", "kernel.msgmax": "2", "fs/mqueue/msg_max": "3"},
+        "timeOffsets": {"boottime": {"secs": 1, "nanosecs": 2}}, "personality": {"domain": "LINUX32"},
+        "maskedPaths": ["/m"], "readonlyPaths": ["/r"], "mountLabel": "l", "rootfsPropagation": "rslave",
+        "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "uid": 1, "gid": 2}],
+    });
+    config["linux"]["resources"] = json!({
+        "memory": {"limit": 100_000_000, "swap": 200_000_000, "reservation": 5, "swappiness": 60, "disableOOMKiller": true},
+        "cpu": {"shares": 5, "quota": 5000, "period": 10_000, "burst": 6, "cpus": "0-1", "mems": "0", "idle": 0,
+                "realtimeRuntime": 1, "realtimePeriod": 2},
+        "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}], "unified": {"io.max": "8:0 rbps=1"},
+        "devices": [{"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"}],
+        "blockIO": {"weight": 10, "leafWeight": 10, "weightDevice": [{"major": 8, "minor": 0, "weight": 11}],
+                    "throttleReadBpsDevice": disk, "throttleWriteBpsDevice": disk,
+                    "throttleReadIOPSDevice": disk, "throttleWriteIOPSDevice": disk},
+        "network": {"classID": 1}, "rdma": {"x": {"hcaHandles": 1}},
+    });
+    config
+}
+
+/// The JSON pointers of everything in a value.
+fn pointers(value: &Value, here: &str, all: &mut Vec<String>) {
+    let mut enter = |key: &str, child: &Value| {
+        let pointer = format!("{here}/{}", key.replace('~', "~0").replace('/', "~1"));
+        pointers(child, &pointer, all);
+        all.push(pointer);
+    };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, child)| enter(key, child)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(n, child)| enter(&n.to_string(), child)),
+        _ => {}
+    }
+}
+
+/// What may happen to a part of a bundle.
+#[derive(Clone, Debug)]
+enum Change {
+    Remove,
+    Repeat,
+    Replace(Value),
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    prop_oneof![Just(Change::Remove), Just(Change::Repeat), any_json().prop_map(Change::Replace)]
+}
+
+fn apply(config: &mut Value, pointer: &str, change: Change) {
+    let Some((parent, key)) = pointer.rsplit_once('/') else { return };
+    match (config.pointer_mut(parent), change) {
+        (Some(Value::Object(map)), Change::Remove) => drop(map.remove(key)),
+        (Some(Value::Array(list)), Change::Repeat) => list.extend(list.first().cloned()),
+        (Some(_), Change::Replace(value)) => {
+            config.pointer_mut(pointer).into_iter().for_each(|place| *place = value.clone());
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_bundle_with_everything_has_a_plan() {
+    let plan = plan_with(full_config(), &facts()).unwrap();
+    assert!(!plan.container.device_filter.is_empty() && plan.container.process.scheduler.is_some());
+    assert_eq!((plan.limits.one_of.len(), plan.container.personality), (2, 8));
 }
 
 fn numbers() -> impl Strategy<Value = Value> {
@@ -464,6 +595,24 @@ proptest! {
         let mut config = config();
         changes.into_iter().for_each(|(field, value)| set(&mut config, field, value));
         let _ = plan_with(config, &facts());
+    }
+
+    #[test]
+    fn no_change_of_a_whole_bundle_makes_it_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_change()), 1..6),
+    ) {
+        let mut config = full_config();
+        for (index, change) in changes {
+            let mut all = Vec::new();
+            pointers(&config, "", &mut all);
+            if !all.is_empty() {
+                apply(&mut config, index.get::<String>(&all), change);
+            }
+        }
+        if let Ok(plan) = plan_with(config, &facts()) {
+            prop_assert!(plan.container.device_filter.len() % 8 == 0);
+            prop_assert!(plan.container.sysctls.iter().all(|sysctl| !sysctl.key.contains("..")));
+        }
     }
 
     #[test]

@@ -1,0 +1,55 @@
+//! A disk of the host's own: a loop device over a file in memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::command::run;
+
+/// Size of the disk in bytes; its blocks take memory only when written.
+const SIZE: u64 = 64 << 20;
+
+/// A disk with an ext4 file system; gone when dropped.
+pub struct Disk {
+    device: PathBuf,
+    volume: PathBuf,
+}
+
+impl Disk {
+    /// Makes it, with its file in this folder.
+    #[track_caller]
+    pub fn new(dir: &Path) -> Self {
+        let file = dir.join("disk");
+        fs::File::create(&file).and_then(|file| file.set_len(SIZE)).expect("make the disk's file");
+        // Not there yet on a host that has used none.
+        let _ = run(Command::new("modprobe").arg("loop"));
+        run(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&file)).success();
+        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&file)).success();
+        Self { device: device.line().into(), volume: dir.join("volume") }
+    }
+
+    /// Major and minor number.
+    #[track_caller]
+    pub fn number(&self) -> (u32, u32) {
+        let device = rustix::fs::stat(&self.device).expect("look at the disk").st_rdev;
+        (rustix::fs::major(device), rustix::fs::minor(device))
+    }
+
+    /// Mounts its file system; returns where.
+    #[track_caller]
+    pub fn mount(&self) -> PathBuf {
+        fs::create_dir(&self.volume).expect("make the mount point");
+        run(Command::new("mount").args(["-t", "ext4"]).arg(&self.device).arg(&self.volume)).success();
+        self.volume.clone()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a container that failed may still have it.
+        let _ = unmount(&self.volume, UnmountFlags::DETACH);
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+    }
+}
