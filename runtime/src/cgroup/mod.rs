@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{CgroupPlan, HostLimits};
+use crate::plan::{CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX};
 use layout::Hierarchy;
 pub use layout::Layout;
 
@@ -23,6 +23,8 @@ pub use layout::Layout;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked at meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Bytes by which a limit of memory stays above what is in use.
+const SLACK: u64 = 64 << 20;
 /// How deep below a cgroup of ours others are removed.
 const MAX_DEPTH: usize = 32;
 
@@ -90,13 +92,31 @@ impl HostCgroup {
     pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
         let unified = matches!(self.directories.as_slice(), [only] if only.unified);
         let files = if unified { &limits.unified } else { &limits.legacy };
-        files.iter().try_for_each(|(name, value)| self.write(name, value))
+        files.iter().try_for_each(|(name, value)| match name.as_str() {
+            MEMORY_MAX => self.write(name, &self.lowered(name, value, "memory.current")),
+            LEGACY_MEMORY_MAX => self.write(name, &self.lowered(name, value, "memory.usage_in_bytes")),
+            LEGACY_SWAP_MAX => self.write(name, &self.lowered(name, value, "memory.memsw.usage_in_bytes")),
+            _ => self.write(name, value),
+        })
     }
 
-    /// Writes a file, in whatever hierarchy has it.
+    /// A limit of memory below what the VM uses would end it. It is lowered only as far as that allows: the guest
+    /// frees memory by its own limit, gives it back within seconds, and has no more than this until the next update.
+    fn lowered(&self, name: &str, limit: &str, usage: &str) -> String {
+        let number = |name: &str| fs::read_to_string(self.file(name)?).ok()?.trim().parse::<u64>().ok();
+        let (Ok(limit), Some(used)) = (limit.parse::<u64>(), number(usage)) else { return limit.to_owned() };
+        // What there is now may be "max".
+        let now = number(name).unwrap_or(u64::MAX);
+        limit.max(used.saturating_add(SLACK).min(now)).to_string()
+    }
+
+    /// The file of this name, in whatever hierarchy has it.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.directories.iter().map(|directory| directory.path.join(name)).find(|file| file.exists())
+    }
+
     fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
-        let mut files = self.directories.iter().map(|directory| directory.path.join(name));
-        let Some(file) = files.find(|file| file.exists()) else {
+        let Some(file) = self.file(name) else {
             bail!(
                 "set {name} to {value:?}: the host's cgroup of the container has no such file (controller not enabled?)"
             );

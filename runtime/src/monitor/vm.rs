@@ -54,7 +54,8 @@ impl Vm {
             cmdline: setup.machine.cmdline,
             console: console(setup.log.debug)?,
         };
-        let machine = Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)])?;
+        let machine =
+            Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)])?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
