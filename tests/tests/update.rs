@@ -52,7 +52,7 @@ fn limits_of_the_bundle_hold_on_the_host_too() {
     assert_eq!(on_host(up.pid, "memory.swap.max"), (50 << 20).to_string());
     let memory: u64 = on_host(up.pid, "memory.max").parse().unwrap();
     // A VM has its kernel and its monitor besides.
-    let most = if place::is_runvm() { 300 } else { 100 };
+    let most = if place::is_runvm() { 400 } else { 100 };
     assert!((100..=most).contains(&(memory >> 20)), "{memory}");
     update(&container, &["--cpu-quota", "20000", "--cpu-period", "50000", "--cpu-share", "1024"]);
     assert_eq!(on_host(up.pid, "cpu.weight"), "39");
@@ -132,11 +132,28 @@ fn a_throttled_disk_is_slow() {
 fn vm_more_memory_than_the_machine_has_is_refused() {
     let scene = Scene::new();
     let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.memory-mib": "256"}));
     container.set("/linux/resources", json!({"memory": {"limit": 64 << 20}}));
     let up = container.idle();
     let mut command = container.command("update");
     scene.refused(&run(command.args(["--memory", "1g"]).arg(&container.id)), &["1024 MiB", "virtual machine has"]);
     assert_eq!(limit(&container, "memory.max"), (64 << 20).to_string());
+    container.end(&up);
+}
+
+#[test]
+fn a_limit_of_memory_moves_on_the_host_too() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/linux/resources", json!({"memory": {"limit": 64 << 20}}));
+    let up = container.idle();
+    let memory = || on_host(up.pid, "memory.max").parse::<u64>().unwrap();
+    let before = memory();
+    update(&container, &["--memory", "1g"]);
+    assert_eq!(limit(&container, "memory.max"), (1u64 << 30).to_string());
+    assert!(memory() >= before + (960 << 20), "{before}, then {}", memory());
+    update(&container, &["--memory", "64m"]);
+    assert_eq!((memory(), limit(&container, "memory.max")), (before, (64 << 20).to_string()));
     container.end(&up);
 }
 

@@ -80,7 +80,7 @@ fn place_initrd(kernel_end: u64, initrd: &File, spec: &MachineSpec) -> Result<(u
     let needed = kernel_end.saturating_add(length).saturating_add(SLACK);
     if needed > end {
         let (mib, given) = (needed.div_ceil(MIB), end / MIB);
-        return Err(Error::Spec(format!("kernel and initrd need {mib} MiB of memory below 3 GiB; there are {given}")));
+        return Err(Error::Spec(format!("kernel and initrd need {mib} MiB of memory below 4 GiB; there are {given}")));
     }
     Ok((kernel_end.next_multiple_of(PAGE), length))
 }
@@ -98,6 +98,10 @@ fn cmdline(spec: &MachineSpec, devices: usize) -> Result<CString, Error> {
     let ramoops =
         format!("ramoops.mem_address={address:#x} ramoops.mem_size={size:#x} ramoops.record_size={record:#x}");
     line.insert_str(ramoops).map_err(bad)?;
+    if layout::memory_ranges(u64::from(spec.memory_mib) * MIB).len() > 1 {
+        // No device of ours is confined to memory below 4 GiB; without this 64 MiB there are cleared for such.
+        line.insert_str("swiotlb=noforce").map_err(bad)?;
+    }
     for slot in 0..devices {
         let (address, irq) = layout::virtio_slot(slot);
         line.add_virtio_mmio_device(layout::VIRTIO_SIZE, GuestAddress(address), irq, None).map_err(bad)?;

@@ -5,7 +5,7 @@
 //!  0x0000_7000  zero page, then kernel arguments, boot GDT, random seed, boot page tables
 //!  0x0009_0000  ramoops: the kernel's last words (Linux keeps off the first MiB in any case)
 //!  0x0010_0000  kernel (where its ELF says), then the initrd
-//!  0xc000_0000  end of low memory
+//!  0xc000_0000  end of low memory at the latest
 //!  0xd000_0000  virtio-mmio devices, 4 KiB each
 //!  0xfec0_0000  I/O APIC, 0xfee0_0000 local APICs, 0xfffb_c000 KVM's own pages
 //! 0x1_0000_0000 high memory
@@ -49,6 +49,8 @@ pub const KERNEL_MIN: u64 = MIB;
 
 /// End of memory below the MMIO gap.
 pub const GAP_START: u64 = 0xc000_0000;
+/// Memory below it when there is more than fits: room for kernel and initrd.
+pub const LOW_MEMORY: u64 = 256 * MIB;
 /// Start of memory above it.
 pub const GAP_END: u64 = 1 << 32;
 /// First virtio-mmio device.
@@ -74,17 +76,18 @@ pub const LAPIC: u32 = 0xfee0_0000;
 /// Three pages that KVM needs on Intel for real mode (`KVM_SET_TSS_ADDR`); nothing else may be there.
 pub const KVM_TSS: usize = 0xfffb_d000;
 
-/// Guest memory as (first address, bytes), split around the MMIO gap.
+/// Guest memory as (first address, bytes): below the MMIO gap if it all fits there, else little of it. Our kernel
+/// leaves memory undescribed until it is needed, but only in its highest zone, which then begins above the gap.
 pub fn memory_ranges(bytes: u64) -> Vec<(u64, u64)> {
-    match bytes.checked_sub(GAP_START).filter(|&above| above > 0) {
-        None => vec![(0, bytes)],
-        Some(above) => vec![(0, GAP_START), (GAP_END, above)],
+    match low_memory_end(bytes) {
+        low if low == bytes => vec![(0, bytes)],
+        low => vec![(0, low), (GAP_END, bytes - low)],
     }
 }
 
 /// End of the memory below the gap.
 pub fn low_memory_end(bytes: u64) -> u64 {
-    bytes.min(GAP_START)
+    if bytes > GAP_START { LOW_MEMORY } else { bytes }
 }
 
 /// Address and interrupt of the virtio-mmio device in this slot.
@@ -100,8 +103,8 @@ mod tests {
     fn memory_is_split_around_the_gap() {
         assert_eq!(memory_ranges(128 * MIB), [(0, 128 * MIB)]);
         assert_eq!(memory_ranges(3072 * MIB), [(0, 3072 * MIB)]);
-        assert_eq!(memory_ranges(3073 * MIB), [(0, 3072 * MIB), (1 << 32, MIB)]);
-        assert_eq!(low_memory_end(8192 * MIB), GAP_START);
+        assert_eq!(memory_ranges(3073 * MIB), [(0, 256 * MIB), (1 << 32, 2817 * MIB)]);
+        assert_eq!(low_memory_end(8192 * MIB), 256 * MIB);
     }
 
     #[test]

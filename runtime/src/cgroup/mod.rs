@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{CgroupPlan, HostLimits};
+use crate::plan::{CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX};
 use layout::Hierarchy;
 pub use layout::Layout;
 
@@ -23,6 +23,8 @@ pub use layout::Layout;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked at meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Bytes by which a limit of memory stays above what is in use.
+const SLACK: u64 = 64 << 20;
 /// How deep below a cgroup of ours others are removed.
 const MAX_DEPTH: usize = 32;
 
@@ -95,17 +97,36 @@ impl HostCgroup {
     pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
         let unified = matches!(self.directories.as_slice(), [only] if only.unified);
         let files = if unified { &limits.unified } else { &limits.legacy };
-        files.iter().try_for_each(|file| self.write(std::slice::from_ref(file)))?;
+        files.iter().try_for_each(|(name, value)| {
+            let value = match name.as_str() {
+                MEMORY_MAX => self.lowered(name, value, "memory.current"),
+                LEGACY_MEMORY_MAX => self.lowered(name, value, "memory.usage_in_bytes"),
+                LEGACY_SWAP_MAX => self.lowered(name, value, "memory.memsw.usage_in_bytes"),
+                _ => value.clone(),
+            };
+            self.write(&[(name.clone(), value)])
+        })?;
         limits.one_of.iter().try_for_each(|files| self.write(files))
     }
 
-    /// Writes the first of these files that there is, in whatever hierarchy has it.
+    /// A limit of memory below what the VM uses would end it. It is lowered only as far as that allows: the guest
+    /// frees memory by its own limit, gives it back within seconds, and has no more than this until the next update.
+    fn lowered(&self, name: &str, limit: &str, usage: &str) -> String {
+        let number = |name: &str| fs::read_to_string(self.file(name)?).ok()?.trim().parse::<u64>().ok();
+        let (Ok(limit), Some(used)) = (limit.parse::<u64>(), number(usage)) else { return limit.to_owned() };
+        // What there is now may be "max".
+        let now = number(name).unwrap_or(u64::MAX);
+        limit.max(used.saturating_add(SLACK).min(now)).to_string()
+    }
+
+    /// The file of this name, in whatever hierarchy has it.
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.directories.iter().map(|directory| directory.path.join(name)).find(|file| file.exists())
+    }
+
+    /// Writes the first of these files that there is.
     fn write(&self, files: &[(String, String)]) -> anyhow::Result<()> {
-        let place = |name: &str| {
-            let mut files = self.directories.iter().map(|directory| directory.path.join(name));
-            files.find(|file| file.exists())
-        };
-        if let Some((file, value)) = files.iter().find_map(|(name, value)| Some((place(name)?, value))) {
+        if let Some((file, value)) = files.iter().find_map(|(name, value)| Some((self.file(name)?, value))) {
             return fs::write(&file, value).with_context(|| format!("write {value:?} to {}", file.display()));
         }
         let names: Vec<String> = files.iter().map(|(name, value)| format!("{name} to {value:?}")).collect();

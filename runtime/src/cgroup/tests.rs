@@ -108,3 +108,25 @@ fn this_machines_hierarchies() {
     assert!(busy.unwrap().is_err(), "a cgroup with a process in it cannot be removed");
     assert!(cgroup.directories.iter().all(|directory| !directory.path.exists()));
 }
+
+#[test]
+fn a_limit_is_never_lowered_below_what_is_in_use() {
+    let root = FakeRoot::new();
+    let cgroup = create_in(&root.layout(""), &plan("/a")).unwrap();
+    let mib = |n: u64| (n << 20).to_string();
+    for (before, used, asked, after) in [
+        (mib(500), mib(100), mib(300), mib(300)),
+        (mib(500), mib(400), mib(300), mib(464)),
+        // Somebody who uses all there is gets no more by asking for less.
+        (mib(500), mib(490), mib(300), mib(500)),
+        (mib(500), mib(490), mib(600), mib(600)),
+        ("max\n".to_owned(), mib(400), mib(300), mib(464)),
+        (mib(500), mib(400), "max".to_owned(), "max".to_owned()),
+    ] {
+        fs::write(root.path("a/memory.max"), before).unwrap();
+        fs::write(root.path("a/memory.current"), used + "\n").unwrap();
+        let limits = HostLimits { unified: vec![("memory.max".to_owned(), asked)], ..HostLimits::default() };
+        cgroup.limit(&limits).unwrap();
+        assert_eq!(fs::read_to_string(root.path("a/memory.max")).unwrap(), after);
+    }
+}

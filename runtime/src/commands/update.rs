@@ -16,7 +16,8 @@ use crate::{log, plan};
 /// The guest only writes a few files.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the limits of a container: those of its cgroup in the guest, then those of the whole VM on the host.
+/// Changes the limits of a container: those of the whole VM on the host, which are the wider ones and must be there before
+/// the container may use more, then those of its cgroup in the guest.
 pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let state = dir.state()?;
@@ -36,8 +37,8 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let limits = plan::host_limits(&resources, &files, state.memory_mib)?;
     notes.iter().for_each(|note| log::debug(note));
     let files = files.into_iter().map(|file| (file.key, file.value)).collect();
-    control::call(dir.path(), &Request::Update(files), PATIENCE)?;
-    state.cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&limits)).map(|()| 0)
+    state.cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&limits))?;
+    control::call(dir.path(), &Request::Update(files), PATIENCE).map(|_| 0)
 }
 
 /// `linux.resources` from a file, or from standard input for `-`.

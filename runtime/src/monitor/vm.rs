@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use protocol::{Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
+use vmm::virtio::balloon::Balloon;
 use vmm::virtio::fs::{Counters, Fs, Share};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
@@ -53,7 +54,8 @@ impl Vm {
             cmdline: setup.machine.cmdline,
             console: console(setup.log.debug)?,
         };
-        let machine = Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng)])?;
+        let machine =
+            Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)])?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {

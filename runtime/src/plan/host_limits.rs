@@ -2,19 +2,32 @@
 //!
 //! What the container may use is limited in the guest. The host's cgroup holds everything together, so
 //! that neither the guest's kernel nor the monitor takes more than the bundle gives: the same CPU time and
-//! CPUs, and the VM's memory with what the monitor needs beside it.
+//! CPUs, and the memory that a VM of this limit needs with what the monitor needs beside it. The VM itself is mostly larger,
+//! so that its limit can grow.
 
 use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use protocol::KeyValue;
 
 use super::block_io;
+use super::machine::needed_mib;
 use super::resources::{memory_limit, swap_only};
 
+/// What a guest may have touched beyond what it needs, in MiB. Its kernel takes 64 MiB more whenever less than a watermark
+/// is free, and has some pages at hand for each CPU; what is freed comes back after seconds.
+const SPREAD_MIB: u64 = 128;
 /// Memory of the monitor beside that of the VM, in MiB: its own, the host kernel's for the VM, file pages in use.
 const MONITOR_MIB: u64 = 64;
 /// One part of so many is what the host's kernel needs to map the guest's memory.
 const MAPPING_PART: u64 = 128;
+
+/// The file with the limit of memory.
+pub const MEMORY_MAX: &str = "memory.max";
+/// The same in version 1.
+pub const LEGACY_MEMORY_MAX: &str = "memory.limit_in_bytes";
+
+/// The file with the limit of memory and swap together in version 1.
+pub const LEGACY_SWAP_MAX: &str = "memory.memsw.limit_in_bytes";
 
 /// Files of the host's cgroup and their values, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +66,7 @@ pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
     match memory_limit(resources).map(|limit| limit >> 20) {
         Some(mib) if mib > u64::from(memory_mib) => bail!(
             "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, which it got when it was \
-             created (annotation io.runvm.memory-mib)"
+             created; the annotation io.runvm.memory-mib makes it larger then"
         ),
         _ => Ok(()),
     }
@@ -103,19 +116,23 @@ impl HostLimits {
     fn memory(&mut self, resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
         let asked = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or_default();
         let swap = resources.memory().as_ref().map(swap_only).transpose()?.flatten();
-        if memory_limit(resources).is_some() {
-            let mib = u64::from(memory_mib);
+        if let Some(limit) = memory_limit(resources) {
+            let mib = needed_mib(limit).saturating_add(SPREAD_MIB).min(memory_mib.into());
             let bytes = (mib + mib.div_ceil(MAPPING_PART) + MONITOR_MIB) << 20;
-            self.unified.push(("memory.max".to_owned(), bytes.to_string()));
-            self.legacy("memory.limit_in_bytes", bytes);
+            self.unified.push((MEMORY_MAX.to_owned(), bytes.to_string()));
+            // Neither may ever be above the other; an unlimited one never is.
+            if swap.is_some() {
+                self.legacy(LEGACY_SWAP_MAX, -1);
+            }
+            self.legacy(LEGACY_MEMORY_MAX, bytes);
             if let Some(swap) = swap.and_then(|swap| u64::try_from(swap).ok()) {
                 self.unified.push(("memory.swap.max".to_owned(), swap.to_string()));
-                self.legacy("memory.memsw.limit_in_bytes", bytes.saturating_add(swap));
+                self.legacy(LEGACY_SWAP_MAX, bytes.saturating_add(swap));
             }
         } else if asked < 0 {
-            self.unified.push(("memory.max".to_owned(), "max".to_owned()));
-            self.legacy("memory.memsw.limit_in_bytes", -1);
-            self.legacy("memory.limit_in_bytes", -1);
+            self.unified.push((MEMORY_MAX.to_owned(), "max".to_owned()));
+            self.legacy(LEGACY_SWAP_MAX, -1);
+            self.legacy(LEGACY_MEMORY_MAX, -1);
         }
         if swap == Some(-1) {
             self.unified.push(("memory.swap.max".to_owned(), "max".to_owned()));
@@ -140,7 +157,7 @@ mod tests {
 
     #[test]
     fn both_versions() {
-        // 1024 MiB, 8 to map it and 64 for the monitor.
+        // 66 MiB are needed and 128 more may be touched; 2 to map them and 64 for the monitor.
         let table = [
             ("{}", "", ""),
             (
@@ -148,12 +165,14 @@ mod tests {
                 "cpu.weight=39 cpu.max=5000 10000 cpuset.cpus=0-1 cpuset.mems=0",
                 "cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000 cpuset.cpus=0-1 cpuset.mems=0",
             ),
-            (r#"{"memory":{"limit":1000}}"#, "memory.max=1149239296", "memory.limit_in_bytes=1149239296"),
+            (r#"{"memory":{"limit":1000}}"#, "memory.max=272629760", "memory.limit_in_bytes=272629760"),
             (
                 r#"{"memory":{"limit":1000,"swap":3000}}"#,
-                "memory.max=1149239296 memory.swap.max=2000",
-                "memory.limit_in_bytes=1149239296 memory.memsw.limit_in_bytes=1149241296",
+                "memory.max=272629760 memory.swap.max=2000",
+                "memory.memsw.limit_in_bytes=-1 memory.limit_in_bytes=272629760 memory.memsw.limit_in_bytes=272631760",
             ),
+            // All of the VM, 8 MiB to map it, and the monitor.
+            (r#"{"memory":{"limit":1073741824}}"#, "memory.max=1149239296", "memory.limit_in_bytes=1149239296"),
             (
                 r#"{"memory":{"limit":-1}}"#,
                 "memory.max=max memory.swap.max=max",

@@ -6,9 +6,10 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::{MachinePlan, annotations, resources};
 use crate::facts::Facts;
 
-/// Memory without a limit in the bundle, in MiB. The host backs only what the guest touches.
-const DEFAULT_MIB: u64 = 2048;
-/// A VM of ours is never smaller, in MiB.
+/// What every VM has, in MiB, on a host that has as much: room for a limit to grow, and the memory of a
+/// container without one. The host backs only what the guest touches, and up to here size costs nothing.
+const ROOM_MIB: u64 = 3072;
+/// What a VM has on the smallest of hosts, in MiB.
 const LEAST_MIB: u64 = 128;
 /// The least that may be asked for by annotation, in MiB: kernel and agent start with it.
 const LEAST_ASKED_MIB: u64 = 64;
@@ -44,18 +45,22 @@ pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Resu
     Ok(MachinePlan { memory_mib, vcpus, cmdline })
 }
 
-/// The limit, the guest kernel's description of that many pages, and the reserve, in steps of 2 MiB, so
-/// that the container's cgroup reaches its limit before the VM runs out. Never more than the host has.
+/// Room for everybody, or what the limit needs if that is more. Never more than the host has.
 fn memory_mib(limit: Option<u64>, host_mib: u64, notes: &mut Vec<String>) -> u64 {
     let most = host_mib.clamp(LEAST_MIB, MOST_MIB);
-    let Some(limit) = limit else { return DEFAULT_MIB.min(most) };
-    let limit_mib = limit.div_ceil(1 << 20);
-    let wanted = limit_mib.saturating_add(limit_mib.div_ceil(PAGE_OVERHEAD)).saturating_add(RESERVE_MIB);
-    let wanted = wanted.checked_next_multiple_of(2).unwrap_or(u64::MAX).max(LEAST_MIB);
-    if wanted > most {
-        notes.push(format!("memory limit of {limit_mib} MiB: the VM has the host's {most} MiB, no more"));
+    let needed = limit.map_or(0, needed_mib);
+    if needed > most {
+        notes.push(format!("the memory limit needs a VM of {needed} MiB: it has the host's {most} MiB, no more"));
     }
-    wanted.min(most)
+    needed.max(ROOM_MIB).min(most)
+}
+
+/// What a VM needs, in MiB, so that the container's cgroup reaches its limit (in bytes) before the VM runs out: the
+/// limit, the guest kernel's description of that many pages, and the reserve, in steps of 2 MiB.
+pub fn needed_mib(limit: u64) -> u64 {
+    let limit_mib = limit.div_ceil(1 << 20);
+    let needed = limit_mib.saturating_add(limit_mib.div_ceil(PAGE_OVERHEAD)).saturating_add(RESERVE_MIB);
+    needed.checked_next_multiple_of(2).unwrap_or(u64::MAX)
 }
 
 /// All of the host's, unless a quota or a set of CPUs says that fewer can ever be busy.
@@ -76,13 +81,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_limit_and_reserve() {
+    fn memory_is_room_or_limit_and_reserve() {
         let table = [
-            (None, 16_000, 2048),
+            (None, 16_000, 3072),
             (None, 1000, 1000),
-            (Some(512 << 20), 16_000, 584),
-            (Some(1), 16_000, 128),
-            (Some((64 << 20) + 1), 16_000, 132),
+            (None, 10, 128),
+            (Some(1), 16_000, 3072),
+            (Some(512 << 20), 1000, 1000),
+            (Some(4096 << 20), 16_000, 4224),
+            (Some((4096 << 20) + 1), 16_000, 4226),
             (Some(1 << 40), 16_000, 16_000),
             (Some(u64::MAX), u64::MAX, 1 << 20),
         ];

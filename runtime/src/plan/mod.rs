@@ -51,7 +51,7 @@ use crate::hooks::Hooks;
 pub use bounds::check as check_bounds;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::CgroupPlan;
-pub use host_limits::{HostLimits, check_memory, plan as host_limits};
+pub use host_limits::{HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_memory, plan as host_limits};
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;

@@ -93,7 +93,7 @@ fn bind(source: &str, destination: &str) -> Value {
 #[test]
 fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
-    assert_eq!(plan.machine, MachinePlan { memory_mib: 2048, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
+    assert_eq!(plan.machine, MachinePlan { memory_mib: 3072, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
     assert_eq!(plan.network, NetworkPlan::New);
     let rootfs = SharePlan { name: "rootfs".to_owned(), source: "/b/rootfs".into(), read_only: false };
     assert_eq!(plan.shares, [rootfs]);
@@ -304,12 +304,12 @@ fn names_sysctls_and_users() {
 
 #[test]
 fn limits_size_the_vm_and_reach_the_guests_cgroup() {
-    let resources = json!({"memory": {"limit": 268435456}, "cpu": {"quota": 150000, "period": 100000}});
+    let resources = json!({"memory": {"limit": 4294967296u64}, "cpu": {"quota": 150000, "period": 100000}});
     let plan = with("/linux/resources", resources).unwrap();
-    assert_eq!((plan.machine.memory_mib, plan.machine.vcpus, plan.container.online_cpus), (324, 2, 2));
+    assert_eq!((plan.machine.memory_mib, plan.machine.vcpus, plan.container.online_cpus), (4224, 2, 2));
     assert_eq!(plan.container.cgroup_files.len(), 2);
-    let plan = with("/linux/resources", json!({"unified": {"memory.max": "268435456"}})).unwrap();
-    assert_eq!(plan.machine.memory_mib, 324);
+    let plan = with("/linux/resources", json!({"unified": {"memory.max": "4294967296"}})).unwrap();
+    assert_eq!(plan.machine.memory_mib, 4224);
     let plan = with("/annotations", json!({"io.runvm.memory-mib": "96", "io.runvm.vcpus": "9"})).unwrap();
     assert_eq!((plan.machine.memory_mib, plan.machine.vcpus), (96, 9));
 }
@@ -627,7 +627,7 @@ proptest! {
     #[test]
     fn no_limit_makes_it_panic(resources in numbers()) {
         if let Ok(plan) = with("/linux/resources", resources) {
-            prop_assert!((128..=16_000).contains(&plan.machine.memory_mib) && (1..=4).contains(&plan.machine.vcpus));
+            prop_assert!((3072..=16_000).contains(&plan.machine.memory_mib) && (1..=4).contains(&plan.machine.vcpus));
         }
     }
 

@@ -15,6 +15,7 @@
 //! Everything read from guest memory is data that lies. A device answers it with [`Error`]; the worker
 //! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
 
+pub mod balloon;
 pub mod fs;
 pub mod mmio;
 pub mod queue;
@@ -83,7 +84,7 @@ pub struct Context<'a> {
 /// is back with the transport as if never activated, its own state kept. `reset` follows when the
 /// driver asked for a reset.
 pub trait Device: Send {
-    /// Device id of virtio 1.2, section 5 (4 is entropy, 19 socket, 26 file system).
+    /// Device id of virtio 1.2, section 5 (4 is entropy, 5 balloon, 19 socket, 26 file system).
     fn id(&self) -> u32;
     /// Feature bits offered, besides those of the transport (`VERSION_1`, `EVENT_IDX`, `INDIRECT_DESC`).
     fn features(&self) -> u64 {

@@ -285,12 +285,12 @@ fn a_bad_chain_stops_the_device_once_and_asks_for_a_reset() {
         damage(&driver);
         let worker = start(Idle { device: Box::<Successor>::default(), queues: vec![queue()] }, &wiring);
         wait(&format!("a fault of kind {number}"), || wiring.interrupt.is_broken());
+        wiring.notified[0].write(1).unwrap();
+        assert_eq!(worker.stop().unwrap().queues.len(), 1);
         assert_eq!(
             wiring.interrupt.registers().load(crate::virtio::mmio::INTERRUPT_STATUS) & crate::interrupt::CONFIG,
             crate::interrupt::CONFIG
         );
-        wiring.notified[0].write(1).unwrap();
-        assert_eq!(worker.stop().unwrap().queues.len(), 1);
         assert!(irqfd.read().unwrap() > 0, "the status changes first, then the driver is told");
         let faults = faults.lock().unwrap();
         assert!(faults.len() == 1 && faults[0].starts_with("virtio-test: "), "{faults:?}");
