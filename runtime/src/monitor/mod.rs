@@ -20,6 +20,7 @@ mod oom;
 mod server;
 mod stdio;
 mod vm;
+mod wire;
 
 use std::io::{Read, Write};
 use std::os::fd::{OwnedFd, RawFd};
