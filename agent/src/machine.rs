@@ -11,6 +11,9 @@ use std::time::Duration;
 /// How long the host has to stop the machine after Shutdown was answered.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// By how many microseconds the clock is off when it is set rather than adjusted.
+const STEP_US: u64 = 1_000_000;
+
 /// How long after StartContainer's answer the other CPUs are brought up: a process that does little is
 /// done by then, and needn't share the one CPU with that work.
 const AFTER_START: Duration = Duration::from_millis(100);
@@ -21,7 +24,7 @@ pub fn configure(request: &ConfigureRequest) -> Result<()> {
         return Err(Error::invalid("realtime_nsec is not below a second"));
     }
     if request.realtime_sec != 0 {
-        sys::set_realtime(request.realtime_sec, request.realtime_nsec).context(|| "set clock")?;
+        set_clock(request.realtime_sec, request.realtime_nsec)?;
     }
     if request.entropy.is_empty() {
         return Ok(());
@@ -33,6 +36,17 @@ pub fn configure(request: &ConfigureRequest) -> Result<()> {
         Ok(()) | Err(Errno::NODATA) => Ok(()),
         Err(errno) => Err(errno).context(|| "add entropy"),
     }
+}
+
+/// A second or more is a step; less the clock makes good by going faster or slower, so that no time comes twice.
+fn set_clock(seconds: i64, nanoseconds: u32) -> Result<()> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let whole = seconds.saturating_sub(now.tv_sec).saturating_mul(1_000_000);
+    let behind = whole.saturating_add((i64::from(nanoseconds) - now.tv_nsec) / 1000);
+    if behind.unsigned_abs() < STEP_US {
+        return sys::slew_realtime(behind).context(|| "adjust clock");
+    }
+    sys::set_realtime(seconds, nanoseconds).context(|| "set clock")
 }
 
 /// Brings CPUs up until `count` are online, soon. In a child, since each takes the kernel milliseconds in

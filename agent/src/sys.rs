@@ -262,6 +262,18 @@ pub fn write_file(path: impl AsRef<Path>, text: &str) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
+/// adjtime(3): makes the clock go a little faster or slower until so many microseconds are made good.
+pub fn slew_realtime(microseconds: i64) -> Result<(), Errno> {
+    // SAFETY: an all-zero timex is a valid argument, which outlives the call.
+    let state = unsafe {
+        let mut change: libc::timex = std::mem::zeroed();
+        change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+        change.offset = microseconds;
+        libc::adjtimex(&raw mut change)
+    };
+    check(state.into()).map(drop)
+}
+
 /// Sets CLOCK_REALTIME.
 pub fn set_realtime(sec: i64, nsec: u32) -> Result<(), Errno> {
     let time = libc::timespec { tv_sec: sec, tv_nsec: nsec.into() };

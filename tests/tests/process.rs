@@ -1,6 +1,7 @@
 //! The `process` section of config.json, as the process itself sees it.
 
 use serde_json::json;
+use tests::command::run;
 use tests::process::field;
 use tests::{Container, Scene};
 
@@ -306,4 +307,27 @@ fn what_is_no_program_is_named_in_runcs_words() {
         assert!(error.contains("permission denied") || error.contains("is a directory"), "{error}");
         scene.refused(&outcome, &[&format!("exec: \"{program}\": ")]);
     }
+}
+
+/// Seconds since 1970, as a container says them.
+fn time_in(container: &Container) -> i64 {
+    container.exec(&["date", "+%s"]).success().line().parse().unwrap()
+}
+
+#[test]
+fn the_clock_is_the_hosts_also_when_it_is_set() {
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    assert!((time_in(&container) - now()).abs() <= 2);
+    // Not the clock of somebody's machine.
+    if tests::place::host_is_ours() {
+        for step in [100_000, -100_000] {
+            run(std::process::Command::new("date").args(["--set", &format!("@{}", now() + step)])).success();
+            let near = || (time_in(&container) - now()).abs() <= 2;
+            tests::process::wait_until("the new time in the container", near);
+        }
+    }
+    container.end(&up);
 }

@@ -48,10 +48,19 @@ impl Agent {
 
     /// Gives the guest the time and randomness.
     pub async fn configure(&self) -> anyhow::Result<()> {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let mut entropy = vec![0; ENTROPY];
         let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
         entropy.truncate(got.context("getrandom")?);
+        self.configure_with(entropy).await
+    }
+
+    /// Gives the guest the time.
+    pub async fn set_time(&self) -> anyhow::Result<()> {
+        self.configure_with(Vec::new()).await
+    }
+
+    async fn configure_with(&self, entropy: Vec<u8>) -> anyhow::Result<()> {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let request = ConfigureRequest {
             realtime_sec: now.tv_sec,
             realtime_nsec: now.tv_nsec as u32,

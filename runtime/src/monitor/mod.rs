@@ -13,6 +13,7 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod agent_client;
+mod clock;
 mod confine;
 mod lifecycle;
 mod motion;

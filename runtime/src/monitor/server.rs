@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 
 use super::agent_client::{Agent, End};
+use super::clock::Clock;
 use super::lifecycle::{self, Event, Phase};
 use super::motion::Motion;
 use super::oom::Witness;
@@ -64,6 +65,7 @@ impl Server {
     pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio) -> u8 {
         tokio::task::spawn_local(Rc::clone(self).accept(listener));
         tokio::task::spawn_local(Rc::clone(self).watch_oom());
+        tokio::task::spawn_local(Rc::clone(self).keep_time());
         let end = self.alive(self.agent.wait("")).await;
         self.vm.mark("ended");
         self.apply(Event::End).ok();
@@ -242,6 +244,19 @@ impl Server {
             let Ok(more) = self.agent.wait_oom(kills).await else { return };
             self.oom_kills.send_replace(more);
             self.out_of_memory().await;
+        }
+    }
+
+    /// The guest's clock goes wrong otherwise, which is no reason to end it.
+    async fn keep_time(self: Rc<Self>) {
+        let clock = match Clock::new() {
+            Ok(clock) => clock,
+            Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
+        };
+        while clock.due().await.is_ok() {
+            if let Err(error) = self.ask(self.agent.set_time()).await {
+                log::debug(&format!("the guest's clock: {error:#}"));
+            }
         }
     }
 
