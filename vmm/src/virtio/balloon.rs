@@ -8,7 +8,6 @@
 
 use super::queue::{Chain, Outcome};
 use super::{Context, Device, Error, Event};
-use crate::layout::PAGE;
 
 /// `VIRTIO_BALLOON_F_REPORTING`.
 const REPORTING: u64 = 1 << 5;
@@ -16,6 +15,9 @@ const REPORTING: u64 = 1 << 5;
 /// Index of the ring with free pages. The specification numbers the rings as if all features had been
 /// negotiated; over MMIO, Linux and QEMU leave out those of features that are not (stats, hints).
 const REPORTING_QUEUE: usize = 2;
+
+/// Pages of the host, the least that can be given back.
+const PAGE: u64 = 4096;
 
 /// `num_pages` and `actual` of `struct virtio_balloon_config`.
 const CONFIG_BYTES: usize = 8;
@@ -80,13 +82,14 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::layout::MIB;
     use crate::virtio::worker::tests::{Driver, USED, queue, wait, wiring};
     use crate::virtio::worker::{Idle, Wiring, Worker};
 
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;
     const FREE: u64 = 0x8_0000;
+    /// All memory there is.
+    const MIB: u64 = 1 << 20;
 
     fn filled(memory: &GuestMemoryMmap, at: u64) -> bool {
         memory.read_obj::<u64>(GuestAddress(at)).unwrap() == u64::MAX
