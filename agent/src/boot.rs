@@ -4,6 +4,7 @@ use crate::rootfs::Places;
 use crate::{log, sys};
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::path::PathBuf;
 
 const DEV_NULL_FLAGS: u64 = libc::MS_NOSUID | libc::MS_NOEXEC;
@@ -48,6 +49,9 @@ pub fn prepare() {
     for directory in [&places.shares, &places.rootfs] {
         report("mkdir", rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755)));
     }
+    // The kernel's threads have the same root and working directory otherwise, and setns(2) would change theirs.
+    // SAFETY: nothing of a file-system context has to do with memory or descriptors.
+    report("unshare", unsafe { unshare_unsafe(UnshareFlags::FS) });
     protect();
     report("lo", sys::link_up("lo"));
 }

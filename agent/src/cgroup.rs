@@ -9,10 +9,15 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 use tokio::io::Interest;
 
 /// How deep below the container's own cgroup its processes are looked for.
 const MAX_DEPTH: usize = 32;
+
+/// How often, and after what pauses, the removal of a cgroup is tried.
+const REMOVAL_ATTEMPTS: usize = 200;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// A container's cgroup.
 #[derive(Debug)]
@@ -114,6 +119,18 @@ impl Cgroup {
         }
     }
 
+    /// Removes it and what is below it. Busy for a moment after its processes were killed.
+    pub async fn remove(&self) -> Result<()> {
+        for _ in 0..REMOVAL_ATTEMPTS {
+            match remove_tree(&self.directory, MAX_DEPTH) {
+                Err(Errno::BUSY) => tokio::time::sleep(REMOVAL_PAUSE).await,
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(errno).context(|| format!("remove cgroup {}", self.directory.display())),
+            }
+        }
+        Err(Errno::BUSY).context(|| format!("remove cgroup {}", self.directory.display()))
+    }
+
     /// Sends a signal to everything in it and below it. What ended meanwhile needs none.
     pub fn signal(&self, signal: u32) {
         for pid in self.pids().into_iter().filter_map(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 1) {
@@ -153,6 +170,15 @@ pub fn of_process(root: &Path, pid: i32) -> Result<OwnedFd> {
 
 fn open_directory(path: &Path) -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn remove_tree(directory: &Path, depth: usize) -> std::result::Result<(), Errno> {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten().filter(|_| depth > 0) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path(), depth - 1)?;
+        }
+    }
+    rustix::fs::rmdir(directory)
 }
 
 fn make_directory(path: &Path) -> Result<()> {

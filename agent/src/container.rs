@@ -11,7 +11,7 @@
 //! the VM goes. Processes that were executed later leave with the answer to the one who waited.
 
 use crate::cgroup::{Cgroup, MemoryEvents};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::event::Fd;
 use crate::link::Link;
 use crate::namespaces::Namespaces;
@@ -22,6 +22,7 @@ use crate::terminal;
 use protocol::{KeyValue, SeccompFilter};
 use rustix::fd::OwnedFd;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::sync::watch;
 
@@ -121,6 +122,12 @@ impl Container {
         self.execs.get(exec_id).ok_or_else(|| Error::not_found(format!("process {exec_id} does not exist")))
     }
 
+    fn kill(&self) -> Arc<Process> {
+        self.init.kill();
+        self.shape.cgroup.kill();
+        self.init.clone()
+    }
+
     /// Notes a finished exec; forgets the oldest that nobody waited for.
     fn finish(&mut self, exec_id: String) {
         self.finished.push_back(exec_id);
@@ -136,13 +143,24 @@ impl Container {
 pub struct Containers {
     /// Where things are in the guest.
     pub places: Places,
+    mounted: AtomicBool,
     table: Mutex<HashMap<String, Container>>,
 }
 
 impl Containers {
     /// None yet.
     pub fn new(places: Places) -> Self {
-        Self { places, table: Mutex::default() }
+        Self { places, mounted: AtomicBool::new(false), table: Mutex::default() }
+    }
+
+    /// The one virtio-fs mount; when the first container needs it, not before, so that a template of
+    /// the machine has nothing of the host's files in it. And once: a second time the kernel takes the superblock of a
+    /// share for that of the device.
+    pub fn mount_shares(&self) -> Result<()> {
+        let Some(tag) = self.places.shares_tag.as_ref().filter(|_| !self.mounted.load(Relaxed)) else { return Ok(()) };
+        sys::mount(tag, &self.places.shares.to_string_lossy(), "virtiofs", 0, "").context(|| "mount virtio-fs")?;
+        self.mounted.store(true, Relaxed);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Container>> {
@@ -198,6 +216,14 @@ impl Containers {
                 Some(gate) => Ok((gate, container.shape.clone())),
                 None => Err(Error::precondition("cannot start an already running container")),
             }
+        })
+    }
+
+    /// Its first process, which others share namespaces with.
+    pub fn living(&self, id: &str) -> Result<Arc<Process>> {
+        self.with(id, |container| match container.init.has_ended() {
+            true => Err(Error::precondition(format!("container {id}, whose namespaces are to be shared, has stopped"))),
+            false => Ok(container.init.clone()),
         })
     }
 
@@ -292,8 +318,8 @@ impl Containers {
             if container.init.pid == pid && !container.init.has_ended() {
                 container.init.exit.send_replace(Some(exit()));
                 container.gate = None;
-                // With a pid namespace the kernel has done that.
-                if !container.shape.namespaces.has(libc::CLONE_NEWPID) {
+                // With a pid namespace of its own the kernel has done that.
+                if !container.shape.namespaces.makes(libc::CLONE_NEWPID) {
                     container.shape.cgroup.kill();
                 }
                 return;
@@ -308,14 +334,19 @@ impl Containers {
         }
     }
 
+    /// Ends a container; gives the process whose end is to be awaited.
+    pub fn kill(&self, id: &str) -> Result<Arc<Process>> {
+        self.with(id, |container| Ok(container.kill()))
+    }
+
     /// Ends every container; gives the processes whose end is to be awaited.
     pub fn kill_all(&self) -> Vec<Arc<Process>> {
-        let table = self.lock();
-        for container in table.values() {
-            container.init.kill();
-            container.shape.cgroup.kill();
-        }
-        table.values().map(|container| container.init.clone()).collect()
+        self.lock().values().map(Container::kill).collect()
+    }
+
+    /// Takes a container out of the table; its cgroup is for the caller to remove.
+    pub fn remove(&self, id: &str) -> Option<Arc<Shape>> {
+        self.lock().remove(id).map(|container| container.shape)
     }
 }
 

@@ -14,8 +14,9 @@ use crate::stdio::{self, AgentStdio, ChildStdio};
 use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs};
 use crate::terminal::Pty;
+use crate::visit::{self, Stay};
 use crate::{link, process};
-use protocol::{CreateContainerRequest, KeyValue};
+use protocol::{CreateContainerRequest, KeyValue, Mount};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
@@ -34,10 +35,11 @@ pub async fn create(containers: &Containers, streams: &Streams, request: CreateC
     containers.check_free(id)?;
     let namespaces = Namespaces::new(&request)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
-    mount_shares(&containers.places)?;
+    containers.mount_shares()?;
     let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
     let (link, child_link) = link::pair()?;
-    let init = Arc::new(spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
+    let neighbours = Neighbours::of(containers, &request, &shape.namespaces)?;
+    let init = Arc::new(neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
     if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
         init.kill();
         return Err(error);
@@ -93,34 +95,47 @@ fn set_oom_score(pid: i32, process: &protocol::Process) -> Result<()> {
     sys::write_file(format!("/proc/{pid}/oom_score_adj"), &score.to_string()).context(|| "write oom_score_adj")
 }
 
-/// The one virtio-fs mount; when the first container needs it, not before, so that a template of
-/// the machine has nothing of the host's files in it.
-fn mount_shares(places: &Places) -> Result<()> {
-    use rustix::io::Errno;
-    let Some(tag) = &places.shares_tag else { return Ok(()) };
-    match sys::mount(tag, &places.shares.to_string_lossy(), "virtiofs", 0, "") {
-        // Already mounted.
-        Ok(()) | Err(Errno::BUSY) => Ok(()),
-        Err(errno) => Err(errno).context(|| "mount virtio-fs"),
-    }
+/// Containers that the new one shares something with.
+struct Neighbours {
+    /// The first processes of those whose namespaces it shares, and the kinds.
+    namespaces: Vec<(Arc<Process>, u64)>,
+    /// Copies of mounts of theirs, by their place among its own.
+    mounts: Vec<(usize, OwnedFd)>,
 }
 
-fn spawn(
-    request: &CreateContainerRequest,
-    places: &Places,
-    shape: &Shape,
-    (stdio, link): (ChildStdio, ChildLink),
-) -> Result<Process> {
-    let cgroup = shape.cgroup.open()?;
-    let args = SpawnArgs { flags: shape.namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
-    let spawned = sys::spawn(&args, || {
-        let child = Child { request, places, namespaces: &shape.namespaces, link: &link };
-        link.failed(&child.run(&stdio));
-    });
-    let spawned = spawned.context(|| "clone init process")?;
-    let process = Process::new(spawned);
-    shape.namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
-    Ok(process)
+impl Neighbours {
+    fn of(containers: &Containers, request: &CreateContainerRequest, namespaces: &Namespaces) -> Result<Self> {
+        let living = |(id, kinds): &(String, u64)| Ok((containers.living(id)?, *kinds));
+        let copy = |(place, mount): (usize, &Mount)| {
+            let owner = containers.living(&mount.container_id)?;
+            Ok((place, visit::copy_mount(&owner.pidfd, &mount.source)?))
+        };
+        let mounts = request.mounts.iter().enumerate().filter(|(_, mount)| !mount.container_id.is_empty());
+        Ok(Self {
+            namespaces: namespaces.shared().iter().map(living).collect::<Result<_>>()?,
+            mounts: mounts.map(copy).collect::<Result<_>>()?,
+        })
+    }
+
+    fn spawn(
+        &self,
+        request: &CreateContainerRequest,
+        places: &Places,
+        shape: &Shape,
+        (stdio, link): (ChildStdio, ChildLink),
+    ) -> Result<Process> {
+        let cgroup = shape.cgroup.open()?;
+        let args = SpawnArgs { flags: shape.namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
+        let child = || {
+            let child = Child { request, places, namespaces: &shape.namespaces, mounts: &self.mounts, link: &link };
+            link.failed(&child.run(&stdio));
+        };
+        let stays: Vec<Stay<'_>> = self.namespaces.iter().map(|(init, kinds)| (&init.pidfd, *kinds)).collect();
+        let spawned = visit::during(&stays, || sys::spawn(&args, child))?;
+        let process = Process::new(spawned.and_then(|spawned| spawned).context(|| "clone init process")?);
+        shape.namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
+        Ok(process)
+    }
 }
 
 /// What the init process knows before it is one.
@@ -128,6 +143,7 @@ struct Child<'a> {
     request: &'a CreateContainerRequest,
     places: &'a Places,
     namespaces: &'a Namespaces,
+    mounts: &'a [(usize, OwnedFd)],
     link: &'a ChildLink,
 }
 
@@ -144,14 +160,15 @@ impl Child<'_> {
     }
 
     fn prepare(&self, stdio: &ChildStdio) -> Result<Option<Pty>> {
-        begin(stdio, self.link, None)?;
+        let mounts: Vec<RawFd> = self.mounts.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        begin(stdio, self.link, &mounts)?;
         set_personality(self.request.personality)?;
-        if self.namespaces.has(libc::CLONE_NEWUSER) {
+        if self.namespaces.makes(libc::CLONE_NEWUSER) {
             namespaces::become_root()?;
         }
         self.fill_namespaces()?;
         let mut pty = None;
-        let root = rootfs::build(self.request, self.places, |root| {
+        let root = rootfs::build(self.request, (self.places, self.mounts), |root| {
             let open = |path: &str, flags| root.open_with(path, flags);
             match stdio {
                 ChildStdio::Pipes(pipes) => {
@@ -174,7 +191,7 @@ impl Child<'_> {
     /// What is inside the new namespaces besides mounts.
     fn fill_namespaces(&self) -> Result<()> {
         self.namespaces.make_the_rest()?;
-        if self.namespaces.has(libc::CLONE_NEWNET) {
+        if self.namespaces.makes(libc::CLONE_NEWNET) {
             sys::link_up("lo").context(|| "set lo up")?;
         }
         if self.namespaces.has(libc::CLONE_NEWUTS) && !self.request.hostname.is_empty() {
@@ -189,7 +206,7 @@ impl Child<'_> {
 
 /// The first steps of every child: a clean process of its own session, with no descriptors but its
 /// standard streams to be, the link and `extra`.
-pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: Option<RawFd>) -> Result<()> {
+pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: &[RawFd]) -> Result<()> {
     sys::reset_signals();
     sys::die_of_signals();
     let mut keep = stdio.raw_fds();
@@ -225,10 +242,4 @@ fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
     }
     let write = sys::write_file(format!("/proc/sys/{path}"), &sysctl.value);
     write.context(|| format!("write sysctl {path} = {:?}", sysctl.value))
-}
-
-/// A descriptor of the agent's own pid namespace, by way of its own process.
-pub fn own_pidfd() -> Result<OwnedFd> {
-    let own = rustix::process::getpid();
-    rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).context(|| "pidfd of the agent")
 }

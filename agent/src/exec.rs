@@ -6,7 +6,7 @@
 
 use crate::cgroup;
 use crate::container::{Containers, Process, Shape};
-use crate::create::{begin, own_pidfd, set_personality, settle};
+use crate::create::{begin, set_personality, settle};
 use crate::error::{Context, Error, Result};
 use crate::link::ChildLink;
 use crate::scheduling::Scheduling;
@@ -14,7 +14,7 @@ use crate::stdio::{self, ChildStdio};
 use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs, Spawned};
 use crate::terminal::{Pty, open_here};
-use crate::{link, namespaces, process};
+use crate::{link, namespaces, process, visit};
 use protocol::ExecProcessRequest;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -88,25 +88,19 @@ impl Joiner<'_> {
         if !self.shape.namespaces.has(libc::CLONE_NEWPID) {
             return Ok(sys::spawn(&args, child));
         }
-        let own = own_pidfd()?;
-        let pid = ThreadNameSpaceType::PROCESS_ID;
-        if let Err(errno) = move_into_thread_name_spaces(self.init.pidfd.as_fd(), pid) {
-            return if errno == Errno::SRCH { Err(stopped()) } else { Err(errno).context(|| "join pid namespace") };
-        }
-        let result = sys::spawn(&args, child);
-        move_into_thread_name_spaces(own.as_fd(), pid).context(|| "return to own pid namespace")?;
-        Ok(result)
+        let there = [(&self.init.pidfd, libc::CLONE_NEWPID as u64)];
+        visit::during(&there, || sys::spawn(&args, child))?.map_err(|_| stopped())
     }
 
     /// In the child: the other namespaces and the standard streams.
     fn join(&self, process: &protocol::Process, stdio: &ChildStdio, link: &ChildLink) -> Result<Option<Pty>> {
         let init = self.init.pidfd.as_fd();
-        begin(stdio, link, Some(init.as_raw_fd()))?;
+        begin(stdio, link, &[init.as_raw_fd()])?;
         set_personality(self.shape.personality)?;
         let null = stdio::guest_null()?;
         let flags = ThreadNameSpaceType::from_bits_retain(self.shape.namespaces.join_flags() as u32);
         move_into_thread_name_spaces(init, flags).context(|| "join namespaces of the container")?;
-        if self.shape.namespaces.has(libc::CLONE_NEWUSER) {
+        if self.shape.namespaces.makes(libc::CLONE_NEWUSER) {
             namespaces::become_root()?;
         }
         match stdio {

@@ -5,6 +5,7 @@
 //!            service ── create, exec ── container (the table) ── reaper
 //!               │            │ ├─ cgroup ─ device_filter
 //!               │            │ ├─ scheduling
+//!               │            │ ├─ visit
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -45,6 +46,7 @@ mod stdio;
 mod streams;
 pub mod sys;
 mod terminal;
+mod visit;
 pub mod vsock;
 
 pub use error::{Error, Result};

@@ -34,10 +34,10 @@ impl<'a> Mounter<'a> {
         Self { root, shares, cgroup_root, late_readonly: Vec::new() }
     }
 
-    /// Makes one mount.
-    pub fn mount(&mut self, mount: &Mount) -> Result<()> {
+    /// Makes one mount; one that is another container's is `copy`.
+    pub fn mount(&mut self, mount: &Mount, copy: Option<&OwnedFd>) -> Result<()> {
         let done = match mount.kind.as_str() {
-            "bind" => self.bind(mount),
+            "bind" => self.bind(mount, copy),
             "cgroup" | "cgroup2" => self.cgroup(mount),
             "tmpfs" => self.tmpfs(mount),
             "sysfs" => self.sysfs(mount),
@@ -63,10 +63,14 @@ impl<'a> Mounter<'a> {
         sys::mount(source, &sys::fd_path(&place), kind, flags, &mount.data)
     }
 
-    fn bind(&self, mount: &Mount) -> std::result::Result<(), Errno> {
-        let (source, is_dir) = self.bind_source(mount)?;
-        let recursive = if mount.recursive { libc::MS_REC } else { 0 };
-        self.bind_path(&source, &mount.destination, is_dir, recursive)?;
+    fn bind(&self, mount: &Mount, copy: Option<&OwnedFd>) -> std::result::Result<(), Errno> {
+        if let Some(copy) = copy {
+            sys::place_mount(copy, self.root.ensure(&mount.destination, Leaf::Directory)?)?;
+        } else {
+            let (source, is_dir) = self.bind_source(mount)?;
+            let recursive = if mount.recursive { libc::MS_REC } else { 0 };
+            self.bind_path(&source, &mount.destination, is_dir, recursive)?;
+        }
         if mount.flags == 0 {
             return Ok(());
         }

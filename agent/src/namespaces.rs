@@ -8,11 +8,18 @@ use rustix::process::{Gid, Uid};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fmt::Write;
 
+/// What containers can share. Not a user namespace: who enters one has no rights in the others any more.
+const SHAREABLE: [NamespaceKind; 5] =
+    [NamespaceKind::PID, NamespaceKind::NETWORK, NamespaceKind::IPC, NamespaceKind::UTS, NamespaceKind::CGROUP];
+
 /// The namespaces of one container. A mount namespace of its own is always among them: without one
 /// its root file system could not be made without disturbing the guest's.
 #[derive(Clone, Debug, Default)]
 pub struct Namespaces {
-    flags: u64,
+    /// `CLONE_NEW*` of those that are made for it.
+    new: u64,
+    /// Containers whose namespaces it shares, and the kinds.
+    shared: Vec<(String, u64)>,
     time_offsets: String,
     uid_mappings: Vec<IdMapping>,
     gid_mappings: Vec<IdMapping>,
@@ -21,31 +28,52 @@ pub struct Namespaces {
 impl Namespaces {
     /// Reads and checks the request.
     pub fn new(request: &CreateContainerRequest) -> Result<Self> {
-        let mut flags = libc::CLONE_NEWNS as u64;
+        let (mut new, mut shared) = (libc::CLONE_NEWNS as u64, Vec::new());
         for namespace in &request.namespaces {
             let kind =
                 namespace.kind.enum_value().map_err(|n| Error::invalid(format!("unknown namespace kind {n}")))?;
-            flags |= clone_flag(kind)?;
+            match namespace.container_id.as_str() {
+                "" => new |= clone_flag(kind)?,
+                _ if !SHAREABLE.contains(&kind) => {
+                    return Err(Error::invalid(format!("a {kind:?} namespace cannot be shared")));
+                }
+                id => shared.push((id.to_owned(), clone_flag(kind)?)),
+            }
         }
         let this = Self {
-            flags,
+            new,
+            shared,
             time_offsets: request.time_offsets.clone(),
             uid_mappings: request.uid_mappings.clone(),
             gid_mappings: request.gid_mappings.clone(),
         };
-        if !this.has(libc::CLONE_NEWTIME) && !this.time_offsets.is_empty() {
+        if !this.makes(libc::CLONE_NEWTIME) && !this.time_offsets.is_empty() {
             return Err(Error::invalid("time offsets without time namespace"));
         }
         let mapped = !this.uid_mappings.is_empty() && !this.gid_mappings.is_empty();
-        if this.has(libc::CLONE_NEWUSER) && !mapped {
+        if this.makes(libc::CLONE_NEWUSER) && !mapped {
             return Err(Error::invalid("user namespace without uid and gid mappings"));
         }
         Ok(this)
     }
 
-    /// Whether it has a new one of this `CLONE_NEW*` kind.
+    /// Whether it has one of this `CLONE_NEW*` kind that is not the guest's.
     pub fn has(&self, flag: libc::c_int) -> bool {
-        self.flags & flag as u64 != 0
+        self.all() & flag as u64 != 0
+    }
+
+    /// Whether one of this kind is made for it.
+    pub fn makes(&self, flag: libc::c_int) -> bool {
+        self.new & flag as u64 != 0
+    }
+
+    /// Containers whose namespaces it shares, and the kinds.
+    pub fn shared(&self) -> &[(String, u64)] {
+        &self.shared
+    }
+
+    fn all(&self) -> u64 {
+        self.shared.iter().fold(self.new, |all, (_, kinds)| all | kinds)
     }
 
     /// Flags to make them with. The cgroup namespace is not among them: its root is the cgroup of
@@ -53,12 +81,12 @@ impl Namespaces {
     /// they are fixed as soon as somebody is born in it.
     pub fn clone_flags(&self) -> u64 {
         let later = if self.time_offsets.is_empty() { 0 } else { libc::CLONE_NEWTIME };
-        self.flags & !((libc::CLONE_NEWCGROUP | later) as u64)
+        self.new & !((libc::CLONE_NEWCGROUP | later) as u64)
     }
 
     /// In the child: makes what [`Namespaces::clone_flags`] left.
     pub fn make_the_rest(&self) -> Result<()> {
-        if self.has(libc::CLONE_NEWCGROUP) {
+        if self.makes(libc::CLONE_NEWCGROUP) {
             // SAFETY: a cgroup namespace has nothing to do with memory or descriptors.
             unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.context(|| "unshare cgroup namespace")?;
         }
@@ -78,12 +106,12 @@ impl Namespaces {
     /// Flags for a child to join them with. The pid namespace is not among them: it is joined by being
     /// born there.
     pub fn join_flags(&self) -> u64 {
-        self.flags & !(libc::CLONE_NEWPID as u64)
+        self.all() & !(libc::CLONE_NEWPID as u64)
     }
 
     /// Tells the kernel the id mappings of the child that was just cloned.
     pub fn write_mappings(&self, pid: i32) -> Result<()> {
-        if !self.has(libc::CLONE_NEWUSER) {
+        if !self.makes(libc::CLONE_NEWUSER) {
             return Ok(());
         }
         let write = |file: &str, mappings: &[IdMapping]| {
@@ -96,7 +124,7 @@ impl Namespaces {
 
     /// The guest's number for a user of the container; `None` when it has none.
     pub fn guest_uid(&self, uid: u32) -> Option<u32> {
-        if !self.has(libc::CLONE_NEWUSER) {
+        if !self.makes(libc::CLONE_NEWUSER) {
             return Some(uid);
         }
         self.uid_mappings.iter().find_map(|m| {
@@ -153,6 +181,18 @@ mod tests {
         let all = Namespaces::new(&request(&[NamespaceKind::PID, NamespaceKind::CGROUP])).unwrap();
         assert_eq!(all.clone_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64);
         assert_eq!(all.join_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP) as u64);
+    }
+
+    #[test]
+    fn what_is_shared_is_not_made() {
+        let mut request = request(&[NamespaceKind::PID, NamespaceKind::IPC]);
+        request.namespaces[0].container_id = "other".into();
+        let namespaces = Namespaces::new(&request).unwrap();
+        let (pid, ipc) = (libc::CLONE_NEWPID, libc::CLONE_NEWIPC);
+        assert_eq!((namespaces.has(pid), namespaces.makes(pid), namespaces.makes(ipc)), (true, false, true));
+        assert_eq!(namespaces.shared(), [("other".to_owned(), pid as u64)]);
+        assert_eq!(namespaces.clone_flags(), (libc::CLONE_NEWNS | ipc) as u64);
+        assert_eq!(namespaces.join_flags(), (libc::CLONE_NEWNS | ipc) as u64);
     }
 
     #[test]

@@ -31,16 +31,19 @@ pub struct Places {
     pub cgroup_root: PathBuf,
 }
 
-/// Binds the share and makes everything inside that may need it writable. `console` runs when mounts
-/// and devices are there.
+/// Binds the share and makes everything inside that may need it writable. Mounts that are another container's come as
+/// copies, with their numbers. `console` runs when mounts and devices are there.
 pub fn build(
     request: &CreateContainerRequest,
-    places: &Places,
+    (places, copies): (&Places, &[(usize, OwnedFd)]),
     console: impl FnOnce(&Root) -> Result<()>,
 ) -> Result<Root> {
     let root = bind_root(request, places)?;
     let mut mounter = Mounter::new(&root, &places.shares, &places.cgroup_root);
-    request.mounts.iter().try_for_each(|mount| mounter.mount(mount))?;
+    for (number, mount) in request.mounts.iter().enumerate() {
+        let copy = copies.iter().find(|(of, _)| *of == number).map(|(_, copy)| copy);
+        mounter.mount(mount, copy)?;
+    }
     if !request.mounts.iter().any(is_bind_of_dev) {
         devices::populate(&root, &request.devices)?;
     }

@@ -38,6 +38,17 @@ impl Service {
         Ok(())
     }
 
+    async fn delete(&self, id: &str) -> Result<()> {
+        let init = self.containers.kill(id)?;
+        // What can't be killed must not keep the others waiting.
+        let _ = tokio::time::timeout(KILL_PATIENCE, init.wait()).await;
+        machine::sync();
+        match self.containers.remove(id) {
+            Some(shape) => shape.cgroup.remove().await,
+            None => Ok(()),
+        }
+    }
+
     async fn wait(&self, id: &str, exec_id: &str) -> Result<WaitProcessResponse> {
         let exit = self.containers.process(id, exec_id)?.wait().await?;
         if !exec_id.is_empty() {
@@ -116,6 +127,11 @@ impl Agent for Service {
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {
         self.containers.update(&request.container_id, &request.cgroup_files)?;
+        Ok(Empty::new())
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: DeleteContainerRequest) -> Reply<Empty> {
+        self.delete(&request.container_id).await?;
         Ok(Empty::new())
     }
 

@@ -32,6 +32,19 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: u64, data: &str) -> 
     check(result.into()).map(drop)
 }
 
+/// A copy of the mount at this path, without those below it; mounted nowhere.
+pub fn copy_mount(path: &str) -> Result<OwnedFd, Errno> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+}
+
+/// Mounts such a copy here.
+pub fn place_mount(copy: impl AsFd, place: impl AsFd) -> Result<(), Errno> {
+    use rustix::mount::{MoveMountFlags, move_mount};
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(copy, "", place, "", flags)
+}
+
 /// `CLONE_INTO_CGROUP`; the C library's constant does not fit its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 

@@ -64,6 +64,14 @@ pub fn size(terminal: impl AsFd) -> (u16, u16) {
     rustix::termios::tcgetwinsize(terminal).map_or((0, 0), |size| (size.ws_row, size.ws_col))
 }
 
+/// Gives a process that is to have a terminal the size of this one, if it is known.
+pub fn note_size(terminal: impl AsFd, process: &mut protocol::Process) {
+    let (rows, columns) = size(terminal);
+    if rows > 0 && columns > 0 {
+        (process.rows, process.columns) = (u32::from(rows), u32::from(columns));
+    }
+}
+
 /// Gives a pty the size of another terminal.
 pub fn copy_size(from: impl AsFd, to: impl AsFd) {
     let (ws_row, ws_col) = size(from);

@@ -1,7 +1,7 @@
 //! What the short-lived commands ask of a monitor, over the Unix socket in the container's directory.
 //!
 //! A message is a 32-bit little-endian length and that many bytes of JSON; descriptors travel with the
-//! first byte. A connection carries one request and its reply, except [`Request::Exec`]: there the
+//! first byte. A connection carries one request and its reply, except [`Request::Exec`] and [`Request::Join`]: there the
 //! connection *is* the process. It carries [`Reply::Started`], then [`Request::Signal`] and
 //! [`Request::Resize`] one way and [`Reply::Exited`] the other, and closing it kills the process.
 
@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Longest message: a process with the largest environment that Linux takes, and some.
 const MAX_MESSAGE: usize = 8 << 20;
 
-/// Most descriptors with one message: the three standard ones.
-pub const MAX_FDS: usize = 3;
+/// Most descriptors with one message: what Linux sends at a time (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
 
 /// A request to the monitor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,9 +56,13 @@ pub enum Request {
         /// Which of stdin, stdout, stderr are attached.
         streams: [bool; 3],
     },
-    /// On the connection of an exec: send its process a signal.
+    /// Create a container in this VM. The connection stands for its process, as that of an exec does.
+    Join(Join),
+    /// Answer when a container that joined this VM has left it.
+    Left(String),
+    /// On the connection of a process: send it a signal.
     Signal(u32),
-    /// On the connection of an exec: its terminal has a new size.
+    /// On the connection of a process: its terminal has a new size.
     Resize {
         /// Lines.
         rows: u16,
@@ -67,15 +71,29 @@ pub enum Request {
     },
 }
 
+/// A container that joins a VM. With it come its listening control socket, a descriptor for each share, and its
+/// standard descriptors, as with [`Request::Exec`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Join {
+    /// `protocol::CreateContainerRequest`, encoded.
+    pub container: Vec<u8>,
+    /// Names of the shares, and whether each is read-only.
+    pub shares: Vec<(String, bool)>,
+    /// Which of stdin, stdout, stderr are attached.
+    pub streams: [bool; 3],
+}
+
 /// What the monitor answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     /// Done.
     Done,
-    /// The process runs.
+    /// The process runs, the container is created.
     Started,
     /// The process has ended with this code and all its output is delivered.
     Exited(u8),
+    /// On the connection of a container that joined: the guest's kernel killed a process of it for lack of memory.
+    OutOfMemory,
     /// What [`Request::Processes`] asked for.
     Processes(ProcessList),
     /// How many processes were killed for lack of memory.
@@ -186,7 +204,7 @@ pub fn send_fds(stream: impl AsFd, bytes: &[u8], fds: &[BorrowedFd]) -> std::io:
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(std::io::Error::other("too many descriptors for one message"));
+        return Err(std::io::Error::other(format!("more than {MAX_FDS} descriptors (mounts) for one message")));
     }
     Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }

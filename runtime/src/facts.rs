@@ -8,7 +8,8 @@ use anyhow::Context;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::bundle::Bundle;
-use crate::plan::{bind_source, rootfs_path};
+use crate::plan::{bind_source, may_share_vm, rootfs_path};
+use crate::state::{self, State, Status};
 
 /// The host as planning sees it.
 #[derive(Clone, Debug)]
@@ -25,6 +26,25 @@ pub struct Facts {
     pub host_networks: Vec<NamespaceId>,
     /// The network namespace that the bundle names by path.
     pub network: NetworkFact,
+    /// Containers of ours that live, if the bundle may refer to any.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Another container under the same `--root`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its name.
+    pub id: String,
+    /// Its process on the host.
+    pub pid: i32,
+    /// The container whose VM it is in: itself, or another one.
+    pub sandbox: String,
+    /// The network namespace of its process.
+    pub network: Option<NamespaceId>,
+    /// Memory of the VM in MiB.
+    pub memory_mib: u32,
+    /// Its virtual CPUs.
+    pub vcpus: u8,
 }
 
 /// Something on the host that is to be seen in the container.
@@ -101,12 +121,12 @@ pub enum NetworkFact {
     Missing(String),
 }
 
-/// Looks at everything that the bundle refers to.
+/// Looks at everything that the bundle refers to; other containers are under `root`.
 ///
 /// # Errors
-/// The host's own CPU and memory figures cannot be read. What the bundle names and is missing is no error
+/// The host's own CPU and memory figures, or the other containers, cannot be read. What the bundle names and is missing is no error
 /// here: planning says what that means.
-pub fn gather(bundle: &Bundle) -> anyhow::Result<Facts> {
+pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
     let mounts = bundle.spec.mounts().iter().flatten();
     let sources = mounts.filter_map(|mount| bind_source(mount, &bundle.dir));
     Ok(Facts {
@@ -116,7 +136,21 @@ pub fn gather(bundle: &Bundle) -> anyhow::Result<Facts> {
         sources: sources.map(|path| (path.clone(), source(&path))).collect(),
         host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
         network: network(bundle),
+        neighbours: if may_share_vm(&bundle.spec) { neighbours(root)? } else { Vec::new() },
     })
+}
+
+fn neighbours(root: &Path) -> anyhow::Result<Vec<Neighbour>> {
+    let lives = |state: &State| !matches!(state.status(), Status::Creating | Status::Stopped);
+    let neighbour = |state: State| Neighbour {
+        network: identity(format!("/proc/{}/ns/net", state.pid)),
+        sandbox: state.sandbox.unwrap_or_else(|| state.id.clone()),
+        id: state.id,
+        pid: state.pid,
+        memory_mib: state.memory_mib,
+        vcpus: state.vcpus,
+    };
+    Ok(state::all(root)?.into_iter().filter(lives).map(neighbour).collect())
 }
 
 fn host_cpus() -> anyhow::Result<u32> {

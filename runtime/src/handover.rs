@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use protobuf::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::Artifacts;
 use crate::plan::{self, MachinePlan, Plan};
 use crate::spawn::Process;
 use crate::timeline::Timeline;
@@ -20,12 +19,8 @@ use crate::{control, log};
 pub struct Setup {
     /// Name of the container.
     pub id: String,
-    /// Size of the VM.
-    pub machine: MachinePlan,
-    /// Kernel image.
-    pub kernel: PathBuf,
-    /// Initial RAM disk with the agent.
-    pub initrd: PathBuf,
+    /// Where the container goes.
+    pub home: Home,
     /// `protocol::CreateContainerRequest`, encoded.
     pub container: Vec<u8>,
     /// Roots of the shares.
@@ -44,6 +39,28 @@ pub struct Setup {
     pub timeline: Timeline,
     /// Whether to print all of it.
     pub print_timeline: bool,
+}
+
+/// A virtual machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Home {
+    /// One of its own.
+    Machine(MachineSetup),
+    /// Another container's: a connection to its monitor.
+    Sandbox(RawFd),
+}
+
+/// How a machine is made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineSetup {
+    /// Its size.
+    pub plan: MachinePlan,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk with the agent.
+    pub initrd: PathBuf,
+    /// KVM. Cgroups of engines may keep a process in them from opening it.
+    pub kvm: RawFd,
 }
 
 /// A share whose root is an inherited descriptor.
@@ -86,17 +103,13 @@ pub struct Numbers {
     pub ready: RawFd,
     /// Slave of the container's terminal.
     pub terminal: Option<RawFd>,
+    /// What its [`Home`] names: KVM, or a connection to another container's monitor.
+    pub home: RawFd,
 }
 
 impl Pipes {
     /// Gives the go signal.
-    pub fn go(
-        &self,
-        plan: &Plan,
-        artifacts: &Artifacts,
-        cgroups: Vec<PathBuf>,
-        timeline: Timeline,
-    ) -> anyhow::Result<()> {
+    pub fn go(&self, plan: &Plan, home: Home, cgroups: Vec<PathBuf>, timeline: Timeline) -> anyhow::Result<()> {
         let share = |(plan, &fd): (&plan::SharePlan, &RawFd)| ShareFd {
             name: plan.name.clone(),
             read_only: plan.read_only,
@@ -104,9 +117,7 @@ impl Pipes {
         };
         let setup = Setup {
             id: plan.container.container_id.clone(),
-            machine: plan.machine.clone(),
-            kernel: artifacts.kernel.clone(),
-            initrd: artifacts.initrd.clone(),
+            home,
             container: plan.container.write_to_bytes()?,
             shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
             cgroups,

@@ -8,24 +8,24 @@
 //! Every effect is recorded in [`Launch`] as it happens; dropping a `Launch` that was not finished
 //! undoes them all.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 
-use crate::artifacts;
+use crate::artifacts::{self, Artifacts};
 use crate::bundle::{self, Bundle};
 use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
-use crate::handover::{Numbers, Pipes, pipe};
+use crate::handover::{Home, MachineSetup, Numbers, Pipes, pipe};
 use crate::hooks::{self, Kind};
 use crate::plan::{self, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, facts, log, shares, state};
+use crate::{control, facts, log, sandbox, shares, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -53,18 +53,21 @@ pub struct Launch {
 pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow::Result<Launch> {
     let mut timeline = Timeline::new();
     let (bundle, plan) = make_plan(global, args)?;
-    let artifacts = artifacts::find()?;
+    let destination = Destination::of(&plan, &global.root())?;
     check_terminal(&plan, terminal)?;
     timeline.mark("plan");
     let mut launch = Launch::reserve(&global.root(), &bundle, &plan)?;
-    let pipes = launch.spawn(&plan, terminal)?;
+    let pipes = launch.spawn(&plan, terminal, &destination)?;
     timeline.mark("monitor spawned");
     launch.run_hooks()?;
     timeline.mark("hooks");
     let cgroups = launch.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default();
-    pipes.go(&plan, &artifacts, cgroups, timeline)?;
+    pipes.go(&plan, destination.home(&plan), cgroups, timeline)?;
     pipes.answer(launch.child.as_mut(), &args.id)?;
-    launch.limit(&plan)?;
+    match &destination {
+        Destination::Machine { .. } => launch.limit(&plan)?,
+        Destination::Sandbox { id, .. } => sandbox::share(&global.root(), id)?,
+    }
     launch.finish(args.pid_file.as_deref())?;
     Ok(launch)
 }
@@ -76,7 +79,7 @@ fn make_plan(global: &Global, args: &CreateArgs) -> anyhow::Result<(Bundle, Plan
     }
     let bundle = bundle::load(&args.bundle)?;
     let options = plan::Options { id: args.id.clone(), systemd_cgroup: global.systemd_cgroup };
-    let facts = facts::gather(&bundle)?;
+    let facts = facts::gather(&bundle, &global.root())?;
     let plan = plan::plan(&bundle, &facts, &options)?;
     plan.notes.iter().for_each(|note| log::debug(note));
     Ok((bundle, plan))
@@ -95,6 +98,42 @@ fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {
     }
 }
 
+/// Where the container goes, and what is open for that.
+enum Destination {
+    /// Into a VM that is made of these.
+    Machine { kernel: PathBuf, initrd: PathBuf, kvm: OwnedFd },
+    /// Into that of another container.
+    Sandbox { id: String, monitor: OwnedFd },
+}
+
+impl Destination {
+    fn of(plan: &Plan, root: &Path) -> anyhow::Result<Self> {
+        if let Some(id) = &plan.sandbox {
+            return Ok(Self::Sandbox { id: id.clone(), monitor: sandbox::connect(root, id)?.into() });
+        }
+        let Artifacts { kernel, initrd, .. } = artifacts::find()?;
+        Ok(Self::Machine { kernel, initrd, kvm: vmm::open_kvm()? })
+    }
+
+    fn descriptor(&self) -> RawFd {
+        match self {
+            Self::Machine { kvm: fd, .. } | Self::Sandbox { monitor: fd, .. } => fd.as_raw_fd(),
+        }
+    }
+
+    fn home(&self, plan: &Plan) -> Home {
+        match self {
+            Self::Machine { kernel, initrd, kvm } => Home::Machine(MachineSetup {
+                plan: plan.machine.clone(),
+                kernel: kernel.clone(),
+                initrd: initrd.clone(),
+                kvm: kvm.as_raw_fd(),
+            }),
+            Self::Sandbox { monitor, .. } => Home::Sandbox(monitor.as_raw_fd()),
+        }
+    }
+}
+
 impl Launch {
     fn reserve(root: &Path, bundle: &Bundle, plan: &Plan) -> anyhow::Result<Self> {
         let id = &plan.container.container_id;
@@ -107,7 +146,7 @@ impl Launch {
         Ok(launch)
     }
 
-    fn spawn(&mut self, plan: &Plan, terminal: Terminal) -> anyhow::Result<Pipes> {
+    fn spawn(&mut self, plan: &Plan, terminal: Terminal, destination: &Destination) -> anyhow::Result<Pipes> {
         let shares = shares::open(&plan.shares)?;
         let listener = control::listen(self.dir.path())?;
         let (setup_read, setup_write) = pipe()?;
@@ -118,6 +157,7 @@ impl Launch {
             control: listener.as_raw_fd(),
             ready: ready_write.as_raw_fd(),
             terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),
+            home: destination.descriptor(),
         };
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
         let child = spawn::monitor(plan, setup_read.as_raw_fd(), &numbers, cgroup.as_ref().map(AsFd::as_fd))?;
@@ -201,6 +241,8 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         cgroup: None,
         memory_mib: plan.machine.memory_mib,
         vcpus: plan.machine.vcpus,
+        sandbox: plan.sandbox.clone(),
+        shared: false,
         hooks: plan.hooks.clone(),
     }
 }

@@ -24,6 +24,7 @@ mod launch;
 mod log;
 mod monitor;
 mod plan;
+mod sandbox;
 mod shares;
 mod spawn;
 mod state;

@@ -98,7 +98,7 @@ pub fn monitor(
         crate::stub::unblock()?;
         enter_network(network.as_ref())?;
         null.iter().try_for_each(take_as_standard)?;
-        let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready]);
+        let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready, &numbers.home]);
         inherited.chain(&numbers.terminal).try_for_each(|&fd| keep_open(fd))?;
         rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::HostCgroup;
 use crate::hooks::Hooks;
+use crate::log;
 
 /// How far a container has come, as far as files can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +84,12 @@ pub struct State {
     pub memory_mib: u32,
     /// Virtual CPUs of its VM.
     pub vcpus: u8,
+    /// The container whose VM it is in, if it has none of its own.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// Whether others came into its VM.
+    #[serde(default)]
+    pub shared: bool,
     /// Hooks still to run.
     pub hooks: Hooks,
 }
@@ -132,6 +139,27 @@ pub fn process_start(pid: i32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// The states of all containers under `root`, the oldest first.
+pub fn all(root: &Path) -> anyhow::Result<Vec<State>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", root.display())),
+    };
+    let mut states = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let loaded = Dir::open(root, &name.to_string_lossy()).and_then(|dir| dir.load());
+        match loaded {
+            Ok(state) => states.extend(state),
+            // One damaged container must not hide the others.
+            Err(error) => log::warning(&format!("{}: {error:#}", name.to_string_lossy())),
+        }
+    }
+    states.sort_by(|a, b| a.created.cmp(&b.created));
+    Ok(states)
 }
 
 /// The directory of one container.

@@ -340,3 +340,22 @@ fn lack_of_memory_is_told() {
         remove(&docker, name);
     }
 }
+
+#[test]
+fn namespaces_of_another_container() {
+    let docker = docker();
+    let name = "runvm-test-first";
+    let first = ["--detach", "--name", name, "--ipc", "shareable", "--memory", "64m"];
+    run(&mut docker.container(&first, &["sh", "-c", "echo here >/dev/shm/file; exec sleep 100000"])).success();
+    let other = format!("container:{name}");
+    let second = |flags: &[&str], script: &str| {
+        let all = [&["run", "--rm", "--runtime", "vm"], flags, &[tests::docker::IMAGE, "sh", "-c", script]].concat();
+        docker.run(&all)
+    };
+    let links = "for n in pid ipc net; do readlink /proc/self/ns/$n; done";
+    let theirs = docker.run(&["exec", name, "sh", "-c", links]).success().stdout;
+    let flags = ["--pid", &other, "--ipc", &other, "--network", &other];
+    let outcome = second(&flags, &format!("{links}; cat /dev/shm/file; ps -o args | grep -c '[s]leep 100000'; exit 6"));
+    assert_eq!((outcome.code, outcome.stdout), (6, format!("{theirs}here\n1\n")), "{}", outcome.stderr);
+    docker.run(&["rm", "--force", name]).success();
+}

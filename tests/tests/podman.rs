@@ -290,14 +290,39 @@ fn a_pod_without_an_infra_container() {
 }
 
 #[test]
-fn vm_namespaces_of_another_machine_are_refused() {
+fn a_pod_shares_network_ipc_and_host_name() {
+    let podman = Podman::new();
+    let pod = "runvm-test-infra";
+    let infra = ["--infra-image", IMAGE, "--infra-command", "/bin/sleep 100000"];
+    // This podman, without systemd, lets nobody open any device in a pod's own cgroup.
+    let create = ["pod", "create", "--share-parent=false", "--name", pod, "--hostname", "pod", "--network", "none"];
+    podman.run(&[&create[..], &infra[..]].concat()).success();
+    let script =
+        "hostname; for n in net ipc uts; do readlink /proc/self/ns/$n; done; echo here >/dev/shm/file; sleep 100000";
+    podman.run(&["run", "--detach", "--pod", pod, "--name", "runvm-test-a", IMAGE, "sh", "-c", script]).success();
+    let logs = || podman.run(&["logs", "runvm-test-a"]).success().stdout;
+    process::wait_until("the container's output", || logs().lines().count() == 4);
+    let theirs = logs();
+    let script = "hostname; for n in net ipc uts; do readlink /proc/self/ns/$n; done; cat /dev/shm/file; exit 4";
+    let outcome = podman.run(&["run", "--rm", "--pod", pod, IMAGE, "sh", "-c", script]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (4, format!("{theirs}here\n").as_str()), "{}", outcome.stderr);
+    assert!(theirs.starts_with("pod\n"), "{theirs}");
+    assert_eq!(podman.run(&["exec", "runvm-test-a", "echo", "hi"]).success().stdout, "hi\n");
+    podman.run(&["pod", "stop", "--time", "1", pod]).success();
+    assert_eq!(podman.inspect("runvm-test-a", ".State.Status"), "exited");
+    podman.run(&["pod", "start", pod]).success();
+    assert_eq!(podman.run(&["exec", "runvm-test-a", "hostname"]).success().stdout, "pod\n");
+    podman.run(&["pod", "rm", "--force", "--time", "0", pod]).success();
+}
+
+#[test]
+fn namespaces_of_another_container() {
     let podman = Podman::new();
     let name = "runvm-test-other";
     run(&mut podman.container(&["--detach", "--name", name], &["sleep", "100000"])).success();
     let other = format!("container:{name}");
-    for kind in ["--ipc", "--pid"] {
-        let outcome = run(&mut podman.container(&["--rm", kind, &other], &["true"])).failure();
-        assert!(outcome.stderr.contains("namespace"), "{kind}: {outcome:?}");
-    }
+    let flags = ["--rm", "--ipc", &other, "--pid", &other, "--network", &other];
+    let outcome = podman.run(&[&["run"], &flags[..], &[IMAGE, "sh", "-c", "ps -o args; echo $$"]].concat()).success();
+    assert!(outcome.stdout.contains("sleep 100000") && !outcome.stdout.ends_with("\n1\n"), "{outcome:?}");
     podman.run(&["rm", "--force", "--time", "0", name]).success();
 }

@@ -64,6 +64,7 @@ fn boot(options: &Options) -> Result<Duration> {
     let [kernel, initrd] = &options.files[..] else { return Err("usage: boot KERNEL INITRD [OPTION...]".into()) };
     let console = options.console.then(|| std::io::stdout().as_fd().try_clone_to_owned()).transpose()?;
     let spec = MachineSpec {
+        kvm: vmm::open_kvm()?,
         memory_mib: options.memory,
         vcpus: options.cpus,
         kernel: kernel.into(),

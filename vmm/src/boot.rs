@@ -177,7 +177,8 @@ mod tests {
     use super::*;
 
     fn spec(memory_mib: u32, kernel: PathBuf, initrd: PathBuf) -> MachineSpec {
-        MachineSpec { memory_mib, vcpus: 1, kernel, initrd, cmdline: "x=y".to_owned(), console: None }
+        let kvm = std::fs::File::open("/dev/null").unwrap().into();
+        MachineSpec { kvm, memory_mib, vcpus: 1, kernel, initrd, cmdline: "x=y".to_owned(), console: None }
     }
 
     fn files(kernel: &[u8]) -> (tempfile::TempDir, PathBuf, PathBuf) {

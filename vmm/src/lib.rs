@@ -5,6 +5,7 @@
 //! use vmm::virtio::rng::Rng;
 //! use vmm::{Machine, MachineSpec};
 //! let spec = MachineSpec {
+//!     kvm: vmm::open_kvm()?,
 //!     memory_mib: 256,
 //!     vcpus: 1,
 //!     kernel: "vmlinux".into(),
@@ -62,7 +63,7 @@ mod vcpu;
 pub mod virtio;
 
 pub use error::Error;
-pub use machine::{Machine, Running, Stopped};
+pub use machine::{Machine, Running, Stopped, open_kvm};
 pub use spec::{MAX_VCPUS, MachineSpec};
 pub use timeline::Timeline;
 pub use vcpu::{Exit, ExitCounts};

@@ -1,6 +1,6 @@
 //! Building a machine from its specification, and its life: start, pause, stop.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -66,7 +66,7 @@ impl Machine {
         let mut timeline = Timeline::default();
         timeline.mark("build begins");
         check(&spec, &devices)?;
-        let (kvm_fd, vm) = open()?;
+        let (kvm_fd, vm) = make_vm(&spec)?;
         timeline.mark("VM made");
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
         // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
@@ -234,8 +234,20 @@ fn irqs(spec: &MachineSpec, devices: usize) -> Vec<u8> {
     console.chain(virtio).map(|irq| irq as u8).collect()
 }
 
-fn open() -> Result<(Kvm, VmFd), Error> {
-    let kvm_fd = Kvm::new().map_err(kvm("be opened"))?;
+/// Opens KVM for [`MachineSpec::kvm`].
+///
+/// # Errors
+/// It is not there, or not permitted.
+pub fn open_kvm() -> Result<OwnedFd, Error> {
+    let fd = Kvm::open_with_cloexec(true).map_err(kvm("be opened"))?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn make_vm(spec: &MachineSpec) -> Result<(Kvm, VmFd), Error> {
+    let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
+    // SAFETY: the copy is given away, and KVM's by the meaning of the field; if it is not, its calls fail.
+    let kvm_fd = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
     loop {
         match kvm_fd.create_vm() {
             Ok(vm) => return Ok((kvm_fd, vm)),

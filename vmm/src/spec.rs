@@ -15,6 +15,8 @@ pub const MAX_VCPUS: u8 = 64;
 /// A machine to build.
 #[derive(Debug)]
 pub struct MachineSpec {
+    /// KVM, from [`open_kvm`](crate::open_kvm): where it can be opened need not be where the machine runs.
+    pub kvm: OwnedFd,
     /// Guest memory in MiB; backed by the host as the guest touches it.
     pub memory_mib: u32,
     /// Number of virtual CPUs, 1 to [`MAX_VCPUS`].
@@ -56,7 +58,8 @@ mod tests {
 
     fn spec(memory_mib: u32, vcpus: u8, cmdline: &str) -> Result<(), Error> {
         let (kernel, initrd) = (PathBuf::from("k"), PathBuf::from("i"));
-        MachineSpec { memory_mib, vcpus, kernel, initrd, cmdline: cmdline.to_owned(), console: None }.validate()
+        let kvm = std::fs::File::open("/dev/null").unwrap().into();
+        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline: cmdline.to_owned(), console: None }.validate()
     }
 
     #[test]

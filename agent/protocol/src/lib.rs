@@ -24,7 +24,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
 pub const GUEST_CID: u32 = 3;

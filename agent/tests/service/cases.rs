@@ -43,6 +43,9 @@ cases![
     signals_find_their_process,
     processes_are_listed,
     a_user_namespace,
+    namespaces_are_shared,
+    a_container_is_deleted_and_another_stays,
+    what_cannot_be_shared,
     without_a_pid_namespace_nothing_is_left,
     closing_stdout_breaks_the_pipe,
     nothing_leaks_per_exec,
@@ -419,6 +422,87 @@ async fn a_user_namespace(host: &mut Host) {
     let text = host.output_of(request).await;
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["1000", "0", "100000", "65536", "null", "y", "box"], "{text}");
+}
+
+/// A request for a container that shares namespaces of these kinds with another one.
+fn neighbour(host: &mut Host, of: &str, kinds: &[NamespaceKind], script: &str) -> CreateContainerRequest {
+    let mut request = host.request(script);
+    for namespace in
+        request.namespaces.iter_mut().filter(|namespace| kinds.iter().any(|&kind| namespace.kind == kind.into()))
+    {
+        namespace.container_id = of.into();
+    }
+    request
+}
+
+async fn namespaces_are_shared(host: &mut Host) {
+    use NamespaceKind::*;
+    let mut first = host.request("echo hi > /dev/shm/file; hostname neighbour; touch /tmp/ready; exec sleep 1000");
+    first.mounts.push(mount("/dev/shm", "tmpfs", "mode=1777,size=1m", 0));
+    host.launch(&first).await.unwrap();
+    let id = first.container_id;
+    let ready = process(&["sh", "-c", "until test -e /tmp/ready; do sleep 0.05; done"]);
+    assert_eq!(host.exec_output(&id, "e", ready).await.0, 0);
+    let links = "for kind in pid net ipc uts mnt; do readlink /proc/self/ns/$kind; done";
+    let (_, theirs) = host.exec_output(&id, "f", process(&["sh", "-c", links])).await;
+    let script = format!("{links}; echo $$ $(hostname) $(cat /dev/shm/file) $(cat /proc/1/comm); ls /tmp | wc -l");
+    let mut second = neighbour(host, &id, &[PID, NETWORK, IPC, UTS], &script);
+    second.hostname.clear();
+    second.mounts.push(Mount {
+        container_id: id.clone(),
+        source: "/dev/shm".into(),
+        ..mount("/dev/shm", "bind", "", 0)
+    });
+    let text = host.output_of(second).await;
+    let (theirs, lines): (Vec<&str>, Vec<&str>) = (theirs.lines().collect(), text.lines().collect());
+    assert_eq!((&lines[..4], lines[4] == theirs[4]), (&theirs[..4], false), "{text}");
+    let words: Vec<&str> = lines[5].split(' ').collect();
+    assert_eq!((words[0] != "1", &words[1..]), (true, &["neighbour", "hi", "sleep"][..]), "{text}");
+    assert_eq!(lines[6], "0", "its /tmp is its own");
+    // The agent is where it was.
+    assert_eq!(host.output("hostname; ls /proc | grep -c '^[0-9]'").await, "box\n3\n");
+    host.kill(&id).await;
+}
+
+async fn a_container_is_deleted_and_another_stays(host: &mut Host) {
+    let first = host.sleeper().await;
+    let mut second =
+        neighbour(host, &first, &[NamespaceKind::PID], "mkdir /sys/fs/cgroup/below; sleep 1000 & exec sleep 1001");
+    second.mounts.push(mount("/sys/fs/cgroup", "cgroup2", "", 0));
+    let before = host.agent_descriptors();
+    for _ in 0..3 {
+        host.launch(&second).await.unwrap();
+        // Even with a process of its own left in a namespace that stays.
+        let cgroup = cgroup2().unwrap().join(&second.cgroup_path[1..]);
+        assert!(cgroup.exists());
+        host.delete(&second.container_id).await.unwrap();
+        assert!(!cgroup.exists());
+        assert_eq!(sentence(host.wait(&second.container_id, "").await).0, ttrpc::Code::NOT_FOUND);
+    }
+    assert!(host.agent_descriptors() <= before + 1, "{before} {}", host.agent_descriptors());
+    assert_eq!(sentence(host.delete("unknown").await).0, ttrpc::Code::NOT_FOUND);
+    assert_eq!(host.exec_output(&first, "e", process(&["echo", "x"])).await.0, 0);
+    host.kill(&first).await;
+}
+
+async fn what_cannot_be_shared(host: &mut Host) {
+    let id = host.sleeper().await;
+    let request = neighbour(host, "nobody", &[NamespaceKind::PID], "true");
+    assert_eq!(sentence(host.create(&request).await).0, ttrpc::Code::NOT_FOUND);
+    let request = neighbour(host, &id, &[NamespaceKind::MOUNT], "true");
+    assert_eq!(sentence(host.create(&request).await).1, "a MOUNT namespace cannot be shared");
+    let mut request = neighbour(host, &id, &[NamespaceKind::IPC], "true");
+    request.mounts.push(Mount {
+        container_id: id.clone(),
+        source: "/dev/no".into(),
+        ..mount("/dev/shm", "bind", "", 0)
+    });
+    let message = sentence(host.create(&request).await).1;
+    assert_eq!(message, "copy the mount at /dev/no of the other container: no such file or directory");
+    host.kill(&id).await;
+    let request = neighbour(host, &id, &[NamespaceKind::IPC], "true");
+    let message = sentence(host.create(&request).await).1;
+    assert_eq!(message, format!("container {id}, whose namespaces are to be shared, has stopped"));
 }
 
 async fn without_a_pid_namespace_nothing_is_left(host: &mut Host) {

@@ -204,6 +204,11 @@ impl Host {
         self.client.signal_process(context(), &request).await.map(drop)
     }
 
+    pub async fn delete(&self, id: &str) -> ttrpc::Result<()> {
+        let request = DeleteContainerRequest { container_id: id.into(), ..Default::default() };
+        self.client.delete_container(context(), &request).await.map(drop)
+    }
+
     pub async fn exec(&self, id: &str, exec_id: &str, process: Process) -> ttrpc::Result<u32> {
         let request = ExecProcessRequest {
             container_id: id.into(),

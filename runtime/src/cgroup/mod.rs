@@ -109,6 +109,19 @@ impl HostCgroup {
         limits.one_of.iter().try_for_each(|files| self.write(files))
     }
 
+    /// Takes the limit of memory away.
+    ///
+    /// # Errors
+    /// The file that refuses it.
+    pub fn lift_memory_limit(&self) -> anyhow::Result<()> {
+        // Neither of version 1's may ever be above the other.
+        let files = [(LEGACY_SWAP_MAX, "-1"), (LEGACY_MEMORY_MAX, "-1"), (MEMORY_MAX, "max")];
+        let there = files.into_iter().filter_map(|(name, value)| Some((self.file(name)?, value)));
+        there.into_iter().try_for_each(|(file, value)| {
+            fs::write(&file, value).with_context(|| format!("write {value} to {}", file.display()))
+        })
+    }
+
     /// A limit of memory below what the VM uses would end it. It is lowered only as far as that allows: the guest
     /// frees memory by its own limit, gives it back within seconds, and has no more than this until the next update.
     fn lowered(&self, name: &str, limit: &str, usage: &str) -> String {

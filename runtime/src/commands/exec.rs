@@ -202,11 +202,8 @@ fn detached(process: &protocol::Process, args: &ExecArgs) -> anyhow::Result<(pro
 }
 
 fn with_size(process: &protocol::Process, terminal: impl AsFd) -> protocol::Process {
-    let (rows, columns) = console::size(terminal);
     let mut process = process.clone();
-    if rows > 0 && columns > 0 {
-        (process.rows, process.columns) = (u32::from(rows), u32::from(columns));
-    }
+    console::note_size(terminal, &mut process);
     process
 }
 

@@ -1,17 +1,11 @@
 //! `runvm list`
 
-use std::io::ErrorKind;
-use std::path::Path;
-
-use anyhow::Context;
-
 use crate::cli::{Global, ListArgs, ListFormat};
-use crate::log;
-use crate::state::{Dir, State, Status};
+use crate::state::{self, State, Status};
 
 /// Lists the containers under `--root`.
 pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
-    let states = states(&global.root())?;
+    let states = state::all(&global.root())?;
     if args.quiet {
         states.iter().for_each(|state| println!("{}", state.id));
     } else if args.format == ListFormat::Json {
@@ -21,26 +15,6 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
         print!("{}", table(&states));
     }
     Ok(0)
-}
-
-fn states(root: &Path) -> anyhow::Result<Vec<State>> {
-    let entries = match std::fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("read {}", root.display())),
-    };
-    let mut states = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        let loaded = Dir::open(root, &name.to_string_lossy()).and_then(|dir| dir.load());
-        match loaded {
-            Ok(state) => states.extend(state),
-            // One damaged container must not hide the others.
-            Err(error) => log::warning(&format!("{}: {error:#}", name.to_string_lossy())),
-        }
-    }
-    states.sort_by(|a, b| a.created.cmp(&b.created));
-    Ok(states)
 }
 
 fn table(states: &[State]) -> String {

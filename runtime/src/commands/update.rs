@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Global, UpdateArgs};
 use crate::control::{self, Request};
+use crate::plan::HostLimits;
 use crate::state::{Dir, Status};
 use crate::{log, plan};
 
@@ -34,7 +35,13 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     plan::check_memory(&resources, state.memory_mib)?;
     let mut notes = Vec::new();
     let files = plan::cgroup_files(&resources, state.vcpus, &mut notes)?;
-    let limits = plan::host_limits(&resources, &files, state.memory_mib)?;
+    let mut limits = plan::host_limits(&resources, &files, state.memory_mib)?;
+    if state.shared {
+        limits.leave_memory_out();
+    }
+    if state.sandbox.is_some() {
+        limits = HostLimits::default();
+    }
     notes.iter().for_each(|note| log::debug(note));
     let files = files.into_iter().map(|file| (file.key, file.value)).collect();
     state.cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&limits))?;

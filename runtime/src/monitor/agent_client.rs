@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::{
-    AgentClient, ConfigureRequest, CreateContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest,
-    Process, ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest,
-    UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
+    AgentClient, ConfigureRequest, CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue,
+    ListProcessesRequest, Process, ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest,
+    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -44,6 +44,11 @@ impl Agent {
         let stream = tokio::net::UnixStream::from_std(stream).context("talk to the guest's agent")?;
         let client = AgentClient::new(Client::new(Socket::new(stream)));
         Ok(Self { client, container_id: container_id.to_owned() })
+    }
+
+    /// The same agent, asked about another container.
+    pub fn of(&self, container_id: &str) -> Self {
+        Self { client: self.client.clone(), container_id: container_id.to_owned() }
     }
 
     /// Gives the guest the time and randomness.
@@ -164,6 +169,13 @@ impl Agent {
             ..Default::default()
         };
         self.client.resize_terminal(within(PATIENCE), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Has the guest kill and forget the container, and write everything back.
+    pub async fn delete(&self) -> anyhow::Result<()> {
+        let request = DeleteContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        self.client.delete_container(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
 

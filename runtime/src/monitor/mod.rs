@@ -16,9 +16,12 @@ mod agent_client;
 mod clock;
 mod confine;
 mod lifecycle;
+mod machine;
+mod members;
 mod motion;
 mod oom;
 mod server;
+mod stand_in;
 mod stdio;
 mod vm;
 mod wire;
@@ -32,22 +35,28 @@ use protobuf::Message;
 use tokio::net::UnixListener;
 
 use crate::control;
-use crate::handover::{Answer, Setup, inherited};
+use crate::handover::{Answer, Home, Setup, inherited};
 use crate::{console, log};
 use agent_client::Agent;
 use confine::View;
+use machine::Machine;
 use oom::Witness;
 use server::Server;
 use stdio::Stdio;
 use vm::Vm;
 use vmm::virtio::fs::Share;
 
+/// Signals that are passed on to the container when they are sent to its process on the host.
+const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
+
 /// The descriptors named in the set-up, owned.
 struct Inherited {
     shares: Vec<Share>,
     control: std::os::unix::net::UnixListener,
-    ready: OwnedFd,
+    ready: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
+    /// KVM, or a connection to the monitor of another container's VM.
+    home: OwnedFd,
 }
 
 /// Runs the monitor; `fd` is the pipe that the set-up comes from.
@@ -64,7 +73,12 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     confine::leave_the_host()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let tasks = tokio::task::LocalSet::new();
-    let code = tasks.block_on(&runtime, live(setup, inherited));
+    let code = tasks.block_on(&runtime, async {
+        match setup.home {
+            Home::Sandbox(_) => stand_in::live(setup, inherited).await,
+            Home::Machine(_) => live(setup, inherited).await,
+        }
+    });
     // Threads and devices end with the process; the exit status must not wait for them.
     std::process::exit(i32::from(code))
 }
@@ -93,8 +107,12 @@ impl Inherited {
         let taken = Self {
             shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
             control: take(setup.control)?.into(),
-            ready: take(setup.ready)?,
+            ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
+            home: match &setup.home {
+                Home::Sandbox(fd) => take(*fd)?,
+                Home::Machine(machine) => take(machine.kvm)?,
+            },
         };
         Ok(taken)
     }
@@ -102,15 +120,14 @@ impl Inherited {
 
 /// From the go signal to the exit code.
 async fn live(setup: Setup, inherited: Inherited) -> u8 {
-    let Inherited { shares, control, ready, terminal } = inherited;
-    let mut ready = Some(ready);
+    let Inherited { shares, control, ready, terminal, home: kvm } = inherited;
     let print_timeline = setup.print_timeline;
-    let result = create(setup, shares, terminal).await;
+    let result = create(setup, (kvm, shares), terminal).await;
     let answer = match &result {
         Ok(_) => Answer::Ready,
         Err(error) => Answer::Failed(format!("{error:#}")),
     };
-    let told = ready.take().map(|pipe| tell(pipe, &answer));
+    let told = ready.map(|pipe| tell(pipe, &answer));
     match (result, told) {
         (Ok(container), Some(Ok(()))) => serve(container, control, print_timeline).await,
         // Nobody heard that the container is ready: the command is gone, so is the container.
@@ -131,7 +148,11 @@ struct Container {
     witness: Option<Witness>,
 }
 
-async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> anyhow::Result<Container> {
+async fn create(
+    setup: Setup,
+    (kvm, shares): (OwnedFd, Vec<Share>),
+    terminal: Option<OwnedFd>,
+) -> anyhow::Result<Container> {
     let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
         .context("decode the container's request")?;
     if let Some(slave) = &terminal {
@@ -141,7 +162,7 @@ async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> 
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
     let witness = Witness::find(&setup.cgroups)?;
-    let vm = Vm::boot(setup, shares)?;
+    let vm = Vm::boot(setup, kvm, shares)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
         None => stdio::take_standard_streams(logs_to_stderr)?,
@@ -154,10 +175,7 @@ async fn create(setup: Setup, shares: Vec<Share>, terminal: Option<OwnedFd>) -> 
     let process = request.process.mut_or_insert_default();
     stdio.name_in(process);
     if let Some(slave) = &terminal {
-        let (rows, columns) = console::size(slave);
-        if rows > 0 && columns > 0 {
-            (process.rows, process.columns) = (u32::from(rows), u32::from(columns));
-        }
+        console::note_size(slave, process);
     }
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
@@ -179,7 +197,7 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
         }
     };
     let Container { vm, agent, stdio, terminal, witness } = container;
-    let server = Rc::new(Server::new(vm, agent, witness));
+    let server = Rc::new(Server::new(Rc::new(Machine::new(vm)), agent, witness));
     server::follow_signals(&server, terminal);
     let code = server.run(listener, stdio).await;
     if print_timeline {

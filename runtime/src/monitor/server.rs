@@ -10,16 +10,16 @@ use anyhow::{Context, bail};
 use protobuf::Message;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 
 use super::agent_client::{Agent, End};
-use super::clock::Clock;
 use super::lifecycle::{self, Event, Phase};
-use super::motion::Motion;
+use super::machine::Machine;
 use super::oom::Witness;
 use super::stdio::Stdio;
-use super::vm::Vm;
 use super::wire::{arrange, receive, send};
+use super::{FORWARDED, members};
 use crate::control::{Reply, Request};
 use crate::{console, log};
 
@@ -29,54 +29,70 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the reader of a container has, whose guest is gone.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often, and after what pauses, a frozen cgroup is looked at.
+const FREEZE_ATTEMPTS: usize = 200;
+const FREEZE_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a command gets when the VM died under its container.
 const GUEST_DIED: u8 = 255;
 
-/// Everything that requests work on. One thread, so no locks.
+/// Who tells the host that memory ran out in the guest.
+enum Herald {
+    /// This process, if the host limits memory at all.
+    Own(Option<Witness>),
+    /// The process that stands for the container.
+    StandIn(Notify),
+}
+
+/// Everything that requests to one container work on. One thread, so no locks.
 pub struct Server {
-    vm: Vm,
+    machine: Rc<Machine>,
     agent: Agent,
-    vsock: vmm::virtio::vsock::Handle,
     phase: Cell<Phase>,
-    motion: Motion,
-    /// Held by whoever pauses or resumes.
-    turn: Mutex<()>,
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
     waiting: RefCell<Vec<(u32, bool)>>,
     /// How many processes the guest's kernel killed for lack of memory.
     oom_kills: watch::Sender<u64>,
     /// Who tells the host of them, and whether it was told.
-    witness: Option<Witness>,
+    herald: Herald,
     told: Cell<bool>,
 }
 
 impl Server {
-    /// A server for a created container.
-    pub fn new(vm: Vm, agent: Agent, witness: Option<Witness>) -> Self {
-        let vsock = vm.vsock().clone();
-        let (phase, execs) = (Cell::new(Phase::Created), Cell::new(0));
-        let (oom_kills, told) = (watch::Sender::new(0), Cell::new(false));
-        let (motion, turn, waiting) = (Motion::new(), Mutex::default(), RefCell::default());
-        Self { vm, agent, vsock, phase, motion, turn, execs, waiting, oom_kills, witness, told }
+    /// A server for the container that the machine was made for, created and not started.
+    pub fn new(machine: Rc<Machine>, agent: Agent, witness: Option<Witness>) -> Self {
+        Self::of(machine, agent, Herald::Own(witness))
     }
 
-    /// Serves until the container has ended and its output is delivered; returns its exit code.
+    /// A server for one that joined.
+    pub fn of_member(machine: Rc<Machine>, agent: Agent) -> Self {
+        Self::of(machine, agent, Herald::StandIn(Notify::new()))
+    }
+
+    fn of(machine: Rc<Machine>, agent: Agent, herald: Herald) -> Self {
+        let (phase, execs, told) = (Cell::new(Phase::Created), Cell::new(0), Cell::new(false));
+        let (oom_kills, waiting) = (watch::Sender::new(0), RefCell::default());
+        Self { machine, agent, phase, execs, waiting, oom_kills, herald, told }
+    }
+
+    /// Serves until the container has ended and its output is delivered; returns its exit code. The machine can be
+    /// stopped then.
     pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio) -> u8 {
-        tokio::task::spawn_local(Rc::clone(self).accept(listener));
-        tokio::task::spawn_local(Rc::clone(self).watch_oom());
-        tokio::task::spawn_local(Rc::clone(self).keep_time());
-        let end = self.alive(self.agent.wait("")).await;
-        self.vm.mark("ended");
-        self.apply(Event::End).ok();
+        tokio::task::spawn_local(Rc::clone(&self.machine).keep_time(self.agent.clone()));
+        let end = self.serve(listener).await;
+        self.machine.vm.mark("ended");
         // The end may have been reported just before the machine was stopped.
-        self.go_on();
+        self.machine.go_on();
         match end {
-            Ok(End { code, oom_killed }) => {
-                if oom_killed {
-                    self.out_of_memory().await;
+            Ok(code) => {
+                self.machine.end_members().await;
+                self.drain(stdio).await;
+                self.machine.vm.mark("output delivered");
+                if let Err(error) = self.alive(self.agent.shutdown()).await {
+                    log::warning(&format!("stop the guest: {error:#}"));
                 }
-                self.finish(stdio).await;
+                self.machine.vm.mark("guest synced");
                 code
             }
             Err(error) => {
@@ -91,31 +107,55 @@ impl Server {
         }
     }
 
-    /// Where the time of the start went.
-    pub fn timeline(&self) -> String {
-        self.vm.timeline()
+    /// The same for one that joined: nothing of it is left in the guest.
+    pub async fn run_member(self: &Rc<Self>, listener: UnixListener, stdio: Stdio) -> u8 {
+        let code = self.serve(listener).await;
+        if code.is_ok() {
+            self.drain(stdio).await;
+            if let Err(error) = self.ask(self.agent.delete()).await {
+                log::warning(&format!("remove a container from the VM: {error:#}"));
+            }
+        }
+        code.unwrap_or(GUEST_DIED)
     }
 
-    async fn finish(&self, mut stdio: Stdio) {
+    /// Until the end of the container's process; its exit code.
+    async fn serve(self: &Rc<Self>, listener: UnixListener) -> anyhow::Result<u8> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(Rc::clone(self).accept(listener));
+        tasks.spawn_local(Rc::clone(self).watch_oom());
+        let end = self.alive(self.agent.wait("")).await;
+        self.apply(Event::End).ok();
+        let End { code, oom_killed } = end?;
+        if oom_killed {
+            self.out_of_memory().await;
+        }
+        Ok(code)
+    }
+
+    /// Kills the container.
+    pub async fn end(&self) {
+        // What has ended needs it no more.
+        let _ = self.alive(self.agent.signal("", libc::SIGKILL as u32, true)).await;
+    }
+
+    /// Where the time of the start went.
+    pub fn timeline(&self) -> String {
+        self.machine.vm.timeline()
+    }
+
+    async fn drain(&self, mut stdio: Stdio) {
         if tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await.is_err() {
             log::warning("nobody read the rest of the container's output");
         }
-        self.vm.mark("output delivered");
-        if let Err(error) = self.alive(self.agent.shutdown()).await {
-            log::warning(&format!("stop the guest: {error:#}"));
-        }
-        self.vm.mark("guest synced");
     }
 
-    /// Waits for the guest's answer, or says why it died.
     async fn alive<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        self.vm.or_death(work).await
+        self.machine.alive(work).await
     }
 
-    /// `alive`, for what takes the guest a moment: the machine is not paused meanwhile.
     async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let _asking = self.motion.ask().await;
-        self.alive(work).await
+        self.machine.ask(work).await
     }
 
     fn apply(&self, event: Event) -> anyhow::Result<()> {
@@ -181,53 +221,81 @@ impl Server {
                 let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
                 self.exec(stream, process, arrange(fds, streams)?).await
             }
+            Request::Join(join) => members::join(&self.machine, &self.agent, stream, (join, fds)).await,
+            Request::Left(id) => {
+                self.machine.left(&id).await;
+                Ok(Reply::Done)
+            }
             Request::Signal(_) | Request::Resize { .. } => bail!("this connection has no process"),
         }
     }
 
     async fn start(&self) -> anyhow::Result<Reply> {
         self.apply(Event::Start)?;
-        self.vm.mark("start asked");
+        self.machine.vm.mark("start asked");
         self.ask(self.agent.start()).await?;
-        self.vm.mark("started");
+        self.machine.vm.mark("started");
         Ok(Reply::Done)
     }
 
     /// Sends a signal. As in a frozen cgroup v2, one that kills does so at once, any other one when it thaws.
     async fn kill(&self, signal: u32, all: bool) -> anyhow::Result<Reply> {
-        if matches!(self.phase.get(), Phase::Paused { .. }) {
+        if self.is_paused() && self.machine.is_still() {
             if signal != libc::SIGKILL as u32 {
                 self.waiting.borrow_mut().push((signal, all));
                 return Ok(Reply::Done);
             }
             // Somebody else may be quicker, or pause it again.
-            while matches!(self.phase.get(), Phase::Paused { .. }) {
+            while self.is_paused() && self.machine.is_still() {
                 self.resume().await.ok();
             }
         }
         self.ask(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
     }
 
+    fn is_paused(&self) -> bool {
+        matches!(self.phase.get(), Phase::Paused { .. })
+    }
+
+    /// Lets the machine stand still or, where others are in it, only the container's cgroup.
     async fn pause(&self) -> anyhow::Result<Reply> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.machine.turn().await;
+        let before = self.phase.get();
         self.apply(Event::Pause)?;
-        self.motion.stop().await;
+        if self.machine.is_shared() {
+            return self.freeze().await.inspect_err(|_| self.phase.set(before)).map(|()| Reply::Done);
+        }
+        self.machine.stop().await;
         if self.phase.get() == Phase::Ended {
+            self.machine.go_on();
             bail!("container not running");
         }
-        self.vm.pause();
         Ok(Reply::Done)
     }
 
-    fn go_on(&self) {
-        self.vm.resume();
-        self.motion.go_on();
+    /// Returns when all of its processes stand still.
+    async fn freeze(&self) -> anyhow::Result<()> {
+        self.ask(self.agent.update(vec![frozen(true)])).await?;
+        for _ in 0..FREEZE_ATTEMPTS {
+            let events = vec!["cgroup.events".to_owned()];
+            let Reply::Files(files) = self.ask(self.agent.read_cgroup(events)).await? else { break };
+            if files.iter().any(|(_, text)| text.lines().any(|line| line == "frozen 1")) {
+                return Ok(());
+            }
+            tokio::time::sleep(FREEZE_PAUSE).await;
+        }
+        self.ask(self.agent.update(vec![frozen(false)])).await?;
+        bail!("unable to freeze: processes of the container do not stop")
     }
 
     async fn resume(&self) -> anyhow::Result<Reply> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.machine.turn().await;
         self.apply(Event::Resume)?;
-        self.go_on();
+        if self.machine.is_still() {
+            self.machine.go_on();
+        } else {
+            self.ask(self.agent.update(vec![frozen(false)])).await?;
+        }
         for (signal, all) in self.waiting.take() {
             // The machine goes on in any case, and whoever sent the signal is gone.
             if let Err(error) = self.ask(self.agent.signal("", signal, all)).await {
@@ -247,33 +315,33 @@ impl Server {
         }
     }
 
-    /// The guest's clock goes wrong otherwise, which is no reason to end it.
-    async fn keep_time(self: Rc<Self>) {
-        let clock = match Clock::new() {
-            Ok(clock) => clock,
-            Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
-        };
-        while clock.due().await.is_ok() {
-            if let Err(error) = self.ask(self.agent.set_time()).await {
-                log::debug(&format!("the guest's clock: {error:#}"));
-            }
-        }
-    }
-
-    /// Tells the host, once. The machine stands still meanwhile, lest it want memory.
+    /// Tells the host, once.
     async fn out_of_memory(&self) {
-        let _turn = self.turn.lock().await;
         if self.told.replace(true) {
             return;
         }
+        let witness = match &self.herald {
+            Herald::StandIn(notice) => return notice.notify_one(),
+            Herald::Own(witness) => witness,
+        };
         log::warning("the guest's kernel killed a process of the container for lack of memory");
-        let Some(witness) = &self.witness else { return };
-        self.vm.pause();
+        let Some(witness) = witness else { return };
+        // The machine stands still meanwhile, lest it want memory.
+        let _turn = self.machine.turn().await;
+        self.machine.vm.pause();
         if let Err(error) = witness.tell().await {
             log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
         }
-        if !matches!(self.phase.get(), Phase::Paused { .. }) {
-            self.vm.resume();
+        if !self.machine.is_still() {
+            self.machine.vm.resume();
+        }
+    }
+
+    /// Waits until the host is to be told by who stands for the container.
+    pub async fn memory_ran_out(&self) {
+        match &self.herald {
+            Herald::StandIn(notice) => notice.notified().await,
+            Herald::Own(_) => std::future::pending().await,
         }
     }
 
@@ -296,7 +364,7 @@ impl Server {
     ) -> anyhow::Result<Reply> {
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(&self.vsock, files, process.terminal)?;
+        let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
         stdio.name_in(&mut process);
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The stub may be gone already; then the first read below says so.
@@ -313,7 +381,7 @@ impl Server {
     }
 
     /// Passes on what the stub sends; when the stub is gone, kills the process.
-    async fn attend(&self, stream: &UnixStream, exec_id: &str) {
+    pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
             let done = match receive(stream).await {
                 Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
@@ -333,10 +401,14 @@ impl Server {
     }
 }
 
+/// A file of its cgroup that freezes or thaws it.
+fn frozen(yes: bool) -> (String, String) {
+    ("cgroup.freeze".to_owned(), u8::from(yes).to_string())
+}
+
 /// Passes on to the container what is sent to the monitor's own pid, as if the pid were the process.
 pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
-    let forwarded = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
-    for number in forwarded {
+    for number in FORWARDED {
         let Ok(mut signals) = signal(SignalKind::from_raw(number)) else { continue };
         // The terminal's hang-up reaches the process through its own terminal.
         let ignored = number == libc::SIGHUP && terminal.is_some();

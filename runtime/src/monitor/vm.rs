@@ -10,13 +10,13 @@ use anyhow::{Context, anyhow, bail};
 use protocol::{Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::balloon::Balloon;
-use vmm::virtio::fs::{Counters, Fs, Share};
+use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use super::agent_client::Agent;
-use crate::handover::Setup;
+use crate::handover::{Home, Setup};
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -35,23 +35,26 @@ pub struct Vm {
     container_id: String,
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
+    sharing: Sharing,
 }
 
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
-    pub fn boot(setup: Setup, shares: Vec<Share>) -> anyhow::Result<Self> {
+    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>) -> anyhow::Result<Self> {
+        let Home::Machine(machine) = setup.home else { bail!("the set-up names another container's VM") };
         let mut timeline = setup.timeline;
         timeline.mark("set-up read");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
-        let requests = fs.counters();
+        let (requests, sharing) = (fs.counters(), fs.sharing());
         let spec = MachineSpec {
-            memory_mib: setup.machine.memory_mib,
-            vcpus: setup.machine.vcpus,
-            kernel: setup.kernel,
-            initrd: setup.initrd,
-            cmdline: setup.machine.cmdline,
+            kvm,
+            memory_mib: machine.plan.memory_mib,
+            vcpus: machine.plan.vcpus,
+            kernel: machine.kernel,
+            initrd: machine.initrd,
+            cmdline: machine.plan.cmdline,
             console: console(setup.log.debug)?,
         };
         let machine =
@@ -72,6 +75,7 @@ impl Vm {
             container_id: setup.id,
             timeline: RefCell::new(timeline),
             requests,
+            sharing,
         })
     }
 
@@ -96,6 +100,11 @@ impl Vm {
     /// Where streams to the guest are opened.
     pub fn vsock(&self) -> &Handle {
         &self.vsock
+    }
+
+    /// Where shares are added and taken away.
+    pub fn sharing(&self) -> &Sharing {
+        &self.sharing
     }
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::control::{self, Reply, Request};
@@ -27,6 +28,15 @@ pub fn arrange(fds: Vec<OwnedFd>, streams: [bool; 3]) -> anyhow::Result<[Option<
 
 /// The next request and the descriptors that came with it; none when the command is gone.
 pub async fn receive(stream: &UnixStream) -> anyhow::Result<Option<(Request, Vec<OwnedFd>)>> {
+    message(stream).await
+}
+
+/// The next reply; none when the monitor is gone.
+pub async fn reply(stream: &UnixStream) -> anyhow::Result<Option<Reply>> {
+    Ok(message(stream).await?.map(|(reply, _)| reply))
+}
+
+async fn message<T: DeserializeOwned>(stream: &UnixStream) -> anyhow::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut header = [0; 4];
     let (got, fds) = loop {
         stream.readable().await?;
@@ -42,12 +52,12 @@ pub async fn receive(stream: &UnixStream) -> anyhow::Result<Option<(Request, Vec
     reader.fill(header.get_mut(got..).unwrap_or_default()).await?;
     let mut body = vec![0; control::body_length(header)?];
     reader.fill(&mut body).await?;
-    Ok(Some((serde_json::from_slice(&body).context("understand a request")?, fds)))
+    Ok(Some((serde_json::from_slice(&body).context("understand a message")?, fds)))
 }
 
-/// Sends an answer.
-pub async fn send(stream: &UnixStream, reply: &Reply) -> anyhow::Result<()> {
-    let bytes = control::encode(reply)?;
+/// Sends a request or a reply.
+pub async fn send<T: Serialize>(stream: &UnixStream, message: &T) -> anyhow::Result<()> {
+    let bytes = control::encode(message)?;
     let mut rest = bytes.as_slice();
     while !rest.is_empty() {
         stream.writable().await?;

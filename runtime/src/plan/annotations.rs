@@ -50,6 +50,17 @@ pub fn switch(spec: &Spec, name: &str) -> anyhow::Result<bool> {
     text.parse().with_context(|| format!("annotation {name}: {text:?} is neither true nor false"))
 }
 
+/// Refuses sizes of a VM that is another container's.
+///
+/// # Errors
+/// Names the annotation.
+pub fn refuse_sizes(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
+    match [MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
+        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which has its size already"),
+        None => Ok(()),
+    }
+}
+
 fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(name).map(String::as_str)
 }

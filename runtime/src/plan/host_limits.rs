@@ -73,6 +73,12 @@ pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
 }
 
 impl HostLimits {
+    /// For a VM with several containers: each has its limit in the guest, all together have none.
+    pub fn leave_memory_out(&mut self) {
+        self.unified.retain(|(file, _)| !file.starts_with("memory."));
+        self.legacy.retain(|(file, _)| !file.starts_with("memory."));
+    }
+
     fn legacy(&mut self, file: &str, value: impl ToString) {
         self.legacy.push((file.to_owned(), value.to_string()));
     }

@@ -31,6 +31,7 @@ mod namespaces;
 mod platform;
 mod process;
 mod resources;
+mod sandbox;
 mod scheduling;
 mod seccomp;
 mod sysctls;
@@ -56,6 +57,7 @@ pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;
 pub use resources::files as cgroup_files;
+pub use sandbox::is_possible as may_share_vm;
 pub use seccomp::features as seccomp_features;
 pub use validate::id as validate_id;
 
@@ -73,6 +75,8 @@ pub struct Options {
 pub struct Plan {
     /// The VM.
     pub machine: MachinePlan,
+    /// The container that the VM was made for, if that is another one.
+    pub sandbox: Option<String>,
     /// What the guest sees of the host's files; the root file system first.
     pub shares: Vec<SharePlan>,
     /// What the agent is asked; the ids of the streams are left 0.
@@ -121,22 +125,30 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     validate::bundle(bundle, &mut notes)?;
     annotations::check(&bundle.spec)?;
     let spec = &bundle.spec;
-    let machine = machine::plan(spec, facts, &mut notes)?;
+    let sandbox = sandbox::plan(spec, facts)?;
+    let machine = match &sandbox {
+        Some(sandbox) => sandbox.machine.clone(),
+        None => machine::plan(spec, facts, &mut notes)?,
+    };
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();
     container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
-    let shares = mounts::plan(bundle, facts, &mut container, &mut notes)?;
-    let network = namespaces::plan(spec, facts, &mut container, &mut notes)?;
+    let shares = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
+    let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     devices::plan(spec, &mut container, &mut notes)?;
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
-    container.online_cpus = u32::from(machine.vcpus);
+    container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };
     let cgroup = cgroup_path::plan(spec, options, &mut notes)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let limits = resources.map(|all| host_limits(all, &container.cgroup_files, machine.memory_mib));
+    // What limits a VM as a whole is that of the container it was made for.
+    let limits = resources
+        .filter(|_| sandbox.is_none())
+        .map(|all| host_limits(all, &container.cgroup_files, machine.memory_mib));
     let limits = limits.transpose()?.unwrap_or_default();
     let hooks = hooks::plan(spec)?;
     let timeline = annotations::switch(spec, annotations::TIMELINE)?;
-    Ok(Plan { machine, shares, container, network, cgroup, limits, hooks, timeline, notes })
+    let sandbox = sandbox.map(|sandbox| sandbox.id);
+    Ok(Plan { machine, sandbox, shares, container, network, cgroup, limits, hooks, timeline, notes })
 }

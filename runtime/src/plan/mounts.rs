@@ -7,10 +7,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protocol::CreateContainerRequest;
 
 use super::mount_options::{self, MountOptions};
+use super::sandbox::Sandbox;
 use super::{devices, text};
 use crate::bundle::Bundle;
 use crate::facts::{Facts, Place, SourceFact, SourceKind};
@@ -69,7 +70,7 @@ pub fn bind_source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
 /// A source that is missing or cannot be in a VM, a kind of file system the guest does not have.
 pub fn plan(
     bundle: &Bundle,
-    facts: &Facts,
+    (facts, sandbox): (&Facts, Option<&Sandbox>),
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<SharePlan>> {
@@ -78,7 +79,8 @@ pub fn plan(
     request.share = rootfs.name.clone();
     // The share itself stays writable: mount points are made in it, as runc does.
     request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-    let mut planner = Planner { bundle, facts, shares: vec![rootfs], notes };
+    let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
+    let mut planner = Planner { bundle, facts, ipc_owner, shares: vec![rootfs], notes };
     for mount in spec.mounts().iter().flatten() {
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
         request.mounts.push(planned);
@@ -126,6 +128,8 @@ fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<Stri
 struct Planner<'a> {
     bundle: &'a Bundle,
     facts: &'a Facts,
+    /// The container whose IPC namespace is shared, and with it its /dev/shm.
+    ipc_owner: Option<&'a str>,
     shares: Vec<SharePlan>,
     notes: &'a mut Vec<String>,
 }
@@ -175,6 +179,10 @@ impl Planner<'_> {
         if !options.data.is_empty() {
             let data = options.data.join(",");
             self.notes.push(format!("mount {destination}: {data}: no effect on a bind mount"));
+        }
+        if let (Some(owner), "/dev/shm", Some(_)) = (self.ipc_owner, destination, fact.tmpfs_size) {
+            let (container_id, source) = (owner.to_owned(), destination.to_owned());
+            return Ok(protocol::Mount { container_id, source, ..bind_message(destination, options) });
         }
         if let Some(guest) = of_the_guest(fact, destination, options) {
             self.notes.push(format!("mount {destination}: {} of the host becomes the guest's own", path.display()));

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 use protocol::{CreateContainerRequest, NamespaceKind};
 
+use super::sandbox::Sandbox;
 use super::{NetworkPlan, id_mappings, platform, sysctls, text};
 use crate::facts::{Facts, NetworkFact};
 
@@ -19,7 +20,7 @@ const MAX_NAME: usize = 64;
 /// A namespace that cannot be shared with a VM, or settings that need one that is not there.
 pub fn plan(
     spec: &Spec,
-    facts: &Facts,
+    (facts, sandbox): (&Facts, Option<&Sandbox>),
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<NetworkPlan> {
@@ -27,11 +28,14 @@ pub fn plan(
     let linux = spec.linux().as_ref();
     let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
     let network = network(namespaces, facts)?;
-    let kinds = new_ones(namespaces)?;
+    let kinds = kinds(namespaces, sandbox)?;
     note_shared(&kinds, notes);
     names(spec, kinds.contains(&(NamespaceKind::UTS as i32)), request)?;
-    let message =
-        |namespace: &LinuxNamespace| protocol::Namespace { kind: kind(namespace.typ()).into(), ..Default::default() };
+    let message = |namespace: &LinuxNamespace| protocol::Namespace {
+        kind: kind(namespace.typ()).into(),
+        container_id: owner(namespace, sandbox).unwrap_or_default().to_owned(),
+        ..Default::default()
+    };
     request.namespaces = namespaces.iter().map(message).collect();
     let linux = linux.unwrap_or(&none);
     id_mappings::plan(linux, kinds.contains(&(NamespaceKind::USER as i32)), request)?;
@@ -58,20 +62,34 @@ fn network(namespaces: &[LinuxNamespace], facts: &Facts) -> anyhow::Result<Netwo
     }
 }
 
+/// Whose it is, when it is not a new one.
+fn owner<'a>(namespace: &LinuxNamespace, sandbox: Option<&'a Sandbox>) -> Option<&'a str> {
+    sandbox?.owner(namespace.typ())
+}
+
 /// Kinds of namespaces that the container has, each once.
-fn new_ones(namespaces: &[LinuxNamespace]) -> anyhow::Result<BTreeSet<i32>> {
+fn kinds(namespaces: &[LinuxNamespace], sandbox: Option<&Sandbox>) -> anyhow::Result<BTreeSet<i32>> {
     let mut kinds = BTreeSet::new();
     for namespace in namespaces {
         let name = name(namespace.typ());
         if !kinds.insert(kind(namespace.typ()) as i32) {
             bail!("malformed spec file: duplicated {name} namespace");
         }
-        if let (Some(path), true) = (path_of(namespace), namespace.typ() != LinuxNamespaceType::Network) {
-            bail!(
-                "cannot join {name} namespace {}: a VM has namespaces of its own; \
-                 give the container a new one (no --{name} container:… or host)",
+        let Some(path) = path_of(namespace) else { continue };
+        match (namespace.typ(), owner(namespace, sandbox)) {
+            (LinuxNamespaceType::Network, _) => {}
+            (LinuxNamespaceType::User | LinuxNamespaceType::Mount | LinuxNamespaceType::Time, Some(owner)) => {
+                bail!(
+                    "cannot join {name} namespace {} of container {owner}: give the container a new one",
+                    path.display()
+                )
+            }
+            (_, Some(_)) => {}
+            (_, None) => bail!(
+                "cannot join {name} namespace {}: it is none of a container of runvm under this --root, and a VM has \
+                 namespaces of its own; give the container a new one (no --{name} container:… or host)",
                 path.display()
-            );
+            ),
         }
     }
     Ok(kinds)

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::facts::{NamespaceId, NetworkFact, Place, SourceFact, SourceKind};
+use crate::facts::{NamespaceId, Neighbour, NetworkFact, Place, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
@@ -48,6 +48,7 @@ fn facts() -> Facts {
         sources,
         host_networks: vec![HOST],
         network: NetworkFact::NotGiven,
+        neighbours: vec![],
     }
 }
 
@@ -276,6 +277,109 @@ fn networks_of_the_host_are_refused_others_joined() {
     assert!(joined(NetworkFact::Is(HOST)).unwrap_err().starts_with("host network is not possible in a VM"));
     assert!(joined(NetworkFact::NotNamespace).unwrap_err().contains("/run/netns/x: the file is not a namespace"));
     assert!(joined(NetworkFact::Missing("gone".into())).unwrap_err().contains("/run/netns/x: gone"));
+}
+
+fn neighbour(id: &str, pid: i32, sandbox: &str) -> Neighbour {
+    let network = Some(NamespaceId { device: 4, inode: 1000 + pid as u64 });
+    Neighbour { id: id.into(), pid, sandbox: sandbox.into(), network, memory_mib: 512, vcpus: 2 }
+}
+
+fn shared(kinds: &[(&str, i32)]) -> Value {
+    let mut config = config();
+    let entries = kinds.iter().map(|(kind, pid)| json!({"type": kind, "path": format!("/proc/{pid}/ns/{kind}")}));
+    set(
+        &mut config,
+        "/linux/namespaces",
+        entries.chain([json!({"type": "network"}), json!({"type": "mount"})]).collect(),
+    );
+    config
+}
+
+#[test]
+fn who_shares_namespaces_is_in_one_vm() {
+    let neighbours = vec![neighbour("a", 7, "a"), neighbour("b", 8, "a"), neighbour("c", 9, "c")];
+    let facts = Facts { neighbours, ..facts() };
+    let plan = |config: Value| plan_with(config, &facts);
+    let member = plan(shared(&[("pid", 7), ("ipc", 8)])).unwrap();
+    assert_eq!(
+        (member.sandbox.as_deref(), member.machine.memory_mib, member.container.online_cpus),
+        (Some("a"), 512, 0)
+    );
+    let owners: Vec<_> = member.container.namespaces.iter().map(|namespace| namespace.container_id.as_str()).collect();
+    assert_eq!(owners, ["a", "b", "", ""]);
+    let error = |config: Value| plan(config).unwrap_err().to_string();
+    assert_eq!(
+        error(shared(&[("pid", 7), ("ipc", 9)])),
+        "containers a and c are in different VMs: cannot join namespaces of both"
+    );
+    assert!(error(shared(&[("user", 7)])).starts_with("cannot join user namespace /proc/7/ns/user of container a"));
+    assert!(error(shared(&[("pid", 10)])).starts_with("cannot join pid namespace /proc/10/ns/pid: it is none of"));
+    let mut config = shared(&[("pid", 7)]);
+    set(&mut config, "/annotations", json!({"io.runvm.vcpus": "1"}));
+    assert_eq!(error(config), "annotation io.runvm.vcpus: the container is in the VM of a, which has its size already");
+    assert_eq!(plan(self::config()).unwrap().sandbox, None);
+}
+
+#[test]
+fn limits_of_a_vm_are_those_of_its_first_container() {
+    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let mut config = shared(&[("pid", 7)]);
+    set(
+        &mut config,
+        "/linux/resources",
+        json!({"memory": {"limit": 1 << 28}, "cpu": {"quota": 1000, "period": 10_000}}),
+    );
+    let plan = plan_with(config, &facts).unwrap();
+    assert_eq!(plan.limits, HostLimits::default());
+    let keys: Vec<_> = plan.container.cgroup_files.iter().map(|file| file.key.as_str()).collect();
+    assert!(keys.contains(&"memory.max") && keys.contains(&"cpu.max"), "{keys:?}");
+}
+
+#[test]
+fn pods_say_so_by_annotations() {
+    let facts = Facts { neighbours: vec![neighbour("a", 7, "a"), neighbour("c", 9, "c")], ..facts() };
+    let with = |annotations: Value, mut config: Value| {
+        set(&mut config, "/annotations", annotations);
+        plan_with(config, &facts).map(|plan| plan.sandbox).map_err(|error| error.to_string())
+    };
+    let containerd =
+        |kind: &str, id: &str| json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": id});
+    assert_eq!(with(containerd("sandbox", "box"), config()), Ok(None));
+    assert_eq!(with(containerd("container", "a"), config()), Ok(Some("a".into())));
+    let crio = json!({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "c"});
+    assert_eq!(with(crio, config()), Ok(Some("c".into())));
+    let podman = json!({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "x", "io.container.manager": "libpod"});
+    assert_eq!(with(podman, config()), Ok(None));
+    assert!(with(containerd("container", "x"), config()).unwrap_err().starts_with("sandbox x of the container's pod"));
+    let elsewhere = with(containerd("container", "a"), shared(&[("ipc", 9)])).unwrap_err();
+    assert_eq!(elsewhere, "container c is not in pod a: cannot join its namespaces");
+}
+
+#[test]
+fn the_network_of_a_pod_may_have_another_name() {
+    let network = NetworkFact::Is(NamespaceId { device: 4, inode: 1007 });
+    let facts = Facts { neighbours: vec![neighbour("a", 7, "a"), neighbour("c", 9, "c")], network, ..facts() };
+    let joined = |mut config: Value| {
+        let list = config.pointer_mut("/linux/namespaces").unwrap().as_array_mut().unwrap();
+        list.retain(|namespace| namespace["type"] != "network");
+        list.insert(0, json!({"type": "network", "path": "/run/netns/pod"}));
+        plan_with(config, &facts).unwrap().container.namespaces[0].container_id.clone()
+    };
+    assert_eq!(joined(shared(&[("ipc", 7)])), "a");
+    assert_eq!((joined(shared(&[("ipc", 9)])), joined(config())), (String::new(), String::new()));
+}
+
+#[test]
+fn who_shares_ipc_shares_dev_shm() {
+    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let shm = |mut config: Value| {
+        let mount = json!({"destination": "/dev/shm", "type": "bind", "source": "/engine/shm", "options": ["rbind"]});
+        set(&mut config, "/mounts", json!([mount]));
+        let mount = plan_with(config, &facts).unwrap().container.mounts[0].clone();
+        (mount.kind, mount.container_id, mount.source)
+    };
+    assert_eq!(shm(shared(&[("ipc", 7)])), ("bind".into(), "a".into(), "/dev/shm".into()));
+    assert_eq!(shm(shared(&[("pid", 7)])).0, "tmpfs");
 }
 
 #[test]

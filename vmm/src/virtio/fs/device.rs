@@ -1,9 +1,11 @@
 //! The virtio side: two queues into one server.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::server::Server;
 use super::session::Session;
+use super::sharing::{self, Sharing, Wishes};
 use super::{Counters, Share};
 use crate::virtio::queue::Outcome;
 use crate::virtio::{Context, Device, Error, Event};
@@ -13,11 +15,15 @@ const TAG_SIZE: usize = 36;
 /// The high-priority queue (for `FORGET`) and the request queue. The second bounds a request: Linux puts
 /// a page in a descriptor and needs four more, so 512 is the first size that carries 1 MiB.
 const QUEUE_SIZES: [u16; 2] = [64, 512];
+/// Token of the wishes' eventfd.
+const WISHES: u64 = 0;
 
 /// The file system device: all shares behind one tag.
 pub struct Fs {
     tag: String,
     server: Server,
+    sharing: Sharing,
+    wishes: Wishes,
 }
 
 impl Fs {
@@ -28,7 +34,17 @@ impl Fs {
     /// Fails on bad or repeated names and when `/proc` is not mounted.
     pub fn new(tag: &str, shares: Vec<Share>) -> Result<Self, Error> {
         check_tag(tag)?;
-        Ok(Self { tag: tag.to_owned(), server: Server::new(shares)? })
+        Self::of(tag, Server::new(shares)?)
+    }
+
+    fn of(tag: &str, server: Server) -> Result<Self, Error> {
+        let (sharing, wishes) = sharing::pair()?;
+        Ok(Self { tag: tag.to_owned(), server, sharing, wishes })
+    }
+
+    /// To change the shares while the device is in use.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing.clone()
     }
 
     /// How often each request came, to be read while the device is in use.
@@ -39,7 +55,7 @@ impl Fs {
     /// The device with tables of these sizes.
     #[cfg(test)]
     pub(super) fn with_limits(shares: Vec<Share>, inodes: usize, handles: usize) -> Result<Self, Error> {
-        Ok(Self { tag: "test".to_owned(), server: Server::with_limits(shares, inodes, handles)? })
+        Self::of("test", Server::with_limits(shares, inodes, handles)?)
     }
 
     /// The server, to look at its tables.
@@ -73,12 +89,22 @@ impl Device for Fs {
         config
     }
 
-    fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {
+    fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {
+        let watched = context.watcher.add(self.wishes.wake.as_raw_fd(), WISHES, libc::EPOLLIN as u32);
+        watched.map_err(|error| Error::Host("watch for changes of the shares", error))?;
         self.server.enter_thread()
     }
 
+    fn deactivate(&mut self, context: &mut Context) {
+        // Not watched where activation failed.
+        let _ = context.watcher.remove(self.wishes.wake.as_raw_fd());
+    }
+
     fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
-        let Event::Queue(index) = event else { return Ok(()) };
+        let Event::Queue(index) = event else {
+            self.wishes.fulfil(&mut self.server);
+            return Ok(());
+        };
         let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
         ring.serve(context.memory, |chain| self.server.serve(chain).map(Outcome::Used))
     }

@@ -195,7 +195,10 @@ impl Server {
             let name = match at {
                 0 => c".".to_owned(),
                 1 => c"..".to_owned(),
-                _ => self.share_name(at - DOTS)?,
+                _ => match self.share_name(at - DOTS)? {
+                    Some(name) => name,
+                    None => continue,
+                },
             };
             let entry = Entry { inode: ROOT_ID, next: at + 1, kind: libc::DT_UNKNOWN, name: &name, record: 0 };
             if output.data.len() < size_of_entry(&name, plus) {
@@ -207,8 +210,10 @@ impl Server {
         Ok(())
     }
 
-    fn share_name(&self, index: u64) -> Served<CString> {
-        let share = self.shares.get(index as usize).ok_or(Errno(libc::ENOENT))?;
-        CString::new(share.name.as_str()).map_err(|_| Errno(libc::EIO))
+    /// The name of the share of this number, if there is one now.
+    fn share_name(&self, number: u64) -> Served<Option<CString>> {
+        let share = self.shares.get(number as usize).and_then(Option::as_ref);
+        let name = share.map(|share| CString::new(share.name.as_str()));
+        name.transpose().map_err(|_| Errno(libc::EIO))
     }
 }

@@ -74,7 +74,12 @@ impl Handles {
 
     /// Closes all.
     pub fn close_all(&mut self) {
-        let open: Vec<u64> = self.slab.iter().map(|(fh, _)| fh).collect();
+        self.close_where(|_| true);
+    }
+
+    /// Closes all handles of such objects.
+    pub fn close_where(&mut self, of: impl Fn(u64) -> bool) {
+        let open: Vec<u64> = self.slab.iter().filter(|(_, open)| of(open.nodeid)).map(|(fh, _)| fh).collect();
         for fh in open {
             self.slab.remove(fh);
         }

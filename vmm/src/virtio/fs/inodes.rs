@@ -96,6 +96,11 @@ impl Inode {
         }
     }
 
+    /// The number of the share that it is below.
+    pub fn share(&self) -> usize {
+        usize::from(self.key.share())
+    }
+
     /// Whether it may be opened on the host: only regular files and directories are.
     pub fn check_openable(&self) -> Served {
         if self.kind == libc::S_IFREG || self.kind == libc::S_IFDIR { Ok(()) } else { Err(Errno(libc::ENXIO)) }
@@ -234,6 +239,12 @@ impl Inodes {
         if inode.lookups > 0 || inode.pinned {
             return;
         }
+        self.remove(nodeid);
+    }
+
+    /// Takes an object out of the table, whatever the guest thinks of it.
+    fn remove(&mut self, nodeid: u64) {
+        let Ok(inode) = self.peek(nodeid) else { return };
         let (key, hot) = (inode.key, matches!(inode.anchor, Anchor::Hot(_)));
         self.hot -= usize::from(hot);
         if self.by_key.get(&key) == Some(&nodeid) {
@@ -247,6 +258,15 @@ impl Inodes {
         let known: Vec<u64> = self.known().collect();
         for nodeid in known {
             self.forget(nodeid, u64::MAX);
+        }
+    }
+
+    /// Takes everything below a share out of the table, its root included.
+    pub fn remove_share(&mut self, share: usize) {
+        let below: Vec<u64> =
+            self.slab.iter().filter(|(_, inode)| inode.share() == share).map(|(key, _)| key).collect();
+        for key in below {
+            self.remove(key.wrapping_add(FIRST_ID));
         }
     }
 

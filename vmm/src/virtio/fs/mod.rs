@@ -70,6 +70,7 @@ mod names;
 mod request;
 mod server;
 mod session;
+mod sharing;
 mod slab;
 mod sys;
 mod xattrs;
@@ -81,6 +82,7 @@ use std::os::fd::OwnedFd;
 
 pub use counters::Counters;
 pub use device::Fs;
+pub use sharing::Sharing;
 
 /// One thing of the host's that the guest may use: an entry of the device's root directory.
 #[derive(Debug)]

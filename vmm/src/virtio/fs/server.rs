@@ -40,8 +40,8 @@ pub(super) struct Root {
 
 /// All state of the device that is not virtio's.
 pub(super) struct Server {
-    /// What the root directory holds.
-    pub shares: Vec<Root>,
+    /// What the root directory holds; a number that none has now is `None`.
+    pub shares: Vec<Option<Root>>,
     /// What the guest knows.
     pub inodes: Inodes,
     /// What the guest has open.
@@ -94,20 +94,45 @@ impl Server {
         Ok(server)
     }
 
-    fn add_share(&mut self, share: Share) -> Result<(), Error> {
+    /// Adds an entry to the root directory.
+    pub fn add_share(&mut self, share: Share) -> Result<(), Error> {
         let name = share.name.as_bytes();
         let bad =
             matches!(name, b"" | b"." | b"..") || name.len() > NAME_MAX || name.iter().any(|b| b"/\0".contains(b));
-        if bad || self.shares.iter().any(|known| known.name == share.name) {
+        if bad || self.all_shares().any(|known| known.name == share.name) {
             return Err(Error::Protocol("the name of a share is not a file name, or given twice"));
         }
-        let number = u16::try_from(self.shares.len()).map_err(|_| Error::Protocol("more than 65536 shares"))?;
+        let free = self.shares.iter().position(Option::is_none).unwrap_or(self.shares.len());
+        let number = u16::try_from(free).map_err(|_| Error::Protocol("more than 65536 shares"))?;
         let stat = sys::stat(share.root.as_fd())
             .map_err(|error| Error::Host("look at a share", std::io::Error::from_raw_os_error(error.0)))?;
         let nodeid = self.inodes.pin(share.root, &stat, number);
         let nodeid = nodeid.map_err(|_| Error::Protocol("RLIMIT_NOFILE is too low for this many shares"))?;
-        self.shares.push(Root { name: share.name, nodeid, read_only: share.read_only });
+        if free == self.shares.len() {
+            self.shares.push(None);
+        }
+        if let Some(slot) = self.shares.get_mut(free) {
+            *slot = Some(Root { name: share.name, nodeid, read_only: share.read_only });
+        }
         Ok(())
+    }
+
+    /// Takes an entry out of the root directory, with all that the guest knows or has open below it.
+    pub fn remove_share(&mut self, name: &str) {
+        let named = |share: &Option<Root>| share.as_ref().is_some_and(|share| share.name == name);
+        let Some(number) = self.shares.iter().position(named) else { return };
+        let below = |inodes: &Inodes, nodeid| inodes.peek(nodeid).is_ok_and(|inode| inode.share() == number);
+        self.handles.close_where(|nodeid| below(&self.inodes, nodeid));
+        self.inodes.remove_share(number);
+        self.listing = Listing::default();
+        if let Some(slot) = self.shares.get_mut(number) {
+            *slot = None;
+        }
+    }
+
+    /// What the root directory holds now.
+    pub fn all_shares(&self) -> impl Iterator<Item = &Root> {
+        self.shares.iter().flatten()
     }
 
     /// Makes the calling thread the one that serves, see [`Identity::adopt_thread`].
@@ -207,7 +232,7 @@ impl Server {
 
     /// Whether an object is in a read-only share.
     pub fn is_read_only(&self, inode: &Inode) -> bool {
-        self.shares.get(usize::from(inode.key.share())).is_none_or(|share| share.read_only)
+        self.shares.get(inode.share()).and_then(Option::as_ref).is_none_or(|share| share.read_only)
     }
 
     /// Adds a handle of an object.
@@ -248,7 +273,7 @@ impl Server {
 
     /// The share of this name.
     pub fn share(&self, name: &CStr) -> Served<&Root> {
-        let found = self.shares.iter().find(|share| share.name.as_bytes() == name.to_bytes());
+        let found = self.all_shares().find(|share| share.name.as_bytes() == name.to_bytes());
         found.ok_or(Errno(libc::ENOENT))
     }
 }

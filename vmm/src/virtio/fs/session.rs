@@ -116,7 +116,7 @@ impl Server {
         if request.header.nodeid != fuse::ROOT_ID {
             return self.sync_below(request.header.nodeid);
         }
-        let shares = self.shares.iter().filter(|share| !share.read_only);
+        let shares = self.all_shares().filter(|share| !share.read_only);
         // All of them, whatever becomes of one.
         let results: Vec<Served> = shares.map(|share| self.sync_below(share.nodeid)).collect();
         results.into_iter().collect()

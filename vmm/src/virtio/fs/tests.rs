@@ -7,3 +7,4 @@ mod listing;
 mod passthrough;
 mod random;
 mod rights;
+mod sharing;

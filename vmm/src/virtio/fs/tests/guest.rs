@@ -143,6 +143,12 @@ impl Guest {
         Ok(reply)
     }
 
+    /// Has the device handle an event.
+    pub fn event(&mut self, event: Event) {
+        let mut context = Context { memory: &self.memory, rings: &mut self.rings, watcher: &mut Silent };
+        self.device.handle(event, &mut context).unwrap();
+    }
+
     /// One request with room for `room` bytes after the reply's header: its body, or an errno.
     pub fn request(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Result<Vec<u8>, i32> {
         let len = (40 + body.len()) as u32;
