@@ -475,7 +475,11 @@ async fn a_container_is_deleted_and_another_stays(host: &mut Host) {
         // Even with a process of its own left in a namespace that stays.
         let cgroup = cgroup2().unwrap().join(&second.cgroup_path[1..]);
         assert!(cgroup.exists());
-        host.delete(&second.container_id).await.unwrap();
+        host.exec(&second.container_id, "e", process(&["sleep", "1002"])).await.unwrap();
+        let wait = host.wait(&second.container_id, "e");
+        let (waited, deleted) = tokio::join!(wait, host.delete(&second.container_id));
+        deleted.unwrap();
+        assert_eq!(waited.unwrap(), 137);
         assert!(!cgroup.exists());
         assert_eq!(sentence(host.wait(&second.container_id, "").await).0, ttrpc::Code::NOT_FOUND);
     }
