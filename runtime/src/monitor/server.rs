@@ -1,4 +1,7 @@
-//! The monitor's inbox: requests of commands, the end of processes, the end of the VM, signals.
+//! One container's inbox: requests of commands, its end, the end of the VM.
+
+mod pause;
+mod processes;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -9,29 +12,26 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protobuf::Message;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
 use super::machine::Machine;
+use super::members;
 use super::oom::Witness;
 use super::stdio::Stdio;
 use super::wire::{arrange, receive, send};
-use super::{FORWARDED, members};
 use crate::control::{Reply, Request};
-use crate::{console, log};
+use crate::log;
+
+pub use processes::follow_signals;
 
 /// How long output may stand still after the process's end before its reader counts as stuck.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the reader of a container has, whose guest is gone.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often, and after what pauses, a frozen cgroup is looked at.
-const FREEZE_ATTEMPTS: usize = 200;
-const FREEZE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a command gets when the VM died under its container.
 const GUEST_DIED: u8 = 255;
@@ -247,75 +247,6 @@ impl Server {
         Ok(Reply::Done)
     }
 
-    /// Sends a signal. As in a frozen cgroup v2, one that kills does so at once, any other one when it thaws.
-    async fn kill(&self, signal: u32, all: bool) -> anyhow::Result<Reply> {
-        if self.is_paused() && self.machine.is_still() {
-            if signal != libc::SIGKILL as u32 {
-                self.waiting.borrow_mut().push((signal, all));
-                return Ok(Reply::Done);
-            }
-            // Somebody else may be quicker, or pause it again.
-            while self.is_paused() && self.machine.is_still() {
-                self.resume().await.ok();
-            }
-        }
-        self.ask(self.agent.signal("", signal, all)).await.map(|()| Reply::Done)
-    }
-
-    fn is_paused(&self) -> bool {
-        matches!(self.phase.get(), Phase::Paused { .. })
-    }
-
-    /// Lets the machine stand still or, where others are in it, only the container's cgroup.
-    async fn pause(&self) -> anyhow::Result<Reply> {
-        let _turn = self.machine.turn().await;
-        let before = self.phase.get();
-        self.apply(Event::Pause)?;
-        if self.machine.is_shared() {
-            return self.freeze().await.inspect_err(|_| self.phase.set(before)).map(|()| Reply::Done);
-        }
-        self.machine.stop().await;
-        if self.phase.get() == Phase::Ended {
-            self.machine.go_on();
-            bail!("container not running");
-        }
-        Ok(Reply::Done)
-    }
-
-    /// Returns when all of its processes stand still.
-    async fn freeze(&self) -> anyhow::Result<()> {
-        self.ask(self.agent.update(vec![frozen(true)])).await?;
-        for _ in 0..FREEZE_ATTEMPTS {
-            let events = vec!["cgroup.events".to_owned()];
-            let Reply::Files(files) = self.ask(self.agent.read_cgroup(events)).await? else { break };
-            if files.iter().any(|(_, text)| text.lines().any(|line| line == "frozen 1")) {
-                return Ok(());
-            }
-            tokio::time::sleep(FREEZE_PAUSE).await;
-        }
-        self.ask(self.agent.update(vec![frozen(false)])).await?;
-        bail!("unable to freeze: processes of the container do not stop")
-    }
-
-    async fn resume(&self) -> anyhow::Result<Reply> {
-        let _turn = self.machine.turn().await;
-        let before = self.phase.get();
-        self.apply(Event::Resume)?;
-        if self.machine.is_still() {
-            self.machine.go_on();
-        } else {
-            let thawed = self.ask(self.agent.update(vec![frozen(false)])).await;
-            thawed.inspect_err(|_| self.phase.set(before))?;
-        }
-        for (signal, all) in self.waiting.take() {
-            // The machine goes on in any case, and whoever sent the signal is gone.
-            if let Err(error) = self.ask(self.agent.signal("", signal, all)).await {
-                log::warning(&format!("signal {signal}, sent during the pause: {error:#}"));
-            }
-        }
-        Ok(Reply::Done)
-    }
-
     /// One call to the guest serves everybody who waits; the guest is gone when there is no answer.
     async fn watch_oom(self: Rc<Self>) {
         loop {
@@ -364,87 +295,5 @@ impl Server {
             more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
             _ = receive(stream) => bail!("nobody waits any more"),
         }
-    }
-
-    /// The whole life of an exec'd process.
-    async fn exec(
-        &self,
-        stream: &UnixStream,
-        mut process: protocol::Process,
-        files: [Option<OwnedFd>; 3],
-    ) -> anyhow::Result<Reply> {
-        let number = self.execs.replace(self.execs.get() + 1);
-        let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
-        stdio.name_in(&mut process);
-        self.ask(self.agent.exec(&exec_id, process)).await?;
-        // The stub may be gone already; then the first read below says so.
-        let _ = send(stream, &Reply::Started).await;
-        // One wait for the whole life: its answer is given once.
-        let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
-        let end = tokio::select! {
-            end = &mut wait => end?,
-            () = self.attend(stream, &exec_id) => wait.await?,
-        };
-        // The container's end is the end of its other processes too: they are not waited for longer.
-        let _ = tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await;
-        Ok(Reply::Exited(end.code))
-    }
-
-    /// Passes on what the stub sends; when the stub is gone, kills the process.
-    pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
-        loop {
-            let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
-                Ok(Some((Request::Resize { rows, columns }, _))) => {
-                    self.ask(self.agent.resize(exec_id, rows, columns)).await
-                }
-                Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
-                Ok(None) | Err(_) => {
-                    let _ = self.ask(self.agent.signal(exec_id, libc::SIGKILL as u32, false)).await;
-                    return;
-                }
-            };
-            if let Err(error) = done {
-                log::debug(&format!("{exec_id}: {error:#}"));
-            }
-        }
-    }
-}
-
-/// A file of its cgroup that freezes or thaws it.
-fn frozen(yes: bool) -> (String, String) {
-    ("cgroup.freeze".to_owned(), u8::from(yes).to_string())
-}
-
-/// Passes on to the container what is sent to the monitor's own pid, as if the pid were the process.
-pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
-    for number in FORWARDED {
-        let Ok(mut signals) = signal(SignalKind::from_raw(number)) else { continue };
-        // The terminal's hang-up reaches the process through its own terminal.
-        let ignored = number == libc::SIGHUP && terminal.is_some();
-        let server = Rc::clone(server);
-        tokio::task::spawn_local(async move {
-            while signals.recv().await.is_some() {
-                if !ignored {
-                    let _ = server.ask(server.agent.signal("", number as u32, false)).await;
-                }
-            }
-        });
-    }
-    if let (Some(terminal), Ok(mut signals)) = (terminal, signal(SignalKind::window_change())) {
-        let server = Rc::clone(server);
-        tokio::task::spawn_local(async move {
-            // The size may have changed while nobody listened.
-            loop {
-                let (rows, columns) = console::size(&terminal);
-                if rows > 0 && columns > 0 {
-                    let _ = server.ask(server.agent.resize("", rows, columns)).await;
-                }
-                if signals.recv().await.is_none() {
-                    return;
-                }
-            }
-        });
     }
 }

@@ -1,0 +1,93 @@
+//! Processes of the container that others stand for on the host: those of execs, and its own.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{DRAIN_PATIENCE, Server};
+use crate::control::{Reply, Request};
+use crate::monitor::FORWARDED;
+use crate::monitor::stdio::Stdio;
+use crate::monitor::wire::{receive, send};
+use crate::{console, log};
+
+impl Server {
+    /// The whole life of an exec'd process.
+    pub(super) async fn exec(
+        &self,
+        stream: &UnixStream,
+        mut process: protocol::Process,
+        files: [Option<OwnedFd>; 3],
+    ) -> anyhow::Result<Reply> {
+        let number = self.execs.replace(self.execs.get() + 1);
+        let exec_id = format!("exec{number}");
+        let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
+        stdio.name_in(&mut process);
+        self.ask(self.agent.exec(&exec_id, process)).await?;
+        // The stub may be gone already; then the first read below says so.
+        let _ = send(stream, &Reply::Started).await;
+        // One wait for the whole life: its answer is given once.
+        let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
+        let end = tokio::select! {
+            end = &mut wait => end?,
+            () = self.attend(stream, &exec_id) => wait.await?,
+        };
+        // The container's end is the end of its other processes too: they are not waited for longer.
+        let _ = tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await;
+        Ok(Reply::Exited(end.code))
+    }
+
+    /// Passes on what the stub sends; when the stub is gone, kills the process.
+    pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
+        loop {
+            let done = match receive(stream).await {
+                Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
+                Ok(Some((Request::Resize { rows, columns }, _))) => {
+                    self.ask(self.agent.resize(exec_id, rows, columns)).await
+                }
+                Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
+                Ok(None) | Err(_) => {
+                    let _ = self.ask(self.agent.signal(exec_id, libc::SIGKILL as u32, false)).await;
+                    return;
+                }
+            };
+            if let Err(error) = done {
+                log::debug(&format!("{exec_id}: {error:#}"));
+            }
+        }
+    }
+}
+
+/// Passes on to the container what is sent to the monitor's own pid, as if the pid were the process.
+pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
+    for number in FORWARDED {
+        let Ok(mut signals) = signal(SignalKind::from_raw(number)) else { continue };
+        // The terminal's hang-up reaches the process through its own terminal.
+        let ignored = number == libc::SIGHUP && terminal.is_some();
+        let server = Rc::clone(server);
+        tokio::task::spawn_local(async move {
+            while signals.recv().await.is_some() {
+                if !ignored {
+                    let _ = server.ask(server.agent.signal("", number as u32, false)).await;
+                }
+            }
+        });
+    }
+    if let (Some(terminal), Ok(mut signals)) = (terminal, signal(SignalKind::window_change())) {
+        let server = Rc::clone(server);
+        tokio::task::spawn_local(async move {
+            // The size may have changed while nobody listened.
+            loop {
+                let (rows, columns) = console::size(&terminal);
+                if rows > 0 && columns > 0 {
+                    let _ = server.ask(server.agent.resize("", rows, columns)).await;
+                }
+                if signals.recv().await.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+}
