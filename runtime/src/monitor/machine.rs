@@ -76,9 +76,9 @@ impl Machine {
 
     /// Stops the processors, once nobody waits for an answer.
     pub async fn stop(&self) {
+        self.still.set(true);
         self.motion.stop().await;
         self.vm.pause();
-        self.still.set(true);
     }
 
     /// Undoes [`Machine::stop`].
@@ -88,7 +88,7 @@ impl Machine {
         self.motion.go_on();
     }
 
-    /// Whether the processors stand still.
+    /// Whether the processors stand still, or are about to.
     pub fn is_still(&self) -> bool {
         self.still.get()
     }
