@@ -5,6 +5,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::container::{Containers, Process, Shape};
+use crate::disks;
 use crate::error::{Context, Error, Result};
 use crate::link::{ChildLink, Link};
 use crate::namespaces::{self, Namespaces};
@@ -26,7 +27,8 @@ use std::sync::Arc;
 const DEFAULT_DESCRIPTORS: u64 = 1024;
 
 /// Makes the container; returns the pid of its init.
-pub async fn create(containers: &Containers, streams: &Streams, request: CreateContainerRequest) -> Result<i32> {
+pub async fn create(containers: &Containers, streams: &Streams, mut request: CreateContainerRequest) -> Result<i32> {
+    disks::resolve(&mut request)?;
     let id = request.container_id.as_str();
     if id.is_empty() {
         return Err(Error::invalid("container id is empty"));

@@ -30,6 +30,11 @@ impl Disk {
         Self { device: device.line().into(), volume: dir.join("volume") }
     }
 
+    /// Its node.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
     /// Major and minor number.
     #[track_caller]
     pub fn number(&self) -> (u32, u32) {
