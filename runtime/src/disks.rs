@@ -2,7 +2,7 @@
 //!
 //! The command opens them; the monitor opens nothing by a path.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, Mode, OFlags, major, minor};
@@ -10,6 +10,9 @@ use rustix::io::Errno;
 
 use crate::log;
 use crate::plan::DiskPlan;
+
+/// `_IO(0x12, 94)`; libc does not have it.
+const BLKROGET: u32 = 0x125e;
 
 /// An open block device.
 pub struct Disk {
@@ -35,13 +38,24 @@ fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
         Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => (open(OFlags::RDONLY).context("open it")?, true),
         writable => (writable.context("open it")?, false),
     };
-    if read_only && !plan.read_only {
-        log::debug(&format!("block device {plan} can only be read"));
-    }
     let found = rustix::fs::fstat(&file)?;
     let number = (major(found.st_rdev), minor(found.st_rdev));
     if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice || number != (plan.major, plan.minor) {
         bail!("it is another file by now");
     }
+    let read_only = read_only || is_read_only(&file)?;
+    if read_only && !plan.read_only {
+        log::debug(&format!("block device {plan} can only be read"));
+    }
     Ok(Disk { file, read_only })
+}
+
+/// Whether the kernel lets nobody write to the device, as it does only when somebody tries.
+fn is_read_only(file: &OwnedFd) -> anyhow::Result<bool> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: the request writes one number, which lives across the call.
+    match unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET as _, &raw mut read_only) } {
+        0 => Ok(read_only != 0),
+        _ => Err(std::io::Error::last_os_error()).context("ask whether it is read-only"),
+    }
 }

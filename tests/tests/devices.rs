@@ -152,11 +152,11 @@ fn with_disk<'a>(scene: &'a Scene, disk: &Disk, access: &str) -> Container<'a> {
 }
 
 /// Checksum of this many MiB of a disk, from this MiB on.
-const SUM: &str = r#"sum() { dd if=$1 bs=1M skip=$2 count=$3 2>/dev/null | sha256sum; };"#;
+const SUM: &str = r#"sum() { dd if=$1 bs=1M skip=$2 count=$3 status=none | sha256sum; };"#;
 
 /// Fills these MiB of a disk with random bytes, and tells their checksum.
 const FILL: &str =
-    r#"fill() { dd if=/dev/urandom of=$1 bs=1M seek=$2 count=$3 conv=notrunc,fsync 2>/dev/null && sum $1 $2 $3; };"#;
+    r#"fill() { dd if=/dev/urandom of=$1 bs=1M seek=$2 count=$3 conv=notrunc,fsync status=none && sum $1 $2 $3; };"#;
 
 /// Runs a script with [`SUM`] and [`FILL`] on the host, where `$disk` is the disk's node.
 #[track_caller]
@@ -199,11 +199,12 @@ fn a_disk_that_may_only_be_read_stays_as_it_is() {
     );
     let expected = format!("refused\nrefused\n{sum}");
     assert_eq!(with_disk(&scene, &disk, "r").sh(&script).run().success().stdout, expected);
-    // The host's node cannot be opened for writing: that is no reason to refuse the container.
-    run(Command::new("blockdev").arg("--setro").arg(disk.device())).success();
-    let script = format!("{script}; blockdev --getro /dev/data");
+    // The host's disk cannot be written to: that is no reason to refuse the container.
+    disk.make_read_only();
+    let script =
+        format!("{SUM} echo x 2>/dev/null >/dev/data || echo refused; sum /dev/data 0 64; blockdev --getro /dev/data");
     let outcome = with_disk(&scene, &disk, "rwm").sh(&script).run().success();
-    assert_eq!(outcome.stdout, format!("{expected}1\n"));
+    assert_eq!(outcome.stdout, format!("refused\n{sum}1\n"));
     assert_eq!(sum, on_host(&disk, "sum $disk 0 64"));
 }
 
@@ -274,11 +275,11 @@ fn a_disk_can_be_mounted_and_discarded() {
     let disk = Disk::new(scene.dir());
     on_host(&disk, "fill $disk 60 2");
     let script = "blkdiscard -o 62914560 -l 1048576 /dev/data && mkdir -p /mnt && mount -t ext4 /dev/data /mnt
-        echo from inside >/mnt/file && dd if=/dev/urandom of=/mnt/big bs=1M count=8 2>/dev/null
+        echo from inside >/mnt/file && dd if=/dev/urandom of=/mnt/big bs=1M count=8 status=none
         sha256sum </mnt/big; umount /mnt";
     let outcome = with_disk(&scene, &disk, "rwm").sh(script).run().success();
-    assert_eq!(on_host(&disk, "dd if=$disk bs=1M skip=60 count=1 2>/dev/null | tr -d '\\0' | wc -c"), "0\n");
-    assert_ne!(on_host(&disk, "dd if=$disk bs=1M skip=61 count=1 2>/dev/null | tr -d '\\0' | wc -c"), "0\n");
+    assert_eq!(on_host(&disk, "dd if=$disk bs=1M skip=60 count=1 status=none | tr -d '\\0' | wc -c"), "0\n");
+    assert_ne!(on_host(&disk, "dd if=$disk bs=1M skip=61 count=1 status=none | tr -d '\\0' | wc -c"), "0\n");
     let volume = disk.mount();
     assert_eq!(std::fs::read_to_string(volume.join("file")).unwrap(), "from inside\n");
     let big = std::fs::File::open(volume.join("big")).unwrap();
