@@ -36,6 +36,7 @@ pub async fn create(containers: &Containers, streams: &Streams, mut request: Cre
     process::validate(&request.process)?;
     containers.check_free(id)?;
     let namespaces = Namespaces::new(&request)?;
+    disks::lend(&request.devices, &namespaces)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
     containers.mount_shares()?;
     let shape = Arc::new(shape(&request, &containers.places, namespaces)?);

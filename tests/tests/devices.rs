@@ -286,6 +286,24 @@ fn a_disk_can_be_mounted_and_discarded() {
     assert_eq!(tests::command::run_with_input(&mut Command::new("sha256sum"), big).success().stdout, outcome.stdout);
 }
 
+/// runc binds the host's node, with the host's owner.
+#[test]
+fn vm_in_a_user_namespace_the_disk_belongs_to_whom_the_bundle_says() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    let mut container = with_disk(&scene, &disk, "rwm");
+    container.namespace("user", Some(json!({"type": "user"})));
+    let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 5000}]);
+    container.set("/linux/uidMappings", mapping.clone()).set("/linux/gidMappings", mapping);
+    container.set("/process/user", json!({"uid": 5, "gid": 6}));
+    let none = json!([]);
+    container.set("/process/capabilities", json!({"bounding": none, "effective": none, "permitted": none}));
+    let script = format!("{SUM}{FILL} stat -c '%F %a %u:%g' /dev/data; fill /dev/data 2 1");
+    let outcome = container.sh(&script).run().success();
+    let sum = on_host(&disk, "sum $disk 2 1");
+    assert_eq!(outcome.stdout, format!("block special file 640 5:6\n{sum}"));
+}
+
 fn device_at(path: &Path, (major, minor): (u32, u32)) -> Value {
     json!([{"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660}])
 }
@@ -315,4 +333,25 @@ fn vm_a_vm_that_runs_gets_no_more_disks() {
     second.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", up.pid)})));
     scene.refused(&second.try_create(), &["linux.devices[0]", "/dev/data", &first.id, "gets no more disks"]);
     first.end(&up);
+}
+
+#[test]
+fn vm_a_vm_has_only_so_many_disks() {
+    let scene = Scene::new();
+    run(Command::new("modprobe").args(["brd", "rd_nr=16", "rd_size=1024"])).success();
+    let node = |number: u32| {
+        let path = scene.dir().join(format!("disk{number}"));
+        run(Command::new("mknod").arg(&path).args(["b", "1", &number.to_string()])).success();
+        std::fs::write(&path, format!("disk {number}\n")).unwrap();
+        json!({"path": path, "type": "b", "major": 1, "minor": number})
+    };
+    let nodes: Vec<Value> = (0..16).map(node).collect();
+    let mut container = container(&scene, json!([all(false), {"allow": true, "type": "b", "major": 1, "access": "r"}]));
+    container.set("/linux/devices", json!(nodes));
+    scene.refused(&container.try_create(), &["linux.devices[15]", "15 disks at most"]);
+    container.set("/linux/devices", json!(nodes[..15]));
+    let script = format!("cd {} && for n in $(seq 0 14); do head -n 1 disk$n; done", scene.dir().display());
+    let names: String = (0..15).map(|number| format!("disk {number}\n")).collect();
+    assert_eq!(container.sh(&script).run().success().stdout, names);
+    let _ = run(Command::new("modprobe").args(["--remove", "brd"]));
 }
