@@ -62,8 +62,7 @@ impl Vm {
         };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
-        let disks = disks.into_iter().map(disk).collect::<anyhow::Result<Vec<_>>>()?;
-        let machine = Machine::build(spec, own.into_iter().chain(disks).collect())?;
+        let machine = Machine::build(spec, own.into_iter().chain(blocks(disks)?).collect())?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -181,9 +180,12 @@ impl Vm {
     }
 }
 
-fn disk(disk: Disk) -> anyhow::Result<Box<dyn Device>> {
-    let serial = disk.serial.clone();
-    Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
+    let block = |disk: Disk| -> anyhow::Result<Box<dyn Device>> {
+        let serial = disk.serial.clone();
+        Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+    };
+    disks.into_iter().map(block).collect()
 }
 
 /// A descriptor that says when a stream waits; from now on `accept` does not wait for one.

@@ -59,12 +59,21 @@ pub fn plan(
             _ => bail!("{} of the host does not exist in a VM: run without --device {path}", name(device)),
         }
     }
-    let filter = device_filter::compile(&rules, &disks.numbers());
-    let serials = disks.plans.iter().map(|plan| plan.serial.clone());
-    let message = |(serial, filter_at)| protocol::Disk { serial, filter_at, ..Default::default() };
-    request.disks = serials.zip(filter.disks_at).map(message).collect();
+    let disks = disks.plans;
+    filter(&rules, &disks, request);
+    Ok(disks)
+}
+
+fn filter(rules: &Rules, disks: &[DiskPlan], request: &mut CreateContainerRequest) {
+    let numbers: Vec<_> = disks.iter().map(|disk| (disk.major, disk.minor)).collect();
+    let filter = device_filter::compile(rules, &numbers);
+    let message = |(disk, filter_at): (&DiskPlan, u32)| protocol::Disk {
+        serial: disk.serial.clone(),
+        filter_at,
+        ..Default::default()
+    };
+    request.disks = disks.iter().zip(filter.disks_at).map(message).collect();
     request.device_filter = filter.program;
-    Ok(disks.plans)
 }
 
 /// A device as sentences name it.

@@ -71,24 +71,24 @@ impl<'a> Disks<'a> {
         if let Some(plan) = self.plans.iter().find(known) {
             return Ok(plan.serial.clone());
         }
+        if self.plans.len() >= MOST {
+            bail!("a VM has {MOST} disks at most: list fewer");
+        }
+        let plan = self.find(number)?;
+        let serial = plan.serial.clone();
+        self.plans.push(plan);
+        Ok(serial)
+    }
+
+    fn find(&self, number: (i64, i64)) -> anyhow::Result<DiskPlan> {
         let source = match self.facts.disks.get(&number) {
             Some(DiskFact::At(source)) => source.clone(),
             Some(DiskFact::Missing(why)) => bail!("{why}"),
             None => bail!("it was not looked at"),
         };
-        if self.plans.len() >= MOST {
-            bail!("a VM has {MOST} disks at most: list fewer");
-        }
         let part = |number: i64| u32::try_from(number).context("its number is none of a device");
         let (major, minor) = (part(number.0)?, part(number.1)?);
         let read_only = !self.rules.allow((Kind::Block, major, minor), WRITE);
-        let serial = format!("disk{}", self.plans.len());
-        self.plans.push(DiskPlan { serial: serial.clone(), source, major, minor, read_only });
-        Ok(serial)
-    }
-
-    /// Major and minor number of each on the host.
-    pub fn numbers(&self) -> Vec<(u32, u32)> {
-        self.plans.iter().map(|plan| (plan.major, plan.minor)).collect()
+        Ok(DiskPlan { serial: format!("disk{}", self.plans.len()), source, major, minor, read_only })
     }
 }

@@ -41,8 +41,8 @@ const HEADER: usize = 16;
 const SERIAL: usize = 20;
 /// `struct virtio_blk_discard_write_zeroes`: first sector, sectors, flags.
 const RANGE: usize = 16;
-/// Most sectors of one discard: 1 GiB, so that one request does not keep the others waiting for long.
-const RANGE_SECTORS: u32 = 1 << 21;
+/// Most sectors to be discarded or zeroed at once: 128 MiB, so that one request does not keep the others waiting for long.
+const RANGE_SECTORS: u32 = 1 << 18;
 /// Flag of such a range: the sectors need not stay allocated.
 const UNMAP: u32 = 1;
 /// Version of what [`Block::save`] writes.

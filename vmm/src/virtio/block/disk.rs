@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, FileType, SeekFrom};
+use rustix::io::Errno;
 
 use super::SECTOR;
 
@@ -53,12 +54,15 @@ impl Disk {
         }
     }
 
-    /// Makes these bytes zeroes without writing them; `unmap`: they may take no room.
+    /// Makes these bytes zeroes; with `unmap` they take no room any more, if the disk can do that.
     pub(super) fn clear(&self, at: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
-        Ok(rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, at, bytes)?)
+        let by = |how| rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, at, bytes);
+        match by(if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE }) {
+            Err(Errno::OPNOTSUPP) if unmap => Ok(by(FallocateFlags::ZERO_RANGE)?),
+            done => Ok(done?),
+        }
     }
 }

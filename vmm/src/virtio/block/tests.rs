@@ -163,7 +163,7 @@ fn a_disk_tells_its_serial_and_its_size() {
     assert_eq!(&serial, b"disk0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff");
     let config = block(&guest.disk, false).config();
     assert_eq!((double(&config, 0), word(&config, 12), word(&config, 20)), (SECTORS, 126, 512));
-    assert_eq!([36, 40, 44, 48, 52].map(|at| word(&config, at)), [1 << 21, 1, 1, 1 << 21, 1]);
+    assert_eq!([36, 40, 44, 48, 52].map(|at| word(&config, at)), [RANGE_SECTORS, 1, 1, RANGE_SECTORS, 1]);
     assert_eq!((config.len(), config[56]), (60, 1));
     for serial in ["", "123456789012345678901", "a b", "ä"] {
         let disk = Disk { file: file().into(), serial: serial.to_owned(), read_only: false };
