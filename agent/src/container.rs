@@ -334,9 +334,11 @@ impl Containers {
         }
     }
 
-    /// Ends a container; gives the process whose end is to be awaited.
-    pub fn kill(&self, id: &str) -> Result<Arc<Process>> {
-        self.with(id, |container| Ok(container.kill()))
+    /// Ends a container; gives the processes whose end is to be awaited.
+    pub fn kill(&self, id: &str) -> Result<Vec<Arc<Process>>> {
+        self.with(id, |container| {
+            Ok(std::iter::once(container.kill()).chain(container.execs.values().cloned()).collect())
+        })
     }
 
     /// Ends every container; gives the processes whose end is to be awaited.
@@ -344,9 +346,14 @@ impl Containers {
         self.lock().values().map(Container::kill).collect()
     }
 
-    /// Takes a container out of the table; its cgroup is for the caller to remove.
+    /// Takes a container out of the table; its cgroup is for the caller to remove. Of what has not ended nobody will
+    /// hear any more.
     pub fn remove(&self, id: &str) -> Option<Arc<Shape>> {
-        self.lock().remove(id).map(|container| container.shape)
+        let container = self.lock().remove(id)?;
+        for process in container.execs.values().chain([&container.init]).filter(|process| !process.has_ended()) {
+            process.exit.send_replace(Some(Exit { code: 128 + libc::SIGKILL as u32, oom_killed: false }));
+        }
+        Some(container.shape)
     }
 }
 

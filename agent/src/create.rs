@@ -16,7 +16,7 @@ use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs};
 use crate::terminal::Pty;
 use crate::visit::{self, Stay};
-use crate::{link, process};
+use crate::{link, log, process};
 use protocol::{CreateContainerRequest, KeyValue, Mount};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::Mode;
@@ -26,8 +26,13 @@ use std::sync::Arc;
 /// Soft limit of open files of a process that has none given: programs walk through all of a large one.
 const DEFAULT_DESCRIPTORS: u64 = 1024;
 
-/// Makes the container; returns the pid of its init.
-pub async fn create(containers: &Containers, streams: &Streams, mut request: CreateContainerRequest) -> Result<i32> {
+/// Makes the container; returns the pid of its init. What fails, or is given up, leaves nothing.
+pub async fn create(
+    containers: &Arc<Containers>,
+    streams: &Streams,
+    mut request: CreateContainerRequest,
+) -> Result<i32> {
+    let taken = stdio::take(&request.process, streams).await?;
     disks::resolve(&mut request)?;
     let id = request.container_id.as_str();
     if id.is_empty() {
@@ -37,23 +42,63 @@ pub async fn create(containers: &Containers, streams: &Streams, mut request: Cre
     containers.check_free(id)?;
     let namespaces = Namespaces::new(&request)?;
     disks::lend(&request.devices, &namespaces)?;
-    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &namespaces).await?;
+    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &namespaces)?;
     containers.mount_shares()?;
+    let neighbours = Neighbours::of(containers, &request, &namespaces)?;
     let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
     let (link, child_link) = link::pair()?;
-    let neighbours = Neighbours::of(containers, &request, &shape.namespaces)?;
-    let init = Arc::new(neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link))?);
-    if let Err(error) = containers.insert(id, shape.clone(), init.clone()) {
-        init.kill();
-        return Err(error);
-    }
-    let scheduling = shape.scheduling.clone().on_all_cpus();
-    match settle(&init, &request.process, &scheduling, (link, agent_stdio)).await {
-        Ok(gate) => containers.set_gate(id, gate).map(|()| init.pid),
-        Err(error) => {
-            containers.discard(id);
-            Err(if shape.cgroup.oom_kills() > 0 { out_of_memory() } else { error })
+    let mut unfinished = Unfinished { containers, id, shape: &shape, entered: false, finished: false };
+    let init = neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link)).map(Arc::new);
+    let made = match init {
+        Ok(init) => {
+            containers.insert(id, shape.clone(), init.clone()).inspect_err(|_| init.kill())?;
+            unfinished.entered = true;
+            let scheduling = shape.scheduling.clone().on_all_cpus();
+            let settled = settle(&init, &request.process, &scheduling, (link, agent_stdio)).await;
+            settled.and_then(|gate| containers.set_gate(id, gate)).map(|()| init.pid)
         }
+        Err(error) => Err(error),
+    };
+    unfinished.end(made).await
+}
+
+/// A container that may come to nothing: then it is undone, also when nobody waits for it any more.
+struct Unfinished<'a> {
+    containers: &'a Arc<Containers>,
+    id: &'a str,
+    shape: &'a Arc<Shape>,
+    /// It is in the table.
+    entered: bool,
+    finished: bool,
+}
+
+impl Unfinished<'_> {
+    async fn end(mut self, made: Result<i32>) -> Result<i32> {
+        self.finished = true;
+        let Err(error) = made else { return made };
+        let error = if self.shape.cgroup.oom_kills() > 0 { out_of_memory() } else { error };
+        self.discard();
+        if let Err(error) = self.shape.cgroup.remove().await {
+            log::error(&error.message);
+        }
+        Err(error)
+    }
+
+    fn discard(&self) {
+        if self.entered {
+            self.containers.discard(self.id);
+        }
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.discard();
+        let shape = self.shape.clone();
+        tokio::spawn(async move { shape.cgroup.remove().await });
     }
 }
 
@@ -134,8 +179,11 @@ impl Neighbours {
             link.failed(&child.run(&stdio));
         };
         let stays: Vec<Stay<'_>> = self.namespaces.iter().map(|(init, kinds)| (&init.pidfd, *kinds)).collect();
-        let spawned = visit::during(&stays, || sys::spawn(&args, child))?;
-        let process = Process::new(spawned.and_then(|spawned| spawned).context(|| "clone init process")?);
+        let spawned = visit::during(&stays, || sys::spawn(&args, child))?.and_then(|spawned| spawned);
+        if spawned.is_err() && self.namespaces.iter().any(|(init, _)| !sys::is_alive(&init.pidfd)) {
+            return Err(Error::precondition("a container whose namespaces are to be shared has stopped"));
+        }
+        let process = Process::new(spawned.context(|| "clone init process")?);
         shape.namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
         Ok(process)
     }

@@ -70,7 +70,7 @@ fn find(serial: &str) -> Result<Found> {
             return Ok(Found { name, major, minor });
         }
     }
-    Err(Error::not_found(format!("the VM has no disk {serial}")))
+    Err(Error::not_found(format!("the guest has no disk {serial}: is its kernel one with CONFIG_VIRTIO_BLK?")))
 }
 
 fn number(disk: &Path) -> Result<(u32, u32)> {

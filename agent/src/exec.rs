@@ -24,9 +24,10 @@ use std::sync::Arc;
 /// Starts the process; returns its pid when its exec has succeeded.
 pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProcessRequest) -> Result<i32> {
     let (id, exec_id) = (request.container_id.as_str(), request.exec_id.as_str());
+    let taken = stdio::take(&request.process, streams).await?;
     process::validate(&request.process)?;
     let (shape, init) = containers.joinable(id, exec_id)?;
-    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, streams, &shape.namespaces).await?;
+    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &shape.namespaces)?;
     let (link, child_link) = link::pair()?;
     let joiner = Joiner { containers, shape: &shape, init: &init };
     let child = Arc::new(Process::new(joiner.spawn(&request.process, child_stdio, child_link)?));

@@ -1,7 +1,7 @@
 //! The calls of the protocol, each handed to whoever does the work.
 
-use crate::container::Containers;
-use crate::error::Result;
+use crate::container::{Containers, Process};
+use crate::error::{Error, Result};
 use crate::rootfs::Places;
 use crate::streams::Streams;
 use crate::{create, exec, machine, processes};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use ttrpc::r#async::TtrpcContext;
 
-/// How long Shutdown waits for killed containers to be gone before it flushes file systems.
+/// How long killed containers are waited for.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The agent as its caller sees it.
@@ -39,10 +39,10 @@ impl Service {
     }
 
     async fn delete(&self, id: &str) -> Result<()> {
-        let init = self.containers.kill(id)?;
-        // What can't be killed must not keep the others waiting.
-        let _ = tokio::time::timeout(KILL_PATIENCE, init.wait()).await;
-        machine::sync();
+        let killed = self.containers.kill(id)?;
+        // What can't be killed must not keep the others waiting. Nothing has to be written back: what a process writes
+        // is on the host, what it has mapped is when it unmaps it.
+        let _ = tokio::time::timeout(KILL_PATIENCE, gone(killed)).await;
         match self.containers.remove(id) {
             Some(shape) => shape.cgroup.remove().await,
             None => Ok(()),
@@ -55,6 +55,13 @@ impl Service {
             self.containers.remove_exec(id, exec_id);
         }
         Ok(WaitProcessResponse { exit_code: exit.code, oom_killed: exit.oom_killed, ..Default::default() })
+    }
+}
+
+async fn gone(killed: Vec<Arc<Process>>) {
+    for process in killed {
+        // A lost status is an end as well.
+        let _ = process.wait().await;
     }
 }
 
@@ -121,7 +128,12 @@ impl Agent for Service {
 
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
         let events = self.containers.memory_events(&request.container_id)?;
-        let kills = events.more_kills_than(request.seen).await?;
+        let init = self.containers.process(&request.container_id, "")?;
+        // Nobody is told of the removal of a cgroup.
+        let kills = tokio::select! {
+            kills = events.more_kills_than(request.seen) => kills?,
+            _ = init.wait() => return Err(Error::precondition("container not running").into()),
+        };
         Ok(WaitOomResponse { kills, ..Default::default() })
     }
 
@@ -136,14 +148,8 @@ impl Agent for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
-        let gone = async {
-            for process in self.containers.kill_all() {
-                // A lost status is an end as well.
-                let _ = process.wait().await;
-            }
-        };
         // What can't be killed must not keep the machine from ending.
-        let _ = tokio::time::timeout(KILL_PATIENCE, gone).await;
+        let _ = tokio::time::timeout(KILL_PATIENCE, gone(self.containers.kill_all())).await;
         machine::sync();
         tokio::spawn(machine::end());
         Ok(Empty::new())

@@ -44,17 +44,22 @@ pub enum ChildStdio {
     Terminal(Winsize),
 }
 
-/// Takes the streams that a process names and makes its pipes.
-pub async fn prepare(
-    process: &Process,
-    streams: &Streams,
-    namespaces: &Namespaces,
-) -> Result<(AgentStdio, ChildStdio)> {
-    // All at once: what is not used is closed, also after an error.
+/// The streams that a process names: stdin, stdout, stderr. Taken before anything can fail, or they would wait for
+/// ever.
+pub type Taken = [Option<OwnedFd>; 3];
+
+/// Takes them.
+pub async fn take(process: &Process, streams: &Streams) -> Result<Taken> {
+    // All of them: what is not used is closed, also after an error.
     let stdin = streams.take(process.stdin).await;
     let stdout = streams.take(process.stdout).await;
     let stderr = streams.take(process.stderr).await;
-    let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
+    Ok([stdin?, stdout?, stderr?])
+}
+
+/// Makes a process's pipes.
+pub fn prepare(process: &Process, taken: Taken, namespaces: &Namespaces) -> Result<(AgentStdio, ChildStdio)> {
+    let [stdin, stdout, stderr] = taken;
     let mut agent = AgentStdio { stdin: None, outputs: Vec::new(), terminal: None };
     if process.terminal {
         let stdout = stdout.ok_or_else(|| Error::invalid("a terminal needs its stdout stream"))?;

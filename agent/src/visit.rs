@@ -4,7 +4,7 @@
 //! nothing waits meanwhile, so nobody else notices.
 
 use crate::error::{Context, Result};
-use crate::sys;
+use crate::{log, sys};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -30,8 +30,11 @@ const KINDS: [(libc::c_int, &str); 6] = [
 pub fn during<T>(stays: &[Stay<'_>], act: impl FnOnce() -> T) -> Result<std::result::Result<T, Errno>> {
     let own = own_namespaces(stays.iter().fold(0, |all, (_, kinds)| all | kinds))?;
     let result = stays.iter().try_for_each(|(pidfd, kinds)| join(pidfd, *kinds)).map(|()| act());
-    for (name, kind, fd) in &own {
-        join(fd, *kind).context(|| format!("return to own {name} namespace"))?;
+    let back: Vec<_> = own.iter().map(|(name, kind, fd)| (name, join(fd, *kind))).collect();
+    if let Some((name, Err(errno))) = back.iter().find(|(_, back)| back.is_err()) {
+        // Whatever the agent did from here on would be done in the wrong place.
+        log::error(&format!("return to own {name} namespace: {errno}"));
+        let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     }
     match result {
         Ok(done) => Ok(Ok(done)),

@@ -10,6 +10,9 @@ const VARIABLE: &str = "RUNVM_GUEST_DIR";
 /// The manifest's name in the directory.
 const MANIFEST: &str = "manifest.json";
 
+/// Other kernels that containers may ask for, below the directory.
+const KERNELS: &str = "kernels";
+
 /// What a VM is booted from.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
@@ -21,6 +24,26 @@ pub struct Artifacts {
     pub manifest: Manifest,
     /// Where they are.
     pub dir: PathBuf,
+}
+
+impl Artifacts {
+    /// The usual kernel, or one of those that whoever installed this put into `kernels/`: what is there is allowed.
+    ///
+    /// # Errors
+    /// There is none of this name; which there are.
+    pub fn kernel(&self, name: Option<&str>) -> anyhow::Result<PathBuf> {
+        let Some(name) = name else { return Ok(self.kernel.clone()) };
+        let directory = self.dir.join(KERNELS);
+        let path = directory.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        let known = if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) };
+        bail!("annotation io.runvm.kernel: there is no kernel {name} in {}: {known}", directory.display())
+    }
 }
 
 /// Looks where `RUNVM_GUEST_DIR` says, else beside this program (`guest/`), else where `make install` puts

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 
-use crate::artifacts::{self, Artifacts};
+use crate::artifacts;
 use crate::bundle::{self, Bundle};
 use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
@@ -46,7 +46,7 @@ pub struct Launch {
     pub master: Option<OwnedFd>,
     child: Option<Process>,
     finished: bool,
-    _lock: Lock,
+    lock: Option<Lock>,
 }
 
 /// Creates the container of a bundle; its process waits for `start`.
@@ -111,8 +111,9 @@ impl Destination {
         if let Some(id) = &plan.sandbox {
             return Ok(Self::Sandbox { id: id.clone(), monitor: sandbox::connect(root, id)?.into() });
         }
-        let Artifacts { kernel, initrd, .. } = artifacts::find()?;
-        Ok(Self::Machine { kernel, initrd, kvm: vmm::open_kvm()? })
+        let artifacts = artifacts::find()?;
+        let kernel = artifacts.kernel(plan.kernel.as_deref())?;
+        Ok(Self::Machine { kernel, initrd: artifacts.initrd, kvm: vmm::open_kvm()? })
     }
 
     fn descriptor(&self) -> RawFd {
@@ -140,7 +141,7 @@ impl Launch {
         let dir = Dir::reserve(root, id)?;
         let lock = dir.lock(Duration::from_secs(1))?;
         let state = new_state(bundle, plan);
-        let mut launch = Self { dir, state, master: None, child: None, finished: false, _lock: lock };
+        let mut launch = Self { dir, state, master: None, child: None, finished: false, lock: Some(lock) };
         launch.state.cgroup = Some(cgroup::create(&plan.cgroup)?);
         launch.dir.save(&launch.state)?;
         Ok(launch)
@@ -203,6 +204,11 @@ impl Launch {
         Ok(())
     }
 
+    /// Lets other commands in. The caller stays and has nothing to change until the container's end.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
     /// Waits for the monitor's end; its exit code is the container's.
     pub fn wait(&mut self) -> anyhow::Result<Option<u8>> {
         let Some(child) = &mut self.child else { return Ok(None) };
@@ -219,6 +225,7 @@ impl Drop for Launch {
             let _ = child.kill();
             let _ = child.wait();
         }
+        sandbox::left(&self.dir, &self.state);
         let undone = self.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.remove());
         for error in [undone, self.dir.remove()].into_iter().filter_map(Result::err) {
             log::warning(&format!("clean up after a failed create: {error:#}"));

@@ -31,9 +31,11 @@ pub fn share(root: &Path, id: &str) -> anyhow::Result<()> {
     if state.shared {
         return Ok(());
     }
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.lift_memory_limit()?;
+    }
     state.shared = true;
-    dir.save(&state)?;
-    state.cgroup.map_or(Ok(()), |cgroup| cgroup.lift_memory_limit())
+    dir.save(&state)
 }
 
 /// Waits until the VM that a container shared has nothing of it any more. When that VM is gone, it has not.

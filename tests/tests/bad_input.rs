@@ -361,6 +361,25 @@ fn guest_refused(damage: impl FnOnce(&Guest), words: &[&str]) {
 }
 
 #[test]
+fn vm_a_kernel_by_its_name() {
+    let scene = Scene::new();
+    let (guest, mut container) = (Guest::copy(&scene), scene.container());
+    // The same kernel, under another release of the same length.
+    let mut kernel = fs::read(guest.file("vmlinux")).unwrap();
+    let names: Vec<usize> = (0..kernel.len() - 6).filter(|&at| &kernel[at..at + 6] == b"-runvm").collect();
+    names.iter().for_each(|&at| kernel[at..at + 6].copy_from_slice(b"-other"));
+    fs::create_dir(guest.file("kernels")).unwrap();
+    fs::write(guest.file("kernels/other"), kernel).unwrap();
+    container.set("/annotations", json!({"io.runvm.kernel": "other"})).args(&["uname", "-r"]);
+    let outcome = run_with(&guest, &container, PATIENCE);
+    assert!(outcome.code == 0 && outcome.stdout.ends_with("-other\n"), "{outcome:?}");
+    for name in ["none", "..", "a/b", ""] {
+        container.set("/annotations", json!({"io.runvm.kernel": name}));
+        scene.refused(&run_with(&guest, &container, PATIENCE), &["io.runvm.kernel", name]);
+    }
+}
+
+#[test]
 fn vm_missing_guest_files() {
     for name in ["vmlinux", "initrd"] {
         guest_refused(|guest| fs::remove_file(guest.file(name)).unwrap(), &[name, "No such file or directory"]);

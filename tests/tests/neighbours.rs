@@ -374,10 +374,10 @@ fn vm_what_cannot_be_shared_is_refused() {
         &mut neighbour(&scene, 1, &["ipc"]),
         &["cannot join ipc namespace /proc/1/ns/ipc", "none of a container of runvm"],
     );
-    for name in ["memory-mib", "vcpus"] {
+    for name in ["memory-mib", "vcpus", "kernel"] {
         let mut container = neighbour(&scene, one.pid, &["ipc"]);
         container.set("/annotations", json!({format!("io.runvm.{name}"): "1"}));
-        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "has its size already", &first.id]);
+        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which is there already", &first.id]);
     }
     run(&mut first.named("pause", &[])).success();
     refused(&mut neighbour(&scene, one.pid, &["ipc"]), &["cannot join", &first.id, "paused"]);
@@ -443,5 +443,47 @@ fn vm_another_root_knows_nothing_of_it() {
     let outcome = run(&mut command).failure();
     assert!(outcome.stderr.contains("none of a container of runvm under this --root"), "{outcome:?}");
     assert!(Path::new(&elsewhere).read_dir().is_ok_and(|mut dir| dir.next().is_none()) || !elsewhere.exists());
+    first.end(&one);
+}
+
+#[test]
+fn a_container_of_run_can_be_joined_paused_and_deleted() {
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let running =
+        tests::command::start(&mut first.sh("trap 'exit 143' TERM; sleep 100000 & wait $!").named("run", &[]));
+    process::wait_until("it to run", || run(&mut first.named("state", &[])).stdout.contains("\"running\""));
+    let _ = std::fs::remove_file(scene.log());
+    let pid = first.state()["pid"].as_i64().unwrap() as i32;
+    assert_eq!(neighbour(&scene, pid, &["ipc"]).sh("exit 8").run().code, 8);
+    for verb in ["pause", "resume"] {
+        run(&mut first.named(verb, &[])).success();
+    }
+    first.force_delete().success();
+    assert_eq!(running.finish().code, 137);
+    let _ = std::fs::remove_file(scene.log());
+}
+
+#[test]
+fn vm_killed_at_any_moment_it_leaves_the_machine_as_it_was() {
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let one = first.idle();
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", one.pid)).unwrap().count();
+    let before = descriptors();
+    let mut second = neighbour(&scene, one.pid, &["ipc"]);
+    second.args(&["sleep", "100000"]);
+    for delay in (0..200).step_by(25) {
+        let mut create = second.named("create", &[]);
+        let create = tests::command::start(create.stdin(std::process::Stdio::null()));
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        create.signal(Signal::KILL);
+        create.finish();
+        let _ = std::fs::remove_file(scene.log());
+        second.force_delete().success();
+    }
+    process::wait_until("its descriptors to be closed", || descriptors() <= before + 2);
+    assert_eq!(second.sh("echo at last").run().success().stdout, "at last\n");
+    assert_eq!(first.exec_sh("ls /sys/fs/cgroup >/dev/null; echo alive").success().stdout, "alive\n");
     first.end(&one);
 }

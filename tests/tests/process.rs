@@ -331,3 +331,16 @@ fn the_clock_is_the_hosts_also_when_it_is_set() {
     }
     container.end(&up);
 }
+
+#[test]
+fn vm_no_two_machines_are_alike() {
+    let scene = Scene::new();
+    // The first that a process can ask: the pool must be ready, and another one's.
+    let script = "head -c 24 /dev/urandom | base64; cd /proc/sys/kernel/random && cat entropy_avail boot_id uuid";
+    let (one, two) = (scene.sh(script).success().stdout, scene.sh(script).success().stdout);
+    let (one, two): (Vec<&str>, Vec<&str>) = (one.lines().collect(), two.lines().collect());
+    assert_eq!((one.len(), one[1], two[1]), (4, "256", "256"), "{one:?}");
+    for line in [0, 2, 3] {
+        assert_ne!(one[line], two[line]);
+    }
+}

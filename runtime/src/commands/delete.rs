@@ -11,7 +11,7 @@ use crate::state::{Dir, State, Status};
 use crate::{log, sandbox};
 
 /// Longer than any single command holds the lock, unless it is stopped itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or merely created container, or any with `--force`.
 pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {

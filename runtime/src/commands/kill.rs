@@ -38,7 +38,8 @@ fn stuck(state: &State) -> bool {
 /// Ends the VM from outside: what SIGKILL means when the guest does not answer.
 pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
     let failed = || format!("kill the monitor of container {} (pid {})", state.id, state.pid);
-    let pid = rustix::process::Pid::from_raw(state.pid).with_context(failed)?;
+    // The command that created it was killed before there was one, or before it noted it: that one ends by itself.
+    let Some(pid) = rustix::process::Pid::from_raw(state.pid) else { return Ok(()) };
     // A pidfd names one process for good; the status check after opening it rules out a reused pid.
     let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),

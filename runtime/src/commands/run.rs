@@ -22,12 +22,23 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     let signals = Signals::block()?;
     let mut launch = launch::create(global, &args.create, Terminal::Foreground)?;
     let copy = launch.master.as_ref().map(TerminalCopy::start).transpose()?;
-    let code = start_or_delete(&mut launch).and_then(|()| wait(&mut launch, &signals))?;
+    start_or_delete(&mut launch)?;
+    launch.unlock();
+    let code = wait(&mut launch, &signals)?;
     drop(copy);
     if !args.keep {
-        delete::remove(&launch.dir, &launch.state)?;
+        delete_ended(&launch)?;
     }
     Ok(code)
+}
+
+/// Unless somebody else has deleted it meanwhile.
+fn delete_ended(launch: &Launch) -> anyhow::Result<()> {
+    let lock = launch.dir.lock(delete::PATIENCE);
+    match launch.dir.load() {
+        Ok(None) => Ok(()),
+        _ => lock.and_then(|_lock| delete::remove(&launch.dir, &launch.state)),
+    }
 }
 
 /// A container of `run` that cannot be started must not stay behind.

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// the container may use more, then those of its cgroup in the guest.
 pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
+    let _lock = dir.lock(PATIENCE)?;
     let state = dir.state()?;
     match state.status() {
         Status::Created | Status::Running => {}

@@ -19,6 +19,9 @@ use super::server::Server;
 use super::vm::Vm;
 use crate::log;
 
+/// How long a container may take to be gone after its end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long members that are killed have for their last output.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,8 +33,9 @@ pub struct Machine {
     /// Held by whoever pauses or resumes.
     turn: Mutex<()>,
     still: Cell<bool>,
-    /// Containers that joined, by id, and how many there are.
-    members: RefCell<HashMap<String, Rc<Server>>>,
+    /// Containers that joined, by id; without a server those that are still being made.
+    members: RefCell<HashMap<String, Option<Rc<Server>>>>,
+    /// How many there are.
     count: watch::Sender<usize>,
     /// Names of shares are distinct by these.
     joins: Cell<u64>,
@@ -107,30 +111,44 @@ impl Machine {
         }
     }
 
-    /// A number for somebody who joins.
+    /// Makes room for a container, from now until the membership is dropped. Waits for one of its name to be gone, and for
+    /// whoever pauses the machine.
     ///
     /// # Errors
-    /// Nobody can join now.
-    pub fn admit(&self) -> anyhow::Result<u64> {
-        if self.closing.get() {
+    /// It cannot join now.
+    pub async fn admit(self: &Rc<Self>, id: &str) -> anyhow::Result<Membership> {
+        let _turn = loop {
+            if tokio::time::timeout(LEAVE_PATIENCE, self.left(id)).await.is_err() {
+                bail!("container {id} is still in this VM");
+            }
+            let turn = self.turn().await;
+            if !self.members.borrow().contains_key(id) {
+                break turn;
+            }
+        };
+        if self.is_closing() {
             bail!("the container that the VM was made for has stopped");
         }
         if self.still.get() {
             bail!("cannot join a paused container: its VM stands still");
         }
-        Ok(self.joins.replace(self.joins.get() + 1))
+        self.set(id, Some(None));
+        let number = self.joins.replace(self.joins.get() + 1);
+        Ok(Membership { machine: Rc::clone(self), id: id.to_owned(), number })
     }
 
-    /// A container has joined.
-    pub fn add(&self, id: &str, server: Rc<Server>) {
-        self.members.borrow_mut().insert(id.to_owned(), server);
-        self.count.send_replace(self.members.borrow().len());
+    fn set(&self, id: &str, member: Option<Option<Rc<Server>>>) {
+        let mut members = self.members.borrow_mut();
+        match member {
+            Some(member) => drop(members.insert(id.to_owned(), member)),
+            None => drop(members.remove(id)),
+        }
+        self.count.send_replace(members.len());
     }
 
-    /// One that joined has ended and left nothing.
-    pub fn remove(&self, id: &str) {
-        self.members.borrow_mut().remove(id);
-        self.count.send_replace(self.members.borrow().len());
+    /// Whether the first container has ended, and the machine is about to.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
     }
 
     /// Waits until there is no such container here.
@@ -145,13 +163,39 @@ impl Machine {
     /// Ends those who joined, and waits for what they leave to be delivered.
     pub async fn end_members(&self) {
         self.closing.set(true);
-        let members: Vec<Rc<Server>> = self.members.borrow().values().cloned().collect();
+        let members: Vec<Rc<Server>> = self.members.borrow().values().flatten().cloned().collect();
         for member in members {
             member.end().await;
         }
+        self.members_gone().await;
+    }
+
+    /// Waits until there are none, for a while.
+    pub async fn members_gone(&self) {
         let mut count = self.count.subscribe();
         if tokio::time::timeout(PATIENCE, count.wait_for(|count| *count == 0)).await.is_err() {
             log::warning("containers that share the VM did not end in time");
         }
+    }
+}
+
+/// A container's place in a machine that it joins.
+pub struct Membership {
+    machine: Rc<Machine>,
+    id: String,
+    /// Which one it is; no other has the same.
+    pub number: u64,
+}
+
+impl Membership {
+    /// It is made, and served by this.
+    pub fn complete(&self, server: Rc<Server>) {
+        self.machine.set(&self.id, Some(Some(server)));
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.machine.set(&self.id, None);
     }
 }

@@ -2,24 +2,20 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use protobuf::Message;
 use protocol::CreateContainerRequest;
 use tokio::net::{UnixListener, UnixStream};
 use vmm::virtio::fs::Share;
 
 use super::agent_client::Agent;
-use super::machine::Machine;
+use super::machine::{Machine, Membership};
 use super::server::Server;
 use super::stdio::Stdio;
 use super::wire::{arrange, send};
 use crate::control::{Join, Reply};
 use crate::log;
-
-/// How long a container of the same name may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
 /// container is killed.
@@ -31,19 +27,15 @@ pub async fn join(
 ) -> anyhow::Result<Reply> {
     let mut parts = Parts::of(join, fds)?;
     let id = parts.request.container_id.clone();
-    if tokio::time::timeout(PATIENCE, machine.left(&id)).await.is_err() {
-        bail!("container {id} is still in this VM");
-    }
-    let number = machine.admit()?;
-    parts.rename_shares(number);
+    let membership = machine.admit(&id).await?;
+    parts.rename_shares(membership.number);
     let names: Vec<String> = parts.shares.iter().map(|share| share.name.clone()).collect();
     add_shares(machine, std::mem::take(&mut parts.shares)).await?;
-    let result = live(machine, agent.of(&id), stream, parts).await;
+    let result = live(machine, agent.of(&id), stream, (parts, &membership)).await;
     // Only now may an engine unmount what was shared.
     if let Err(error) = remove_shares(machine, names).await {
         log::warning(&format!("take back what container {id} shared: {error:#}"));
     }
-    machine.remove(&id);
     result
 }
 
@@ -81,14 +73,26 @@ impl Parts {
 }
 
 /// From its creation to its end.
-async fn live(machine: &Rc<Machine>, agent: Agent, stream: &UnixStream, parts: Parts) -> anyhow::Result<Reply> {
+async fn live(
+    machine: &Rc<Machine>,
+    agent: Agent,
+    stream: &UnixStream,
+    (parts, membership): (Parts, &Membership),
+) -> anyhow::Result<Reply> {
     let Parts { mut request, control, files, .. } = parts;
     let process = request.process.mut_or_insert_default();
     let stdio = Stdio::attach(machine.vm.vsock(), files, process.terminal)?;
     stdio.name_in(process);
-    machine.ask(agent.create(&request)).await?;
+    if let Err(error) = machine.ask(agent.create(&request)).await {
+        // One that took too long may be there all the same.
+        let _ = machine.ask(agent.delete()).await;
+        return Err(error);
+    }
     let server = Rc::new(Server::of_member(Rc::clone(machine), agent));
-    machine.add(&request.container_id, Rc::clone(&server));
+    membership.complete(Rc::clone(&server));
+    if machine.is_closing() {
+        server.end().await;
+    }
     // Whoever stands for it may be gone already; then the first read below says so.
     let _ = send(stream, &Reply::Started).await;
     let mut run = std::pin::pin!(server.run_member(control, stdio));

@@ -32,8 +32,16 @@ pub struct Witness {
     legacy: bool,
 }
 
-/// Files that were changed, with their directory and what they held.
-struct Changed<'a>(Vec<(&'a OwnedFd, &'static str, String)>);
+/// Files that were changed.
+struct Changed<'a>(Vec<Change<'a>>);
+
+struct Change<'a> {
+    directory: &'a OwnedFd,
+    file: &'static str,
+    before: String,
+    /// What the kernel made of what was written.
+    now: String,
+}
 
 /// In /proc: who is killed for lack of memory, from -1000 (nobody) to 1000.
 const SCORE: &str = "self/oom_score_adj";
@@ -98,14 +106,19 @@ impl<'a> Changed<'a> {
     fn set(&mut self, directory: &'a OwnedFd, file: &'static str, value: &str) -> anyhow::Result<()> {
         let before = read(directory, file).with_context(|| format!("read {file}"))?;
         write(directory, file, value).with_context(|| format!("write {value} to {file}"))?;
-        self.0.push((directory, file, before));
+        let now = read(directory, file).with_context(|| format!("read {file}"))?;
+        self.0.push(Change { directory, file, before, now });
         Ok(())
     }
 }
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        for (directory, file, before) in self.0.drain(..).rev() {
+        for Change { directory, file, before, now } in self.0.drain(..).rev() {
+            // Somebody else has changed it meanwhile, and means it.
+            if read(directory, file).is_ok_and(|found| found != now) {
+                continue;
+            }
             if let Err(error) = write(directory, file, &before) {
                 crate::log::warning(&format!("write {before} to {file} again: {error}"));
             }

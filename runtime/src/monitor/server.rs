@@ -80,7 +80,9 @@ impl Server {
     /// stopped then.
     pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio) -> u8 {
         tokio::task::spawn_local(Rc::clone(&self.machine).keep_time(self.agent.clone()));
-        let end = self.serve(listener).await;
+        // Commands are answered until there is nothing left to ask about.
+        let _tasks = self.begin(listener);
+        let end = self.ended().await;
         self.machine.vm.mark("ended");
         // The end may have been reported just before the machine was stopped.
         self.machine.go_on();
@@ -102,6 +104,7 @@ impl Server {
                     let words = stdio.end_with(format!("runvm: {error:#}\n"));
                     let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, words).await;
                 }
+                self.machine.members_gone().await;
                 GUEST_DIED
             }
         }
@@ -109,7 +112,8 @@ impl Server {
 
     /// The same for one that joined: nothing of it is left in the guest.
     pub async fn run_member(self: &Rc<Self>, listener: UnixListener, stdio: Stdio) -> u8 {
-        let code = self.serve(listener).await;
+        let _tasks = self.begin(listener);
+        let code = self.ended().await;
         if code.is_ok() {
             self.drain(stdio).await;
             if let Err(error) = self.ask(self.agent.delete()).await {
@@ -119,11 +123,16 @@ impl Server {
         code.unwrap_or(GUEST_DIED)
     }
 
-    /// Until the end of the container's process; its exit code.
-    async fn serve(self: &Rc<Self>, listener: UnixListener) -> anyhow::Result<u8> {
+    /// What goes on until it is dropped.
+    fn begin(self: &Rc<Self>, listener: UnixListener) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(Rc::clone(self).accept(listener));
         tasks.spawn_local(Rc::clone(self).watch_oom());
+        tasks
+    }
+
+    /// Waits for the end of the container's process; its exit code.
+    async fn ended(&self) -> anyhow::Result<u8> {
         let end = self.alive(self.agent.wait("")).await;
         self.apply(Event::End).ok();
         let End { code, oom_killed } = end?;
@@ -290,11 +299,13 @@ impl Server {
 
     async fn resume(&self) -> anyhow::Result<Reply> {
         let _turn = self.machine.turn().await;
+        let before = self.phase.get();
         self.apply(Event::Resume)?;
         if self.machine.is_still() {
             self.machine.go_on();
         } else {
-            self.ask(self.agent.update(vec![frozen(false)])).await?;
+            let thawed = self.ask(self.agent.update(vec![frozen(false)])).await;
+            thawed.inspect_err(|_| self.phase.set(before))?;
         }
         for (signal, all) in self.waiting.take() {
             // The machine goes on in any case, and whoever sent the signal is gone.

@@ -105,7 +105,10 @@ async fn attend(stream: Rc<UnixStream>, witness: Option<Witness>, terminal: Opti
             let (rows, columns) = console::size(&terminal);
             (rows > 0 && columns > 0).then_some(Request::Resize { rows, columns })
         };
+        // The size may have changed while nobody listened.
+        let first = resize();
         follow(&stream, SignalKind::window_change(), resize);
+        pass_on(&stream, first).await;
     }
     loop {
         match reply(&stream).await {
@@ -123,12 +126,16 @@ fn follow(stream: &Rc<UnixStream>, kind: SignalKind, request: impl Fn() -> Optio
     let stream = Rc::clone(stream);
     spawn_local(async move {
         while signals.recv().await.is_some() {
-            if let Some(request) = request() {
-                // A monitor that is gone is noticed on the reading side.
-                let _ = send(&stream, &request).await;
-            }
+            pass_on(&stream, request()).await;
         }
     });
+}
+
+async fn pass_on(stream: &UnixStream, request: Option<Request>) {
+    if let Some(request) = request {
+        // A monitor that is gone is noticed on the reading side.
+        let _ = send(stream, &request).await;
+    }
 }
 
 async fn tell_the_host(witness: Option<&Witness>) {

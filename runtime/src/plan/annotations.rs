@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
 
+/// Another kernel than the usual one, by its name.
+pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
 pub const MEMORY: &str = "io.runvm.memory-mib";
 /// Whether the timeline of the start is printed.
@@ -15,7 +17,7 @@ pub const VCPUS: &str = "io.runvm.vcpus";
 /// What ours begin with.
 const PREFIX: &str = "io.runvm.";
 /// All there are.
-const KNOWN: [&str; 3] = [MEMORY, TIMELINE, VCPUS];
+const KNOWN: [&str; 4] = [KERNEL, MEMORY, TIMELINE, VCPUS];
 
 /// Checks that those of ours are known.
 ///
@@ -50,13 +52,26 @@ pub fn switch(spec: &Spec, name: &str) -> anyhow::Result<bool> {
     text.parse().with_context(|| format!("annotation {name}: {text:?} is neither true nor false"))
 }
 
-/// Refuses sizes of a VM that is another container's.
+/// The name of a kernel, if the annotation is there.
+///
+/// # Errors
+/// It is no file name.
+pub fn kernel(spec: &Spec) -> anyhow::Result<Option<String>> {
+    let Some(name) = get(spec, KERNEL) else { return Ok(None) };
+    let known = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
+    if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(known) {
+        bail!("annotation {KERNEL}: {name:?} is not a file name of letters, digits, '.', '_', '+' and '-'");
+    }
+    Ok(Some(name.to_owned()))
+}
+
+/// Refuses what shapes a VM where that is another container's.
 ///
 /// # Errors
 /// Names the annotation.
-pub fn refuse_sizes(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
-    match [MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
-        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which has its size already"),
+pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
+    match [KERNEL, MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
+        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which is there already"),
         None => Ok(()),
     }
 }

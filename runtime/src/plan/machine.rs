@@ -3,7 +3,7 @@
 use anyhow::Context;
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::{MachinePlan, annotations, resources};
+use super::{MachinePlan, annotations, resources, sandbox};
 use crate::facts::Facts;
 
 /// What every VM has, in MiB, on a host that has as much: room for a limit to grow, and the memory of a
@@ -32,6 +32,8 @@ pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Resu
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let memory = match annotations::number(spec, annotations::MEMORY, LEAST_ASKED_MIB..=MOST_MIB)? {
         Some(mib) => mib,
+        // The host backs what is used: a pod's may be as large as its host.
+        None if sandbox::is_of_pod(spec) => (facts.host_memory >> 20).clamp(LEAST_MIB, MOST_MIB),
         None => memory_mib(resources.and_then(resources::memory_limit), facts.host_memory >> 20, notes),
     };
     let vcpus = match annotations::number(spec, annotations::VCPUS, 1..=u64::from(MOST_VCPUS))? {

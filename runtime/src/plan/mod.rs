@@ -79,6 +79,8 @@ pub struct Plan {
     pub machine: MachinePlan,
     /// The container that the VM was made for, if that is another one.
     pub sandbox: Option<String>,
+    /// Name of its kernel, if it is not the usual one.
+    pub kernel: Option<String>,
     /// What the guest sees of the host's files; the root file system first.
     pub shares: Vec<SharePlan>,
     /// Disks of the host that become the VM's.
@@ -146,13 +148,17 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };
     let cgroup = cgroup_path::plan(spec, options, &mut notes)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if let (Some(_), Some(resources)) = (&sandbox, resources) {
+        check_memory(resources, machine.memory_mib)?;
+    }
     // What limits a VM as a whole is that of the container it was made for.
     let limits = resources
         .filter(|_| sandbox.is_none())
         .map(|all| host_limits(all, &container.cgroup_files, machine.memory_mib));
     let limits = limits.transpose()?.unwrap_or_default();
     let hooks = hooks::plan(spec)?;
+    let kernel = annotations::kernel(spec)?;
     let timeline = annotations::switch(spec, annotations::TIMELINE)?;
     let sandbox = sandbox.map(|sandbox| sandbox.id);
-    Ok(Plan { machine, sandbox, shares, disks, container, network, cgroup, limits, hooks, timeline, notes })
+    Ok(Plan { machine, sandbox, kernel, shares, disks, container, network, cgroup, limits, hooks, timeline, notes })
 }

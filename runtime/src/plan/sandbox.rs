@@ -53,7 +53,7 @@ pub fn is_possible(spec: &Spec) -> bool {
 /// Finds the VM; none when the container has its own.
 ///
 /// # Errors
-/// Namespaces of containers in different VMs, a pod that is not there, sizes of a VM that exists already.
+/// Namespaces of containers in different VMs, a pod that is not there, annotations that shape a VM which exists already.
 pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
     let mut owners = HashMap::new();
     let mut first: Option<&Neighbour> = None;
@@ -76,7 +76,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
     if let (Some(owner), false) = (same_network(other, facts), owners.contains_key(&LinuxNamespaceType::Network)) {
         owners.insert(LinuxNamespaceType::Network, owner.id.clone());
     }
-    annotations::refuse_sizes(spec, &other.sandbox)?;
+    annotations::refuse_shape(spec, &other.sandbox)?;
     let machine = MachinePlan { memory_mib: other.memory_mib, vcpus: other.vcpus, cmdline: String::new() };
     Ok(Some(Sandbox { id: other.sandbox.clone(), machine, owners }))
 }
@@ -87,6 +87,14 @@ fn namespaces(spec: &Spec) -> &[LinuxNamespace] {
 
 fn owner_pid(namespace: &LinuxNamespace) -> Option<i32> {
     process_of(namespace.path().as_deref()?)
+}
+
+/// Whether the container is the first one of a pod: what its VM must hold comes later.
+pub fn is_of_pod(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    let is =
+        |(kind, _): &(&str, &str)| annotations.is_some_and(|all| all.get(*kind).is_some_and(|kind| kind == "sandbox"));
+    PODS.iter().any(is)
 }
 
 /// Who made the container; podman's pods bear CRI-O's annotations and need not share anything.

@@ -121,6 +121,7 @@ fn what_breaks_the_rules_is_named() {
         ("/hooks", json!({"startContainer": [{"path": "/x"}]}), "startContainer hooks"),
         ("/annotations", json!({"io.runvm.nope": "1"}), "unknown annotation io.runvm.nope"),
         ("/annotations", json!({"io.runvm.vcpus": "0"}), "io.runvm.vcpus: \"0\" is not a number from 1 to 64"),
+        ("/annotations", json!({"io.runvm.kernel": "../x"}), "io.runvm.kernel: \"../x\" is not a file name"),
         ("/annotations", json!({"io.runvm.timeline": "yes"}), "io.runvm.timeline: \"yes\" is neither true nor false"),
         ("/annotations", json!({"io.runvm.memory-mib": "2G"}), "io.runvm.memory-mib: \"2G\" is not a number"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "host network is not possible in a VM"),
@@ -317,7 +318,7 @@ fn who_shares_namespaces_is_in_one_vm() {
     assert!(error(shared(&[("pid", 10)])).starts_with("cannot join pid namespace /proc/10/ns/pid: it is none of"));
     let mut config = shared(&[("pid", 7)]);
     set(&mut config, "/annotations", json!({"io.runvm.vcpus": "1"}));
-    assert_eq!(error(config), "annotation io.runvm.vcpus: the container is in the VM of a, which has its size already");
+    assert_eq!(error(config), "annotation io.runvm.vcpus: the container is in the VM of a, which is there already");
     assert_eq!(plan(self::config()).unwrap().sandbox, None);
 }
 

@@ -102,11 +102,15 @@ impl Device for Fs {
 
     fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
         let Event::Queue(index) = event else {
-            self.wishes.fulfil(&mut self.server);
+            self.wishes.woken(&mut self.server);
             return Ok(());
         };
         let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
-        ring.serve(context.memory, |chain| self.server.serve(chain).map(Outcome::Used))
+        ring.serve(context.memory, |chain| {
+            // A guest that never stops asking must not keep the host from its own.
+            self.wishes.fulfil(&mut self.server);
+            self.server.serve(chain).map(Outcome::Used)
+        })
     }
 
     fn reset(&mut self) {

@@ -23,6 +23,8 @@ pub(super) enum Handle {
 struct Open {
     handle: Handle,
     nodeid: u64,
+    /// The share that the object is below, also when the guest has forgotten the object.
+    share: Option<usize>,
 }
 
 /// The table of handles.
@@ -36,9 +38,9 @@ impl Handles {
         Self { slab: Slab::new(limit) }
     }
 
-    /// Adds a handle of an object and returns its number. `ENFILE` when the table is full.
-    pub fn insert(&mut self, handle: Handle, nodeid: u64) -> Served<u64> {
-        self.slab.insert(Open { handle, nodeid }).map_err(|_| Errno(libc::ENFILE))
+    /// Adds a handle of an object below a share and returns its number. `ENFILE` when the table is full.
+    pub fn insert(&mut self, handle: Handle, nodeid: u64, share: Option<usize>) -> Served<u64> {
+        self.slab.insert(Open { handle, nodeid, share }).map_err(|_| Errno(libc::ENFILE))
     }
 
     /// The handle of this number. `EBADF` when there is none.
@@ -77,9 +79,13 @@ impl Handles {
         self.close_where(|_| true);
     }
 
-    /// Closes all handles of such objects.
-    pub fn close_where(&mut self, of: impl Fn(u64) -> bool) {
-        let open: Vec<u64> = self.slab.iter().filter(|(_, open)| of(open.nodeid)).map(|(fh, _)| fh).collect();
+    /// Closes all of objects below a share.
+    pub fn close_share(&mut self, share: usize) {
+        self.close_where(|open| open.share == Some(share));
+    }
+
+    fn close_where(&mut self, wanted: impl Fn(&Open) -> bool) {
+        let open: Vec<u64> = self.slab.iter().filter(|(_, open)| wanted(open)).map(|(fh, _)| fh).collect();
         for fh in open {
             self.slab.remove(fh);
         }

@@ -121,8 +121,7 @@ impl Server {
     pub fn remove_share(&mut self, name: &str) {
         let named = |share: &Option<Root>| share.as_ref().is_some_and(|share| share.name == name);
         let Some(number) = self.shares.iter().position(named) else { return };
-        let below = |inodes: &Inodes, nodeid| inodes.peek(nodeid).is_ok_and(|inode| inode.share() == number);
-        self.handles.close_where(|nodeid| below(&self.inodes, nodeid));
+        self.handles.close_share(number);
         self.inodes.remove_share(number);
         self.listing = Listing::default();
         if let Some(slot) = self.shares.get_mut(number) {
@@ -237,7 +236,8 @@ impl Server {
 
     /// Adds a handle of an object.
     pub fn add_handle(&mut self, handle: Handle, nodeid: u64) -> Served<u64> {
-        let fh = self.handles.insert(handle, nodeid)?;
+        let share = self.inodes.peek(nodeid).ok().map(Inode::share);
+        let fh = self.handles.insert(handle, nodeid, share)?;
         self.inodes.opened(nodeid);
         Ok(fh)
     }

@@ -3,7 +3,7 @@
 //! The device's worker has the table, so others send it their wishes and wait.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -67,28 +67,43 @@ impl Sharing {
 
     fn ask(&self, what: What) -> Result<(), Error> {
         const GONE: Error = Error::Protocol("the file-system device is not in use");
+        const BUSY: Error = Error::Protocol("the file-system device does not answer: is a disk of the host stuck?");
         let (done, answer) = channel();
         self.wishes.send(Wish { what, done }).map_err(|_| GONE)?;
         self.wake.write(1).map_err(|error| Error::Host("wake the file-system device", error))?;
-        answer.recv_timeout(PATIENCE).unwrap_or(Err(GONE))
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|why| match why {
+            RecvTimeoutError::Timeout => Err(BUSY),
+            RecvTimeoutError::Disconnected => Err(GONE),
+        })
     }
 }
 
 impl Wishes {
-    /// Does all that was asked for so far.
-    pub fn fulfil(&self, server: &mut Server) {
-        // Only says that there is something.
+    /// The event of [`Wishes::wake`]: it only says that there is something.
+    pub fn woken(&self, server: &mut Server) {
         let _ = self.wake.read();
+        self.fulfil(server);
+    }
+
+    /// Does all that was asked for so far; costs next to nothing when that is nothing.
+    pub fn fulfil(&self, server: &mut Server) {
         while let Ok(Wish { what, done }) = self.received.try_recv() {
-            let result = match what {
-                What::Add(shares) => add(server, shares),
+            let (result, added) = match what {
+                What::Add(shares) => {
+                    let names = shares.iter().map(|share| share.name.clone()).collect();
+                    let result = add(server, shares);
+                    let added = if result.is_ok() { names } else { Vec::new() };
+                    (result, added)
+                }
                 What::Remove(names) => {
                     names.iter().for_each(|name| server.remove_share(name));
-                    Ok(())
+                    (Ok(()), Vec::new())
                 }
             };
-            // Somebody who did not wait for the answer does not want it.
-            let _ = done.send(result);
+            if done.send(result).is_err() {
+                // Whoever asked has given up, and will not take them away.
+                added.iter().for_each(|name| server.remove_share(name));
+            }
         }
     }
 }

@@ -34,12 +34,17 @@ fn an_added_share_is_there_and_a_removed_one_leaves_nothing_open() {
     let (mut guest, directory, first) = Guest::with_share();
     let other = tempfile::tempdir().unwrap();
     fs::write(at(&other, "file"), "text").unwrap();
+    fs::write(at(&other, "hidden"), "").unwrap();
     add(&mut guest, vec![share("other", other.path(), false)]).unwrap();
     let root = guest.lookup(1, "other").unwrap().nodeid;
     let file = guest.lookup(root, "file").unwrap().nodeid;
     let fh = guest.open(file, libc::O_RDONLY).unwrap().fh;
     assert_eq!(guest.read(fh, 0, 10).unwrap(), b"text");
-    assert_eq!(open_below(&other), 3);
+    // A guest may forget what it has open.
+    let hidden = guest.lookup(root, "hidden").unwrap().nodeid;
+    guest.open(hidden, libc::O_RDWR).unwrap();
+    guest.forget(hidden, 1);
+    assert_eq!(open_below(&other), 4);
     remove(&mut guest, "other");
     assert_eq!(open_below(&other), 0);
     assert_eq!(guest.lookup(1, "other").unwrap_err(), libc::ENOENT);
