@@ -5,6 +5,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::container::{Containers, Process, Shape};
+use crate::disks;
 use crate::error::{Context, Error, Result};
 use crate::link::{ChildLink, Link};
 use crate::namespaces::{self, Namespaces};
@@ -26,8 +27,13 @@ use std::sync::Arc;
 const DEFAULT_DESCRIPTORS: u64 = 1024;
 
 /// Makes the container; returns the pid of its init. What fails, or is given up, leaves nothing.
-pub async fn create(containers: &Arc<Containers>, streams: &Streams, request: CreateContainerRequest) -> Result<i32> {
+pub async fn create(
+    containers: &Arc<Containers>,
+    streams: &Streams,
+    mut request: CreateContainerRequest,
+) -> Result<i32> {
     let taken = stdio::take(&request.process, streams).await?;
+    disks::resolve(&mut request)?;
     let id = request.container_id.as_str();
     if id.is_empty() {
         return Err(Error::invalid("container id is empty"));
@@ -35,6 +41,7 @@ pub async fn create(containers: &Arc<Containers>, streams: &Streams, request: Cr
     process::validate(&request.process)?;
     containers.check_free(id)?;
     let namespaces = Namespaces::new(&request)?;
+    disks::lend(&request.devices, &namespaces)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &namespaces)?;
     containers.mount_shares()?;
     let neighbours = Neighbours::of(containers, &request, &namespaces)?;

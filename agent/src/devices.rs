@@ -1,5 +1,6 @@
 //! Device nodes and the usual links in the container's /dev.
 
+use crate::disks;
 use crate::error::{Context, Error, Result};
 use crate::path::{Leaf, Root};
 use crate::sys;
@@ -46,7 +47,7 @@ fn make(root: &Root, device: &Device) -> Result<()> {
     };
     let made = match node(root, device, kind) {
         // In a user namespace nobody makes device nodes: the guest's own are shown instead.
-        Err(Errno::PERM) => bind(root, &device.path),
+        Err(Errno::PERM) => bind(root, device),
         result => result,
     };
     made.context(|| format!("create device {}", device.path))
@@ -70,9 +71,10 @@ fn node(root: &Root, device: &Device, kind: FileType) -> std::result::Result<(),
     Ok(())
 }
 
-fn bind(root: &Root, path: &str) -> std::result::Result<(), Errno> {
-    let place = root.ensure(path, Leaf::File)?;
-    sys::mount(path, &sys::fd_path(&place), "", libc::MS_BIND, "")
+fn bind(root: &Root, device: &Device) -> std::result::Result<(), Errno> {
+    let place = root.ensure(&device.path, Leaf::File)?;
+    let own = if device.disk.is_empty() { device.path.clone() } else { disks::node(&device.disk) };
+    sys::mount(&own, &sys::fd_path(&place), "", libc::MS_BIND, "")
 }
 
 fn link(root: &Root, path: &str, target: &str) -> Result<()> {

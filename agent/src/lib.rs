@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!            service ── create, exec ── container (the table) ── reaper
+//!               │            │ ├─ disks
 //!               │            │ ├─ cgroup ─ device_filter
 //!               │            │ ├─ scheduling
 //!               │            │ ├─ visit
@@ -25,6 +26,7 @@ mod copy_up;
 mod create;
 mod device_filter;
 mod devices;
+mod disks;
 mod error;
 mod event;
 mod exec;

@@ -124,14 +124,20 @@ impl Namespaces {
 
     /// The guest's number for a user of the container; `None` when it has none.
     pub fn guest_uid(&self, uid: u32) -> Option<u32> {
-        if !self.makes(libc::CLONE_NEWUSER) {
-            return Some(uid);
-        }
-        self.uid_mappings.iter().find_map(|m| {
-            let offset = uid.checked_sub(m.container_id).filter(|&offset| offset < m.size)?;
-            m.host_id.checked_add(offset)
-        })
+        if self.makes(libc::CLONE_NEWUSER) { guest_id(&self.uid_mappings, uid) } else { Some(uid) }
     }
+
+    /// The same of a group.
+    pub fn guest_gid(&self, gid: u32) -> Option<u32> {
+        if self.makes(libc::CLONE_NEWUSER) { guest_id(&self.gid_mappings, gid) } else { Some(gid) }
+    }
+}
+
+fn guest_id(mappings: &[IdMapping], id: u32) -> Option<u32> {
+    mappings.iter().find_map(|m| {
+        let offset = id.checked_sub(m.container_id).filter(|&offset| offset < m.size)?;
+        m.host_id.checked_add(offset)
+    })
 }
 
 /// Becomes root of the user namespace the caller is in: after it was made or joined the caller's own

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 
 use crate::bundle::Bundle;
 use crate::plan::{bind_source, may_share_vm, rootfs_path};
@@ -22,6 +22,8 @@ pub struct Facts {
     pub rootfs: Option<SourceFact>,
     /// Sources of bind mounts, by the path the bundle gives (made absolute).
     pub sources: BTreeMap<PathBuf, SourceFact>,
+    /// Where the block devices that the bundle lists are, by major and minor number.
+    pub disks: BTreeMap<(i64, i64), DiskFact>,
     /// Network namespaces of the host: this process's and that of process 1.
     pub host_networks: Vec<NamespaceId>,
     /// The network namespace that the bundle names by path.
@@ -45,6 +47,15 @@ pub struct Neighbour {
     pub memory_mib: u32,
     /// Its virtual CPUs.
     pub vcpus: u8,
+}
+
+/// A block device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskFact {
+    /// The path of a node of it.
+    At(PathBuf),
+    /// There is none; why.
+    Missing(String),
 }
 
 /// Something on the host that is to be seen in the container.
@@ -134,10 +145,45 @@ pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
         host_memory: host_memory()?,
         rootfs: rootfs_path(bundle).map(|path| source(&path)),
         sources: sources.map(|path| (path.clone(), source(&path))).collect(),
+        disks: disks(bundle),
         host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
         network: network(bundle),
         neighbours: if may_share_vm(&bundle.spec) { neighbours(root)? } else { Vec::new() },
     })
+}
+
+fn disks(bundle: &Bundle) -> BTreeMap<(i64, i64), DiskFact> {
+    let mut disks = BTreeMap::new();
+    let devices = bundle.spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
+    for device in devices.filter(|device| device.typ() == LinuxDeviceType::B) {
+        let number = (device.major(), device.minor());
+        if !matches!(disks.get(&number), Some(DiskFact::At(_))) {
+            disks.insert(number, disk(device.path(), number));
+        }
+    }
+    disks
+}
+
+/// The path is the container's. The host's may be another: then it is the one that the kernel gave the device.
+fn disk(path: &Path, number: (i64, i64)) -> DiskFact {
+    let is_it = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|node| {
+            let (major, minor) = (libc::major(node.rdev()), libc::minor(node.rdev()));
+            node.file_type().is_block_device() && (i64::from(major), i64::from(minor)) == number
+        })
+    };
+    if path.is_absolute() && is_it(path) {
+        return DiskFact::At(path.to_owned());
+    }
+    let Ok(event) = std::fs::read_to_string(format!("/sys/dev/block/{}:{}/uevent", number.0, number.1)) else {
+        return DiskFact::Missing("the host has no such block device".to_owned());
+    };
+    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME=")).unwrap_or_default();
+    let own = Path::new("/dev").join(name);
+    if is_it(&own) {
+        return DiskFact::At(own);
+    }
+    DiskFact::Missing(format!("neither {} nor {} is a node of it on the host", path.display(), own.display()))
 }
 
 fn neighbours(root: &Path) -> anyhow::Result<Vec<Neighbour>> {
@@ -277,6 +323,20 @@ mod tests {
         assert_eq!(place("/etc"), Place::Ordinary);
         assert_eq!(super::place(Path::new("/dev/shm/data"), libc::TMPFS_MAGIC), Place::Ordinary);
         assert_eq!(super::place(Path::new("/mnt/proc"), libc::PROC_SUPER_MAGIC), Place::Proc);
+    }
+
+    #[test]
+    fn disks_are_found_by_their_numbers() {
+        let gone = DiskFact::Missing("the host has no such block device".to_owned());
+        assert_eq!(disk(Path::new("/dev/null"), (1, 3)), gone);
+        assert_eq!(disk(Path::new("/none"), (-1, i64::MAX)), gone);
+        let nodes = std::fs::read_dir("/dev").unwrap().flatten();
+        let block = nodes.filter(|node| node.file_type().is_ok_and(|kind| kind.is_block_device()));
+        for node in block {
+            let device = node.metadata().unwrap().rdev();
+            let number = (i64::from(libc::major(device)), i64::from(libc::minor(device)));
+            assert_eq!(disk(&node.path(), number), DiskFact::At(node.path()));
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Setup {
     pub container: Vec<u8>,
     /// Roots of the shares.
     pub shares: Vec<ShareFd>,
+    /// Disks of a machine of its own.
+    pub disks: Vec<DiskFd>,
     /// The container's cgroups on the host.
     pub cgroups: Vec<PathBuf>,
     /// The listening control socket.
@@ -74,6 +76,17 @@ pub struct ShareFd {
     pub fd: RawFd,
 }
 
+/// A disk, open as an inherited descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DiskFd {
+    /// Its serial number in the guest.
+    pub serial: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+    /// The block device.
+    pub fd: RawFd,
+}
+
 /// The monitor's one answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -97,6 +110,8 @@ pub struct Pipes {
 pub struct Numbers {
     /// Roots of the shares, in the plan's order.
     pub shares: Vec<RawFd>,
+    /// Disks in the plan's order, and whether each is read-only.
+    pub disks: Vec<(RawFd, bool)>,
     /// The listening control socket.
     pub control: RawFd,
     /// The monitor's end of the ready pipe.
@@ -115,11 +130,17 @@ impl Pipes {
             read_only: plan.read_only,
             fd,
         };
+        let disk = |(plan, &(fd, read_only)): (&plan::DiskPlan, &(RawFd, bool))| DiskFd {
+            serial: plan.serial.clone(),
+            read_only,
+            fd,
+        };
         let setup = Setup {
             id: plan.container.container_id.clone(),
             home,
             container: plan.container.write_to_bytes()?,
             shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
+            disks: plan.disks.iter().zip(&self.numbers.disks).map(disk).collect(),
             cgroups,
             control: self.numbers.control,
             ready: self.numbers.ready,

@@ -25,7 +25,7 @@ use crate::plan::{self, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, facts, log, sandbox, shares, state};
+use crate::{control, disks, facts, log, sandbox, shares, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -149,12 +149,14 @@ impl Launch {
 
     fn spawn(&mut self, plan: &Plan, terminal: Terminal, destination: &Destination) -> anyhow::Result<Pipes> {
         let shares = shares::open(&plan.shares)?;
+        let disks = disks::open(&plan.disks)?;
         let listener = control::listen(self.dir.path())?;
         let (setup_read, setup_write) = pipe()?;
         let (ready_read, ready_write) = pipe()?;
         let pty = open_terminal(plan, terminal)?;
         let numbers = Numbers {
             shares: shares.iter().map(AsRawFd::as_raw_fd).collect(),
+            disks: disks.iter().map(|disk| (disk.file.as_raw_fd(), disk.read_only)).collect(),
             control: listener.as_raw_fd(),
             ready: ready_write.as_raw_fd(),
             terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),

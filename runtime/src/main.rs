@@ -17,6 +17,7 @@ mod cli;
 mod commands;
 mod console;
 mod control;
+mod disks;
 mod facts;
 mod handover;
 mod hooks;

@@ -30,6 +30,17 @@ impl Disk {
         Self { device: device.line().into(), volume: dir.join("volume") }
     }
 
+    /// Its node.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Has the kernel refuse all writes to it.
+    #[track_caller]
+    pub fn make_read_only(&self) {
+        run(Command::new("blockdev").arg("--setro").arg(&self.device)).success();
+    }
+
     /// Major and minor number.
     #[track_caller]
     pub fn number(&self) -> (u32, u32) {
@@ -50,6 +61,8 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: a container that failed may still have it.
         let _ = unmount(&self.volume, UnmountFlags::DETACH);
+        // A loop device keeps that for the next file.
+        let _ = Command::new("blockdev").arg("--setrw").arg(&self.device).status();
         let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use tests::command::{code, memory_file, run, start};
+use tests::disk::Disk;
 use tests::docker::{Docker, IMAGE};
 use tests::{Terminal, process};
 
@@ -189,4 +190,22 @@ fn files_can_be_copied_out() {
     assert!(changes.stdout.contains("A /made\n"), "{changes:?}");
     docker.run(&["rm", name]).success();
     assert_eq!(docker.run(&["images", "--format", "{{.Repository}}"]).line(), IMAGE);
+}
+
+#[test]
+fn a_disk_of_the_host() {
+    let docker = Docker::new();
+    let folder = tests::place::work().join("docker-disk");
+    std::fs::create_dir(&folder).unwrap();
+    let disk = Disk::new(&folder);
+    std::fs::write(disk.device(), "from the host\n").unwrap();
+    let node = disk.device().display().to_string();
+    let device = |access: &str| format!("--device={node}:/dev/data{access}");
+    let script = "head -n 1 /dev/data; echo inside 2>/dev/null >/dev/data || echo refused";
+    let inside =
+        |access| run(&mut docker.container(&["--rm", &device(access)], &["sh", "-c", script])).success().stdout;
+    assert_eq!((inside(":r"), inside("")), ("from the host\nrefused\n".to_owned(), "from the host\n".to_owned()));
+    assert!(std::fs::read(disk.device()).unwrap().starts_with(b"inside\n"));
+    drop(disk);
+    std::fs::remove_dir_all(&folder).unwrap();
 }

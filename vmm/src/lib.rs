@@ -63,6 +63,7 @@ mod vcpu;
 pub mod virtio;
 
 pub use error::Error;
+pub use layout::VIRTIO_MAX as MAX_DEVICES;
 pub use machine::{Machine, Running, Stopped, open_kvm};
 pub use spec::{MAX_VCPUS, MachineSpec};
 pub use timeline::Timeline;

@@ -44,6 +44,7 @@ use oom::Witness;
 use server::Server;
 use stdio::Stdio;
 use vm::Vm;
+use vmm::virtio::block::Disk;
 use vmm::virtio::fs::Share;
 
 /// Signals that are passed on to the container when they are sent to its process on the host.
@@ -52,6 +53,7 @@ const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::S
 /// The descriptors named in the set-up, owned.
 struct Inherited {
     shares: Vec<Share>,
+    disks: Vec<Disk>,
     control: std::os::unix::net::UnixListener,
     ready: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -104,8 +106,13 @@ impl Inherited {
             let root = take(share.fd)?;
             anyhow::Ok(Share { name: share.name.clone(), root, read_only: share.read_only })
         };
+        let disk = |disk: &crate::handover::DiskFd| {
+            let file = take(disk.fd)?;
+            anyhow::Ok(Disk { file, serial: disk.serial.clone(), read_only: disk.read_only })
+        };
         let taken = Self {
             shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
+            disks: setup.disks.iter().map(disk).collect::<Result<_, _>>()?,
             control: take(setup.control)?.into(),
             ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
@@ -120,9 +127,9 @@ impl Inherited {
 
 /// From the go signal to the exit code.
 async fn live(setup: Setup, inherited: Inherited) -> u8 {
-    let Inherited { shares, control, ready, terminal, home: kvm } = inherited;
+    let Inherited { shares, disks, control, ready, terminal, home: kvm } = inherited;
     let print_timeline = setup.print_timeline;
-    let result = create(setup, (kvm, shares), terminal).await;
+    let result = create(setup, (kvm, shares, disks), terminal).await;
     let answer = match &result {
         Ok(_) => Answer::Ready,
         Err(error) => Answer::Failed(format!("{error:#}")),
@@ -150,7 +157,7 @@ struct Container {
 
 async fn create(
     setup: Setup,
-    (kvm, shares): (OwnedFd, Vec<Share>),
+    (kvm, shares, disks): (OwnedFd, Vec<Share>, Vec<Disk>),
     terminal: Option<OwnedFd>,
 ) -> anyhow::Result<Container> {
     let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
@@ -162,7 +169,7 @@ async fn create(
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
     let witness = Witness::find(&setup.cgroups)?;
-    let vm = Vm::boot(setup, kvm, shares)?;
+    let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
         None => stdio::take_standard_streams(logs_to_stderr)?,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use protocol::{Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
+use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
+use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
@@ -17,6 +19,7 @@ use vmm::{Machine, MachineSpec, Running};
 
 use super::agent_client::Agent;
 use crate::handover::{Home, Setup};
+use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -40,7 +43,7 @@ pub struct Vm {
 
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
-    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>) -> anyhow::Result<Self> {
+    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
         let Home::Machine(machine) = setup.home else { bail!("the set-up names another container's VM") };
         let mut timeline = setup.timeline;
         timeline.mark("set-up read");
@@ -57,8 +60,9 @@ impl Vm {
             cmdline: machine.plan.cmdline,
             console: console(setup.log.debug)?,
         };
-        let machine =
-            Machine::build(spec, vec![Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)])?;
+        let own: [Box<dyn Device>; OWN_DEVICES] =
+            [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
+        let machine = Machine::build(spec, own.into_iter().chain(blocks(disks)?).collect())?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -174,6 +178,14 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
+}
+
+fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
+    let block = |disk: Disk| -> anyhow::Result<Box<dyn Device>> {
+        let serial = disk.serial.clone();
+        Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+    };
+    disks.into_iter().map(block).collect()
 }
 
 /// A descriptor that says when a stream waits; from now on `accept` does not wait for one.

@@ -6,12 +6,16 @@
 //!
 //! ```text
 //!  type, undecided, major, minor = context
+//!  for each disk of the host's that the guest has, if it is this one by its number in the guest:
+//!      major, minor = those of the host; go to the rules
 //!  for each rule, the last first:        one block of instructions each, no loop
 //!      unless it names type, major and minor: next
 //!      allows:  undecided &= !access; if nothing is left: return 1
 //!      denies:  if undecided & access: return 0
 //!  return whether the rest is allowed
 //! ```
+//!
+//! The guest's numbers are not known here. The agent fills them in, where [`Filter::disks_at`] says.
 
 use super::device_rules::{Kind, Rule, Rules};
 
@@ -40,6 +44,7 @@ const MOVE: u8 = 0xbc;
 const SET: u8 = 0xb4;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
+const JUMP: u8 = 0x05;
 const JUMP_IF_EQUAL: u8 = 0x16;
 const JUMP_IF_OTHER: u8 = 0x56;
 const EXIT: u8 = 0x95;
@@ -51,14 +56,50 @@ const MINOR_AT: i16 = 8;
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 
-/// The program as the kernel takes it; empty where none is needed because everything is allowed.
-pub fn compile(rules: &Rules) -> Vec<u8> {
+/// A program, and what is missing in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// As the kernel takes it; empty where none is needed because everything is allowed.
+    pub program: Vec<u8>,
+    /// For each disk the number of the instruction that compares with its major number in the guest. The next one
+    /// compares with the minor number.
+    pub disks_at: Vec<u32>,
+}
+
+/// Compiles the rules; `disks` are major and minor number, on the host, of what is a disk of the guest's.
+pub fn compile(rules: &Rules, disks: &[(u32, u32)]) -> Filter {
     if rules.allow_everything() {
-        return Vec::new();
+        return Filter::default();
     }
     let blocks = rules.rules.iter().rev().flat_map(block);
-    let program = prologue().into_iter().chain(blocks).chain(answer(rules.otherwise));
-    program.flat_map(Instruction::bytes).collect()
+    let (begin, translation) = (prologue(), translation(disks));
+    // The first of the translation asks for the type.
+    let disks_at = (0..disks.len()).map(|disk| (begin.len() + 1 + disk * DISK) as u32).collect();
+    let program = begin.into_iter().chain(translation).chain(blocks).chain(answer(rules.otherwise));
+    Filter { program: program.flat_map(Instruction::bytes).collect(), disks_at }
+}
+
+/// Instructions for a disk.
+const DISK: usize = 5;
+
+/// From the guest's numbers of disks to the host's, which the rules are about. There are few disks, so that every jump
+/// is short.
+fn translation(disks: &[(u32, u32)]) -> Vec<Instruction> {
+    if disks.is_empty() {
+        return Vec::new();
+    }
+    let jump = |instruction, over: usize| Instruction { offset: over as i16, ..instruction };
+    let mut all = vec![jump(leave_unless(KIND, BLOCK), disks.len() * DISK)];
+    for (number, (major, minor)) in disks.iter().enumerate() {
+        all.extend([
+            jump(leave_unless(MAJOR, 0), DISK - 1),
+            jump(leave_unless(MINOR, 0), DISK - 2),
+            operation(SET, MAJOR, *major as i32),
+            operation(SET, MINOR, *minor as i32),
+            jump(operation(JUMP, 0, 0), (disks.len() - number - 1) * DISK),
+        ]);
+    }
+    all
 }
 
 fn prologue() -> [Instruction; 6] {
@@ -156,6 +197,7 @@ mod tests {
                 0x74 => registers[to] >>= value,
                 0x16 if registers[to] == value => next += usize::try_from(offset).unwrap(),
                 0x56 if registers[to] != value => next += usize::try_from(offset).unwrap(),
+                0x05 => next += usize::try_from(offset).unwrap(),
                 0x16 | 0x56 => {}
                 0x95 => return registers[0],
                 other => panic!("operation {other:#x}"),
@@ -165,13 +207,7 @@ mod tests {
 
     /// The same question, answered from the rules.
     fn allowed(rules: &Rules, request: Request) -> bool {
-        let names = |rule: &Rule, access: u32| {
-            rule.kind == request.kind
-                && rule.major.is_none_or(|major| major == request.major)
-                && rule.minor.is_none_or(|minor| minor == request.minor)
-                && rule.access & access != 0
-        };
-        let one = |access| rules.rules.iter().rfind(|rule| names(rule, access)).map_or(rules.otherwise, |r| r.allow);
+        let one = |access| rules.allow((request.kind, request.major, request.minor), access);
         [MKNOD, READ, WRITE].into_iter().filter(|access| request.access & access != 0).all(one)
     }
 
@@ -180,13 +216,45 @@ mod tests {
             .unwrap()
     }
 
+    fn program(rules: &Rules) -> Vec<u8> {
+        let Filter { program, disks_at } = compile(rules, &[]);
+        assert!(disks_at.is_empty());
+        program
+    }
+
+    /// What the agent does.
+    fn fill_in(filter: &mut Filter, guest: &[(u32, u32)]) {
+        for (&at, (major, minor)) in filter.disks_at.iter().zip(guest) {
+            for (at, number) in [(at, major), (at + 1, minor)] {
+                let at = at as usize * 8;
+                assert_eq!(filter.program[at..at + 8][4..], [0; 4]);
+                filter.program[at + 4..at + 8].copy_from_slice(&number.to_le_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn disks_have_numbers_of_their_own_in_the_guest() {
+        let rules = of(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"b","major":8,"minor":16,"access":"rw"},
+                {"allow":true,"type":"b","major":254,"access":"r"},{"allow":false,"type":"b","major":7,"access":"m"}]"#,
+        );
+        let mut filter = compile(&rules, &[(8, 16), (254, 0), (7, 3)]);
+        fill_in(&mut filter, &[(254, 0), (254, 16), (254, 32)]);
+        let can = |minor, access| run(&filter.program, Request { kind: Kind::Block, ..char(254, minor, access) });
+        assert_eq!((can(0, READ | WRITE), can(16, READ), can(16, WRITE), can(32, READ)), (1, 1, 0, 0));
+        assert_eq!((can(0, MKNOD), can(32, MKNOD)), (1, 1));
+        // A character device of the same number is another one.
+        assert_eq!(run(&filter.program, char(254, 0, READ)), 0);
+    }
+
     fn char(major: u32, minor: u32, access: u32) -> Request {
         Request { kind: Kind::Char, major, minor, access }
     }
 
     #[test]
     fn the_usual_container() {
-        let program = compile(&of(r#"[{"allow":false,"access":"rwm"},
+        let program = program(&of(r#"[{"allow":false,"access":"rwm"},
                 {"allow":true,"type":"c","major":10,"minor":229,"access":"r"}]"#));
         assert_eq!(run(&program, char(1, 3, READ | WRITE)), 1);
         assert_eq!(run(&program, char(136, 77, READ | WRITE)), 1);
@@ -199,15 +267,15 @@ mod tests {
 
     #[test]
     fn where_all_is_allowed_there_is_no_program() {
-        assert!(compile(&of(r#"[{"allow":true,"access":"rwm"}]"#)).is_empty());
-        let program = compile(&of(r#"[{"allow":true,"access":"rwm"},{"type":"b","major":7,"access":"w"}]"#));
+        assert!(program(&of(r#"[{"allow":true,"access":"rwm"}]"#)).is_empty());
+        let program = program(&of(r#"[{"allow":true,"access":"rwm"},{"type":"b","major":7,"access":"w"}]"#));
         let block = |access| Request { kind: Kind::Block, ..char(7, 1, access) };
         assert_eq!((run(&program, block(READ)), run(&program, block(READ | WRITE))), (1, 0));
     }
 
     #[test]
     fn numbers_above_a_signed_integer() {
-        let program = compile(&of(r#"[{"allow":true,"type":"c","major":4294967295,"minor":3,"access":"r"}]"#));
+        let program = program(&of(r#"[{"allow":true,"type":"c","major":4294967295,"minor":3,"access":"r"}]"#));
         assert_eq!(run(&program, char(u32::MAX, 3, READ)), 1);
         assert_eq!(run(&program, char(u32::MAX - 1, 3, READ)), 0);
     }
@@ -233,12 +301,32 @@ mod tests {
         #[test]
         fn the_program_says_what_the_rules_say(rules in prop::collection::vec(any_rule(), 0..12), otherwise: bool) {
             let rules = Rules { rules, otherwise };
-            let program = compile(&rules);
+            let program = program(&rules);
             for kind in [Kind::Block, Kind::Char] {
                 for (major, minor, access) in (0..5 * 5 * 7).map(|n| (n / 35, n / 7 % 5, n % 7 + 1)) {
                     let request = Request { kind, major, minor, access };
                     let answer = program.is_empty() || run(&program, request) == 1;
                     prop_assert_eq!(answer, allowed(&rules, request), "{:?}", request);
+                }
+            }
+        }
+
+        /// A disk may be used as its number on the host may; what is none, as without disks.
+        #[test]
+        fn disks_are_translated(rules in prop::collection::vec(any_rule(), 0..6), otherwise: bool,
+                                disks in prop::collection::btree_map((0_u32..4, 0_u32..4), (0_u32..4, 0_u32..4), 0..5)) {
+            let rules = Rules { rules, otherwise };
+            let (guest, host): (Vec<_>, Vec<_>) = disks.iter().map(|(guest, host)| (*guest, *host)).unzip();
+            let mut filter = compile(&rules, &host);
+            fill_in(&mut filter, &guest);
+            for kind in [Kind::Block, Kind::Char] {
+                for (major, minor, access) in (0..4 * 4 * 7).map(|n| (n / 28, n / 7 % 4, n % 7 + 1)) {
+                    let request = Request { kind, major, minor, access };
+                    let disk = disks.get(&(major, minor)).filter(|_| kind == Kind::Block);
+                    let (major, minor) = disk.copied().unwrap_or((major, minor));
+                    let meant = Request { major, minor, ..request };
+                    let answer = filter.program.is_empty() || run(&filter.program, request) == 1;
+                    prop_assert_eq!(answer, allowed(&rules, meant), "{:?}", request);
                 }
             }
         }

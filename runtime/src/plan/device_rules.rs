@@ -85,6 +85,17 @@ impl Rules {
         self.otherwise && self.rules.iter().all(|rule| rule.allow)
     }
 
+    /// Whether a device may be used in this one way.
+    pub fn allow(&self, (kind, major, minor): (Kind, u32, u32), access: u32) -> bool {
+        let names = |rule: &&Rule| {
+            rule.kind == kind
+                && rule.major.is_none_or(|number| number == major)
+                && rule.minor.is_none_or(|number| number == minor)
+                && rule.access & access != 0
+        };
+        self.rules.iter().rev().find(names).map_or(self.otherwise, |rule| rule.allow)
+    }
+
     fn add(&mut self, rule: &LinuxDeviceCgroup) -> anyhow::Result<()> {
         let access = access(rule.access().as_deref().unwrap_or_default())?;
         let (major, minor) = (number("major", rule.major())?, number("minor", rule.minor())?);

@@ -1,11 +1,14 @@
-//! Device nodes: those that the guest's kernel has. Nothing of the host's hardware is passed on.
+//! Device nodes: those that the guest's kernel has, and disks. Nothing else of the host's hardware is passed on.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use protocol::{CreateContainerRequest, Device};
 
 use super::device_rules::Rules;
+use super::disks::{DiskPlan, Disks};
+use super::sandbox::Sandbox;
 use super::{device_filter, text};
+use crate::facts::Facts;
 
 /// Character devices that exist alike in every kernel and hold nothing of the host: major, minor, and
 /// their path in the guest. A bind mount of one becomes a bind mount of the guest's.
@@ -26,31 +29,57 @@ pub fn pseudo(major: u32, minor: u32) -> Option<&'static str> {
     PSEUDO.iter().find(|device| (device.0, device.1) == (major, minor)).map(|device| device.2)
 }
 
-/// Fills in the device nodes and the rules of their use.
+/// Fills in the device nodes and the rules of their use; returns the disks of the host among them.
 ///
 /// # Errors
 /// A device of the host that the guest cannot have, unless the bundle allows all devices and lists all there
-/// are (`--privileged`): then those are left out. A rule that is none.
-pub fn plan(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<String>) -> anyhow::Result<()> {
+/// are (`--privileged`): then those are left out. A disk that is not there. A rule that is none.
+pub fn plan(
+    spec: &Spec,
+    (facts, sandbox): (&Facts, Option<&Sandbox>),
+    request: &mut CreateContainerRequest,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<DiskPlan>> {
     let rules = Rules::of(spec)?;
-    request.device_filter = device_filter::compile(&rules);
-    for device in spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten()) {
+    let mut disks = Disks::new(facts, sandbox, &rules);
+    let devices = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
+    for (index, device) in devices.enumerate() {
         let path = text::path("linux.devices path", device.path())?;
         if !device.path().is_absolute() {
             bail!("device {path:?}: its path must be absolute");
         }
-        match exists_in_guest(device) {
-            true => request.devices.push(message(device, text::clean(&path))),
-            false if rules.otherwise => notes.push(format!("device {path}: left out, the VM has no such device")),
-            false => bail!(
-                "device {path} ({} {}:{}) of the host does not exist in a VM: run without --device {path}",
-                device.typ().as_str(),
-                device.major(),
-                device.minor()
-            ),
+        let made = message(device, text::clean(&path));
+        match device.typ() {
+            _ if exists_in_guest(device) => request.devices.push(made),
+            _ if rules.otherwise => notes.push(format!("device {path}: left out, the VM has no such device")),
+            LinuxDeviceType::B => {
+                let disk = disks.serial(device).with_context(|| format!("linux.devices[{index}]: {}", name(device)))?;
+                request.devices.push(Device { disk, ..made });
+            }
+            _ => bail!("{} of the host does not exist in a VM: run without --device {path}", name(device)),
         }
     }
-    Ok(())
+    let disks = disks.plans;
+    filter(&rules, &disks, request);
+    Ok(disks)
+}
+
+fn filter(rules: &Rules, disks: &[DiskPlan], request: &mut CreateContainerRequest) {
+    let numbers: Vec<_> = disks.iter().map(|disk| (disk.major, disk.minor)).collect();
+    let filter = device_filter::compile(rules, &numbers);
+    let message = |(disk, filter_at): (&DiskPlan, u32)| protocol::Disk {
+        serial: disk.serial.clone(),
+        filter_at,
+        ..Default::default()
+    };
+    request.disks = disks.iter().zip(filter.disks_at).map(message).collect();
+    request.device_filter = filter.program;
+}
+
+/// A device as sentences name it.
+fn name(device: &LinuxDevice) -> String {
+    let (path, kind) = (device.path().display(), device.typ());
+    format!("device {path} ({} {}:{})", kind.as_str(), device.major(), device.minor())
 }
 
 fn exists_in_guest(device: &LinuxDevice) -> bool {
@@ -79,12 +108,63 @@ fn message(device: &LinuxDevice, path: String) -> Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::DiskFact;
 
-    fn devices(device: &str, rules: &str) -> anyhow::Result<(Vec<Device>, Vec<String>)> {
+    fn planned(
+        device: &str,
+        rules: &str,
+        facts: &Facts,
+    ) -> anyhow::Result<(CreateContainerRequest, Vec<DiskPlan>, Vec<String>)> {
         let json = format!(r#"{{"linux":{{"devices":[{device}],"resources":{{"devices":[{rules}]}}}}}}"#);
         let (mut request, mut notes) = (CreateContainerRequest::new(), Vec::new());
-        plan(&serde_json::from_str(&json).unwrap(), &mut request, &mut notes)?;
-        Ok((request.devices, notes))
+        let disks = plan(&serde_json::from_str(&json).unwrap(), (facts, None), &mut request, &mut notes)?;
+        Ok((request, disks, notes))
+    }
+
+    fn devices(device: &str, rules: &str) -> anyhow::Result<(Vec<Device>, Vec<String>)> {
+        planned(device, rules, &facts(&[])).map(|(request, _, notes)| (request.devices, notes))
+    }
+
+    /// A host with these disks, named after their minor numbers, and without (8, 9).
+    fn facts(disks: &[(i64, i64)]) -> Facts {
+        let at = |number: &(i64, i64)| (*number, DiskFact::At(format!("/dev/sd{}", number.1).into()));
+        let missing = [((8, 9), DiskFact::Missing("the host has no such block device".to_owned()))];
+        Facts { disks: disks.iter().map(at).chain(missing).collect(), ..crate::plan::tests::facts() }
+    }
+
+    fn disk(path: &str, minor: i64) -> String {
+        format!(r#"{{"path":"{path}","type":"b","major":8,"minor":{minor},"fileMode":432,"uid":1,"gid":2}}"#)
+    }
+
+    const DENY: &str = r#"{"allow":false,"access":"rwm"}"#;
+
+    #[test]
+    fn disks_are_handed_through() {
+        let rules = format!(
+            r#"{DENY},{{"allow":true,"type":"b","major":8,"minor":1,"access":"rwm"}},
+               {{"allow":true,"type":"b","major":8,"minor":2,"access":"r"}}"#
+        );
+        let list = [disk("/dev/a", 1), disk("/dev/b", 2), disk("/mnt/c", 1)].join(",");
+        let (request, disks, notes) = planned(&list, &rules, &facts(&[(8, 1), (8, 2)])).unwrap();
+        let made: Vec<_> = request.devices.iter().map(|made| (made.path.as_str(), made.disk.as_str())).collect();
+        assert_eq!(made, [("/dev/a", "disk0"), ("/dev/b", "disk1"), ("/mnt/c", "disk0")]);
+        assert_eq!((request.devices[0].mode, request.devices[0].uid, request.devices[0].gid), (0o660, 1, 2));
+        let opened: Vec<_> = disks.iter().map(|disk| (disk.to_string(), disk.read_only)).collect();
+        assert_eq!(opened, [("/dev/sd1 (8:1)".to_owned(), false), ("/dev/sd2 (8:2)".to_owned(), true)]);
+        let serials: Vec<_> = request.disks.iter().map(|disk| disk.serial.as_str()).collect();
+        assert_eq!((serials, notes.len()), (vec!["disk0", "disk1"], 0));
+        assert!(request.disks.iter().all(|disk| disk.filter_at > 0));
+    }
+
+    #[test]
+    fn disks_that_cannot_be_are_refused() {
+        let refused = |list: &str, facts: &Facts| planned(list, DENY, facts).map(|_| ()).unwrap_err();
+        let text = format!("{:#}", refused(&disk("/dev/x", 9), &facts(&[])));
+        assert_eq!(text, "linux.devices[0]: device /dev/x (b 8:9): the host has no such block device");
+        let numbers: Vec<_> = (10..10 + vmm::MAX_DEVICES as i64).map(|minor| (8, minor)).collect();
+        let list: Vec<_> = numbers.iter().map(|(_, minor)| disk("/dev/x", *minor)).collect();
+        let text = format!("{:#}", refused(&list.join(","), &facts(&numbers)));
+        assert_eq!(text, "linux.devices[15]: device /dev/x (b 8:25): a VM has 15 disks at most: list fewer");
     }
 
     #[test]
@@ -99,9 +179,10 @@ mod tests {
 
     #[test]
     fn devices_of_the_host_are_refused_or_left_out() {
+        let kvm = r#"{"path":"/dev/kvm","type":"c","major":10,"minor":232}"#;
+        let text = devices(kvm, DENY).unwrap_err().to_string();
+        assert!(text.starts_with("device /dev/kvm (c 10:232) of the host does not exist in a VM"), "{text}");
         let disk = r#"{"path":"/dev/sda","type":"b","major":8,"minor":0}"#;
-        let text = devices(disk, r#"{"allow":false,"access":"rwm"}"#).unwrap_err().to_string();
-        assert!(text.starts_with("device /dev/sda (b 8:0) of the host does not exist in a VM"), "{text}");
         let (made, notes) = devices(disk, r#"{"allow":true,"access":"rwm"}"#).unwrap();
         assert!(made.is_empty());
         assert_eq!(notes, ["device /dev/sda: left out, the VM has no such device"]);

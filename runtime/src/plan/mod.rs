@@ -21,6 +21,7 @@ mod cgroup_path;
 mod device_filter;
 mod device_rules;
 mod devices;
+mod disks;
 mod hooks;
 mod host_limits;
 mod id_mappings;
@@ -52,6 +53,7 @@ use crate::hooks::Hooks;
 pub use bounds::check as check_bounds;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::CgroupPlan;
+pub use disks::{DiskPlan, OWN_DEVICES};
 pub use host_limits::{HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_memory, plan as host_limits};
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
@@ -81,6 +83,8 @@ pub struct Plan {
     pub kernel: Option<String>,
     /// What the guest sees of the host's files; the root file system first.
     pub shares: Vec<SharePlan>,
+    /// Disks of the host that become the VM's.
+    pub disks: Vec<DiskPlan>,
     /// What the agent is asked; the ids of the streams are left 0.
     pub container: CreateContainerRequest,
     /// The network namespace of the monitor.
@@ -138,7 +142,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
     let shares = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
-    devices::plan(spec, &mut container, &mut notes)?;
+    let disks = devices::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
     container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };
@@ -156,5 +160,5 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     let kernel = annotations::kernel(spec)?;
     let timeline = annotations::switch(spec, annotations::TIMELINE)?;
     let sandbox = sandbox.map(|sandbox| sandbox.id);
-    Ok(Plan { machine, sandbox, kernel, shares, container, network, cgroup, limits, hooks, timeline, notes })
+    Ok(Plan { machine, sandbox, kernel, shares, disks, container, network, cgroup, limits, hooks, timeline, notes })
 }

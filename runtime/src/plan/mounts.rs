@@ -246,8 +246,9 @@ fn reason(fact: &SourceFact) -> &'static str {
             "a socket of the host: nothing in a VM can connect to it; leave it out or reach the service by network"
         }
         (SourceKind::Fifo, _) => "a named pipe of the host: it cannot lead into a VM; leave it out",
-        (SourceKind::CharDevice { .. } | SourceKind::BlockDevice, _) => {
-            "a device of the host: it does not exist in a VM; leave it out"
+        (SourceKind::CharDevice { .. }, _) => "a device of the host: it does not exist in a VM; leave it out",
+        (SourceKind::BlockDevice, _) => {
+            "a device of the host: in a VM it has another number; list it as a device (--device), not as a mount"
         }
         (_, Place::Proc) => "the host's procfs: a VM has its own; use type proc",
         (_, Place::Sys) => "the host's sysfs: a VM has its own; use type sysfs",

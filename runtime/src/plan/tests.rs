@@ -16,7 +16,7 @@ fn source(path: &str, kind: SourceKind, place: Place) -> (PathBuf, SourceFact) {
     (path.into(), SourceFact { canonical: path.into(), kind, place, tmpfs_size: None })
 }
 
-fn facts() -> Facts {
+pub fn facts() -> Facts {
     use SourceKind::{BlockDevice, CharDevice, Directory, Fifo, File, Missing, Socket};
     let mut sources = BTreeMap::from([
         source("/vol", Directory, Place::Ordinary),
@@ -46,6 +46,7 @@ fn facts() -> Facts {
         host_memory: 16_000 << 20,
         rootfs: Some(source("/b/rootfs", Directory, Place::Ordinary).1),
         sources,
+        disks: BTreeMap::new(),
         host_networks: vec![HOST],
         network: NetworkFact::NotGiven,
         neighbours: vec![],

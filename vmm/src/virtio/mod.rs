@@ -16,7 +16,9 @@
 //! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
 
 pub mod balloon;
+pub mod block;
 pub mod fs;
+mod io;
 pub mod mmio;
 pub mod queue;
 pub mod registers;

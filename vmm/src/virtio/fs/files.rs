@@ -15,7 +15,8 @@ use super::handles::Handle;
 use super::inodes::Inode;
 use super::request::{Errno, Output, Request, Served};
 use super::server::Server;
-use super::{io, sys};
+use super::sys;
+use crate::virtio::io;
 
 /// Flags of the guest's `open` that the host's gets. Not `O_APPEND`: a mapped page is written where it
 /// belongs through any handle of the file, so appending is asked for in each write. Not `O_DIRECT`: the
@@ -161,12 +162,15 @@ impl Server {
         let args: ReadIn = request.take()?;
         let file = self.handles.file(args.fh)?;
         output.limit(args.size as usize);
-        let mut result = Ok(0);
-        output.advance(|data| {
-            result = io::read(file, data, args.offset);
-            result.unwrap_or(0)
+        let mut result = Ok(());
+        output.advance(|data| match io::read(file, data, args.offset) {
+            Ok(read) => read,
+            Err(error) => {
+                result = Err(error.into());
+                0
+            }
         });
-        result.map(drop)
+        result
     }
 
     /// `WRITE`. With `O_APPEND` the host finds the end of the file, which may be another's since the
@@ -181,7 +185,8 @@ impl Server {
             sys::drop_suid(file)?;
         }
         let append = args.flags & libc::O_APPEND as u32 != 0 && args.write_flags & WRITE_CACHE == 0;
-        let size = io::write(file, &mut request.data, args.offset, append)? as u32;
+        let flags = if append { libc::RWF_APPEND } else { 0 };
+        let size = io::write(file, &mut request.data, args.offset, flags)? as u32;
         output.put(&WriteOut { size, padding: 0 })
     }
 

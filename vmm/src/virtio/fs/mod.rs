@@ -65,7 +65,6 @@ mod fuse;
 mod handles;
 mod identity;
 mod inodes;
-mod io;
 mod names;
 mod request;
 mod server;

@@ -24,6 +24,12 @@ impl From<rustix::io::Errno> for Errno {
     }
 }
 
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
 /// What serving one request gives: nothing (the reply is in the [`Output`]) or an error number.
 pub(super) type Served<T = ()> = Result<T, Errno>;
 

@@ -1,0 +1,68 @@
+//! What is behind the device: a descriptor of the host's.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, FileType, SeekFrom};
+use rustix::io::Errno;
+
+use super::SECTOR;
+
+/// Largest block that Linux takes from a virtio disk: a page.
+const MAX_BLOCK: u32 = 4096;
+/// `_IO(0x12, 119)`; libc does not have it.
+const BLKDISCARD: u32 = 0x1277;
+
+/// A disk to be handed to a guest.
+#[derive(Debug)]
+pub struct Disk {
+    /// A block device or a regular file, open for reading and, unless it is read-only, for writing.
+    pub file: OwnedFd,
+    /// By which the guest knows it: 1 to 20 printable characters.
+    pub serial: String,
+    /// Whether the guest may change nothing.
+    pub read_only: bool,
+}
+
+impl Disk {
+    /// Its size in bytes, and that of its logical blocks.
+    pub(super) fn size(&self) -> io::Result<(u64, u32)> {
+        let size = rustix::fs::seek(&self.file, SeekFrom::End(0))?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&self.file)?.st_mode);
+        let block = match kind {
+            FileType::BlockDevice => rustix::fs::ioctl_blksszget(&self.file)?,
+            _ => SECTOR as u32,
+        };
+        if !block.is_power_of_two() || !(SECTOR as u32..=MAX_BLOCK).contains(&block) {
+            return Err(io::Error::other(format!("its blocks have {block} bytes; a guest takes 512 to {MAX_BLOCK}")));
+        }
+        Ok((size, block))
+    }
+
+    /// Has all that was written stored.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
+    /// Tells the disk that these bytes are of no more use.
+    pub(super) fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
+        let range = [at, bytes];
+        // SAFETY: the request reads two numbers, which live across the call.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Makes these bytes zeroes; with `unmap` they take no room any more, if the disk can do that.
+    pub(super) fn clear(&self, at: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let by = |how| rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, at, bytes);
+        match by(if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE }) {
+            Err(Errno::OPNOTSUPP) if unmap => Ok(by(FallocateFlags::ZERO_RANGE)?),
+            done => Ok(done?),
+        }
+    }
+}
