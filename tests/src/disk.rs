@@ -7,6 +7,7 @@ use std::process::Command;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::command::run;
+use crate::place;
 
 /// Size of the disk in bytes; its blocks take memory only when written.
 const SIZE: u64 = 64 << 20;
@@ -55,6 +56,22 @@ impl Disk {
         run(Command::new("mount").args(["-t", "ext4"]).arg(&self.device).arg(&self.volume)).success();
         self.volume.clone()
     }
+}
+
+/// Has an engine give a disk to containers, `run` with a flag `--device=…` and a script; what they write is on it. `name` is
+/// that of a folder to be.
+#[track_caller]
+pub fn is_handed_through(name: &str, run: impl Fn(&str, &str) -> String) {
+    let folder = place::work().join(name);
+    fs::create_dir(&folder).unwrap();
+    let disk = Disk::new(&folder);
+    fs::write(disk.device(), "from the host\n").unwrap();
+    let script = "head -n 1 /dev/data; echo inside 2>/dev/null >/dev/data || echo refused";
+    let inside = |access: &str| run(&format!("--device={}:/dev/data{access}", disk.device().display()), script);
+    assert_eq!((inside(":r"), inside("")), ("from the host\nrefused\n".to_owned(), "from the host\n".to_owned()));
+    assert!(fs::read(disk.device()).unwrap().starts_with(b"inside\n"));
+    drop(disk);
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 impl Drop for Disk {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use tests::command::{code, memory_file, run, start};
-use tests::disk::Disk;
+use tests::disk;
 use tests::docker::{Docker, IMAGE};
 use tests::{Terminal, process};
 
@@ -195,17 +195,7 @@ fn files_can_be_copied_out() {
 #[test]
 fn a_disk_of_the_host() {
     let docker = Docker::new();
-    let folder = tests::place::work().join("docker-disk");
-    std::fs::create_dir(&folder).unwrap();
-    let disk = Disk::new(&folder);
-    std::fs::write(disk.device(), "from the host\n").unwrap();
-    let node = disk.device().display().to_string();
-    let device = |access: &str| format!("--device={node}:/dev/data{access}");
-    let script = "head -n 1 /dev/data; echo inside 2>/dev/null >/dev/data || echo refused";
-    let inside =
-        |access| run(&mut docker.container(&["--rm", &device(access)], &["sh", "-c", script])).success().stdout;
-    assert_eq!((inside(":r"), inside("")), ("from the host\nrefused\n".to_owned(), "from the host\n".to_owned()));
-    assert!(std::fs::read(disk.device()).unwrap().starts_with(b"inside\n"));
-    drop(disk);
-    std::fs::remove_dir_all(&folder).unwrap();
+    disk::is_handed_through("docker-disk", |device, script| {
+        run(&mut docker.container(&["--rm", device], &["sh", "-c", script])).success().stdout
+    });
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use tests::command::{code, run, run_with_input, start};
-use tests::disk::Disk;
+use tests::disk;
 use tests::podman::{IMAGE, Podman};
 use tests::{Terminal, process};
 
@@ -331,17 +331,7 @@ fn namespaces_of_another_container() {
 #[test]
 fn a_disk_of_the_host() {
     let podman = Podman::new();
-    let folder = tests::place::work().join("podman-disk");
-    std::fs::create_dir(&folder).unwrap();
-    let disk = Disk::new(&folder);
-    std::fs::write(disk.device(), "from the host\n").unwrap();
-    let node = disk.device().display().to_string();
-    let device = |access: &str| format!("--device={node}:/dev/data{access}");
-    let script = "head -n 1 /dev/data; echo inside 2>/dev/null >/dev/data || echo refused";
-    let inside =
-        |access| run(&mut podman.container(&["--rm", &device(access)], &["sh", "-c", script])).success().stdout;
-    assert_eq!((inside(":r"), inside("")), ("from the host\nrefused\n".to_owned(), "from the host\n".to_owned()));
-    assert!(std::fs::read(disk.device()).unwrap().starts_with(b"inside\n"));
-    drop(disk);
-    std::fs::remove_dir_all(&folder).unwrap();
+    disk::is_handed_through("podman-disk", |device, script| {
+        run(&mut podman.container(&["--rm", device], &["sh", "-c", script])).success().stdout
+    });
 }

@@ -172,7 +172,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the guest kill and forget the container, and write everything back.
+    /// Has the guest kill and forget the container.
     pub async fn delete(&self) -> anyhow::Result<()> {
         let request = DeleteContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
         self.client.delete_container(within(PATIENCE), &request).await.map_err(sentence)?;

@@ -259,6 +259,8 @@ impl Server {
 
     /// Tells the host, once.
     async fn out_of_memory(&self) {
+        // Whoever comes second, at the container's end, returns when the host has been told and not before.
+        let _turn = self.machine.turn().await;
         if self.told.replace(true) {
             return;
         }
@@ -269,7 +271,6 @@ impl Server {
         log::warning("the guest's kernel killed a process of the container for lack of memory");
         let Some(witness) = witness else { return };
         // The machine stands still meanwhile, lest it want memory.
-        let _turn = self.machine.turn().await;
         self.machine.vm.pause();
         if let Err(error) = witness.tell().await {
             log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
