@@ -21,7 +21,7 @@ use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
 use crate::handover::{Home, MachineSetup, Numbers, Pipes, pipe};
 use crate::hooks::{self, Kind};
-use crate::plan::{self, Plan};
+use crate::plan::{self, CgroupPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
@@ -142,7 +142,10 @@ impl Launch {
         let lock = dir.lock(Duration::from_secs(1))?;
         let state = new_state(bundle, plan);
         let mut launch = Self { dir, state, master: None, child: None, finished: false, lock: Some(lock) };
-        launch.state.cgroup = Some(cgroup::create(&plan.cgroup)?);
+        cgroup::check(&plan.cgroup)?;
+        if plan.cgroup.unit.is_none() {
+            launch.state.cgroup = Some(cgroup::create(&plan.cgroup)?);
+        }
         launch.dir.save(&launch.state)?;
         Ok(launch)
     }
@@ -164,7 +167,7 @@ impl Launch {
         };
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
         let child = spawn::monitor(plan, setup_read.as_raw_fd(), &numbers, cgroup.as_ref().map(AsFd::as_fd))?;
-        self.adopt(child)?;
+        self.adopt(child, &plan.cgroup)?;
         if matches!(terminal, Terminal::Foreground) {
             self.master = pty.map(|pty| pty.master);
         }
@@ -172,13 +175,16 @@ impl Launch {
     }
 
     /// From here on the monitor is ours to kill, and the state says which process it is.
-    fn adopt(&mut self, child: Process) -> anyhow::Result<()> {
+    fn adopt(&mut self, child: Process, plan: &CgroupPlan) -> anyhow::Result<()> {
         let (pid, placed) = (child.id(), child.placed);
         self.child = Some(child);
         self.state.pid = pid;
         self.state.pid_start = state::process_start(pid).unwrap_or_default();
-        if let Some(cgroup) = self.state.cgroup.as_ref().filter(|_| !placed) {
-            cgroup.add(pid)?;
+        match (&self.state.cgroup, &plan.unit) {
+            (Some(cgroup), _) if !placed => cgroup.add(pid)?,
+            // systemd starts no scope without a process in it.
+            (None, Some(unit)) => self.state.cgroup = Some(cgroup::create_unit(unit, plan, pid)?),
+            _ => {}
         }
         self.dir.save(&self.state)
     }

@@ -379,6 +379,9 @@ fn vm_what_cannot_be_shared_is_refused() {
         container.set("/annotations", json!({format!("io.runvm.{name}"): "1"}));
         refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which is there already", &first.id]);
     }
+    let mut container = neighbour(&scene, one.pid, &["ipc"]);
+    container.set("/linux/resources/blockIO", json!({"weight": 100}));
+    refused(&mut container, &["linux.resources.blockIO", "in the virtual machine of another one"]);
     run(&mut first.named("pause", &[])).success();
     refused(&mut neighbour(&scene, one.pid, &["ipc"]), &["cannot join", &first.id, "paused"]);
     run(&mut first.named("resume", &[])).success();

@@ -5,6 +5,7 @@
 //! the guest's kernel need memory and threads beyond the container's, and begin when the guest has booted.
 
 mod layout;
+mod systemd;
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX};
+use crate::plan::{CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, Unit};
 use layout::Hierarchy;
 pub use layout::Layout;
 
@@ -32,6 +33,9 @@ const MAX_DEPTH: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCgroup {
     directories: Vec<Directory>,
+    /// The unit of systemd that it belongs to.
+    #[serde(default)]
+    unit: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,39 @@ struct Directory {
 /// One of them cannot be made; those made before it are gone again.
 pub fn create(plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
     create_in(&Layout::detect()?, plan)
+}
+
+/// Refuses a unit of systemd where there is no systemd.
+///
+/// # Errors
+/// runc's sentence.
+pub fn check(plan: &CgroupPlan) -> anyhow::Result<()> {
+    if plan.unit.is_some() && !systemd::booted() {
+        bail!("systemd not running on this host, cannot use systemd cgroups manager: leave --systemd-cgroup out");
+    }
+    Ok(())
+}
+
+/// Has systemd make the cgroups with this process in them, and makes those that systemd leaves to others.
+///
+/// # Errors
+/// systemd refuses, or one of them cannot be made; then none is left.
+pub fn create_unit(unit: &Unit, plan: &CgroupPlan, pid: i32) -> anyhow::Result<HostCgroup> {
+    systemd::start(unit, pid)?;
+    let made = create(plan).and_then(|cgroup| cgroup.add(pid).map(|()| cgroup));
+    match made {
+        Ok(mut cgroup) => {
+            // They are the unit's alone, although it was systemd that made them.
+            cgroup.directories.iter_mut().for_each(|directory| directory.made = true);
+            cgroup.unit = Some(unit.name.clone());
+            Ok(cgroup)
+        }
+        Err(error) => {
+            // The error at hand says more than one of cleaning up.
+            let _ = systemd::stop(&unit.name);
+            Err(error)
+        }
+    }
 }
 
 fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
@@ -97,15 +134,18 @@ impl HostCgroup {
     pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
         let unified = matches!(self.directories.as_slice(), [only] if only.unified);
         let files = if unified { &limits.unified } else { &limits.legacy };
-        files.iter().try_for_each(|(name, value)| {
+        let files = files.iter().map(|(name, value)| {
             let value = match name.as_str() {
                 MEMORY_MAX => self.lowered(name, value, "memory.current"),
                 LEGACY_MEMORY_MAX => self.lowered(name, value, "memory.usage_in_bytes"),
                 LEGACY_SWAP_MAX => self.lowered(name, value, "memory.memsw.usage_in_bytes"),
                 _ => value.clone(),
             };
-            self.write(&[(name.clone(), value)])
-        })?;
+            (name.clone(), value)
+        });
+        let files: Vec<_> = files.collect();
+        self.tell_systemd(&files)?;
+        files.into_iter().try_for_each(|file| self.write(&[file]))?;
         limits.one_of.iter().try_for_each(|files| self.write(files))
     }
 
@@ -116,10 +156,15 @@ impl HostCgroup {
     pub fn lift_memory_limit(&self) -> anyhow::Result<()> {
         // Neither of version 1's may ever be above the other.
         let files = [(LEGACY_SWAP_MAX, "-1"), (LEGACY_MEMORY_MAX, "-1"), (MEMORY_MAX, "max")];
+        self.tell_systemd(&files.map(|(name, value)| (name.to_owned(), value.to_owned())))?;
         let there = files.into_iter().filter_map(|(name, value)| Some((self.file(name)?, value)));
         there.into_iter().try_for_each(|(file, value)| {
             fs::write(&file, value).with_context(|| format!("write {value} to {}", file.display()))
         })
+    }
+
+    fn tell_systemd(&self, files: &[(String, String)]) -> anyhow::Result<()> {
+        self.unit.as_ref().map_or(Ok(()), |unit| systemd::limit(unit, files))
     }
 
     /// A limit of memory below what the VM uses would end it. It is lowered only as far as that allows: the guest
@@ -155,10 +200,12 @@ impl HostCgroup {
     /// # Errors
     /// The first cgroup that cannot be removed.
     pub fn remove(&self) -> anyhow::Result<()> {
+        // Where systemd is gone, there is nothing of the unit but its directories.
+        let stopped = self.unit.as_ref().filter(|_| systemd::booted()).map_or(Ok(()), |unit| systemd::stop(unit));
         let deadline = Instant::now() + PATIENCE;
         let results = self.directories.iter().rev().map(|directory| directory.remove(deadline));
         // All are tried, whatever becomes of one.
-        results.collect::<Vec<_>>().into_iter().collect()
+        results.collect::<Vec<_>>().into_iter().collect::<anyhow::Result<()>>().and(stopped)
     }
 }
 

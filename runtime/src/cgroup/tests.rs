@@ -23,7 +23,7 @@ impl FakeRoot {
 }
 
 fn plan(path: &str) -> CgroupPlan {
-    CgroupPlan { path: path.to_owned() }
+    CgroupPlan { path: path.to_owned(), unit: None }
 }
 
 #[test]
@@ -83,7 +83,8 @@ fn a_failure_names_the_place_and_leaves_nothing() {
     let text = format!("{:#}", create_in(&Layout { hierarchies }, &plan("/a/b")).unwrap_err());
     assert!(text.starts_with("make cgroup ") && text.contains("/a/b: "), "{text}");
     assert!(!good.path("a/b").exists());
-    let gone = HostCgroup { directories: vec![Directory { path: good.path("none"), made: true, unified: true }] };
+    let gone =
+        HostCgroup { directories: vec![Directory { path: good.path("none"), made: true, unified: true }], unit: None };
     assert!(format!("{:#}", gone.add(1).unwrap_err()).starts_with("move process 1 into "));
 }
 

@@ -14,7 +14,7 @@ pub fn run() -> anyhow::Result<()> {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": plan::CAPABILITIES.as_slice(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false},
             "seccomp": plan::seccomp_features(),
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},

@@ -33,7 +33,8 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
         None => serde_json::from_value(from_flags(args)?).context("update")?,
     };
     plan::check_bounds(&resources)?;
-    plan::check_memory(&resources, state.memory_mib)?;
+    let check = if state.sandbox.is_some() { plan::check_member } else { plan::check_memory };
+    check(&resources, state.memory_mib)?;
     let mut notes = Vec::new();
     let files = plan::cgroup_files(&resources, state.vcpus, &mut notes)?;
     let mut limits = plan::host_limits(&resources, &files, state.memory_mib)?;

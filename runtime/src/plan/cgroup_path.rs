@@ -10,6 +10,24 @@ use super::{Options, text};
 pub struct CgroupPlan {
     /// Below the mount (absolute), or below this process's own cgroup (relative); never empty, without `..`.
     pub path: String,
+    /// The unit of systemd that it belongs to (`--systemd-cgroup`).
+    pub unit: Option<Unit>,
+}
+
+/// A unit of systemd for one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Its name, mostly `PREFIX-NAME.scope`.
+    pub name: String,
+    /// The slice it is in.
+    pub slice: String,
+}
+
+impl Unit {
+    /// Whether it is a slice itself, which has no processes that systemd knows of.
+    pub fn is_slice(&self) -> bool {
+        self.name.ends_with(".slice")
+    }
 }
 
 /// Slice that systemd puts system services in.
@@ -21,26 +39,23 @@ const DEFAULT_PREFIX: &str = "runvm";
 ///
 /// # Errors
 /// A path that is no path, or the root cgroup.
-pub fn plan(spec: &Spec, options: &Options, notes: &mut Vec<String>) -> anyhow::Result<CgroupPlan> {
+pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<CgroupPlan> {
     let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let given = given.map(|path| text::path("linux.cgroupsPath", path)).transpose()?.unwrap_or_default();
     if options.systemd_cgroup {
-        notes.push("--systemd-cgroup: the scope is made as a plain cgroup, systemd is not told of it".to_owned());
-        return Ok(CgroupPlan { path: scope_path(&given, &options.id)? });
+        return in_unit(&given, &options.id);
     }
     let path = if given.is_empty() { &options.id } else { &given };
     let clean = text::clean(path);
     if clean == "/" {
         bail!("linux.cgroupsPath {given:?} is the root cgroup: name one below it");
     }
-    match path.starts_with('/') {
-        true => Ok(CgroupPlan { path: clean }),
-        false => Ok(CgroupPlan { path: clean.trim_start_matches('/').to_owned() }),
-    }
+    let path = if path.starts_with('/') { clean } else { clean.trim_start_matches('/').to_owned() };
+    Ok(CgroupPlan { path, unit: None })
 }
 
-/// `slice:prefix:name` as the path at which systemd has that scope.
-fn scope_path(given: &str, id: &str) -> anyhow::Result<String> {
+/// `slice:prefix:name` as that unit, and the path at which systemd has it.
+fn in_unit(given: &str, id: &str) -> anyhow::Result<CgroupPlan> {
     let default = format!(":{DEFAULT_PREFIX}:{id}");
     let path = if given.is_empty() { &default } else { given };
     let (slice, rest) = path.split_once(':').unwrap_or((path, ""));
@@ -51,12 +66,14 @@ fn scope_path(given: &str, id: &str) -> anyhow::Result<String> {
     if name.is_empty() || name.contains([':', '/']) || prefix.contains('/') {
         bail!("{}", format());
     }
-    let unit = match prefix {
+    let name = match prefix {
         _ if name.ends_with(".slice") => name.to_owned(),
         "" => format!("{name}.scope"),
         prefix => format!("{prefix}-{name}.scope"),
     };
-    Ok(format!("{}/{unit}", slice_path(if slice.is_empty() { DEFAULT_SLICE } else { slice })?))
+    let slice = if slice.is_empty() { DEFAULT_SLICE } else { slice };
+    let path = format!("{}/{name}", slice_path(slice)?);
+    Ok(CgroupPlan { path, unit: Some(Unit { name, slice: slice.to_owned() }) })
 }
 
 /// `a-b.slice` is `/a.slice/a-b.slice` (systemd.slice(5)); `-.slice` is the root.
@@ -87,7 +104,7 @@ mod tests {
     fn path(given: &str, systemd_cgroup: bool) -> anyhow::Result<String> {
         let spec = serde_json::from_value(serde_json::json!({"linux": {"cgroupsPath": given}})).unwrap();
         let options = Options { id: "box".to_owned(), systemd_cgroup };
-        plan(&spec, &options, &mut Vec::new()).map(|plan| plan.path)
+        plan(&spec, &options).map(|plan| plan.path)
     }
 
     #[test]

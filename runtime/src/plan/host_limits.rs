@@ -72,6 +72,23 @@ pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
     }
 }
 
+/// Refuses what cannot hold for one of several containers in a VM.
+///
+/// # Errors
+/// A sentence with the field.
+pub fn check_member(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
+    check_memory(resources, memory_mib)?;
+    let mut limits = HostLimits::default();
+    block_io::plan(resources, &mut limits)?;
+    if limits != HostLimits::default() {
+        bail!(
+            "linux.resources.blockIO: this container is in the virtual machine of another one, whose disks the host reads \
+             and writes for all of them together: set the limit for that container"
+        );
+    }
+    Ok(())
+}
+
 impl HostLimits {
     /// For a VM with several containers: each has its limit in the guest, all together have none.
     pub fn leave_memory_out(&mut self) {
@@ -202,5 +219,21 @@ mod tests {
         check(-1).unwrap();
         let error = check(2 << 30).unwrap_err().to_string();
         assert!(error.contains("2048 MiB") && error.contains("has 1024 MiB"), "{error}");
+    }
+
+    #[test]
+    fn limits_of_disks_are_nothing_for_one_of_several() {
+        let check = |json: &str| check_member(&serde_json::from_str(json).unwrap(), 1024).map_err(|e| e.to_string());
+        for json in ["{}", r#"{"blockIO":{"weight":0}}"#, r#"{"cpu":{"quota":5000},"memory":{"limit":1000}}"#] {
+            check(json).unwrap();
+        }
+        for json in [
+            r#"{"blockIO":{"weight":10}}"#,
+            r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}"#,
+            r#"{"unified":{"io.weight":"10"}}"#,
+        ] {
+            assert!(check(json).unwrap_err().starts_with("linux.resources.blockIO: "), "{json}");
+        }
+        assert!(check(r#"{"memory":{"limit":2147483648}}"#).unwrap_err().starts_with("memory limit of 2048 MiB"));
     }
 }

@@ -52,9 +52,11 @@ use crate::hooks::Hooks;
 
 pub use bounds::check as check_bounds;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
-pub use cgroup_path::CgroupPlan;
+pub use cgroup_path::{CgroupPlan, Unit};
 pub use disks::{DiskPlan, OWN_DEVICES};
-pub use host_limits::{HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_memory, plan as host_limits};
+pub use host_limits::{
+    HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_member, check_memory, plan as host_limits,
+};
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, bind_source, rootfs_path};
 pub use process::exec as exec_process;
@@ -146,10 +148,10 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
     container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };
-    let cgroup = cgroup_path::plan(spec, options, &mut notes)?;
+    let cgroup = cgroup_path::plan(spec, options)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     if let (Some(_), Some(resources)) = (&sandbox, resources) {
-        check_memory(resources, machine.memory_mib)?;
+        check_member(resources, machine.memory_mib)?;
     }
     // What limits a VM as a whole is that of the container it was made for.
     let limits = resources
