@@ -18,6 +18,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::plan::CachePlan;
+
 /// Longest message: a process with the largest environment that Linux takes, and some.
 const MAX_MESSAGE: usize = 8 << 20;
 
@@ -77,8 +79,8 @@ pub enum Request {
 pub struct Join {
     /// `protocol::CreateContainerRequest`, encoded.
     pub container: Vec<u8>,
-    /// Names of the shares, and whether each is read-only.
-    pub shares: Vec<(String, bool)>,
+    /// Names of the shares, whether each is read-only, and what the guest may keep of it.
+    pub shares: Vec<(String, bool, CachePlan)>,
     /// Which of stdin, stdout, stderr are attached.
     pub streams: [bool; 3],
 }

@@ -72,6 +72,8 @@ pub struct ShareFd {
     pub name: String,
     /// Whether the guest may change it.
     pub read_only: bool,
+    /// What the guest may keep of it.
+    pub cache: plan::CachePlan,
     /// `O_PATH` descriptor of its root.
     pub fd: RawFd,
 }
@@ -128,6 +130,7 @@ impl Pipes {
         let share = |(plan, &fd): (&plan::SharePlan, &RawFd)| ShareFd {
             name: plan.name.clone(),
             read_only: plan.read_only,
+            cache: plan.cache,
             fd,
         };
         let disk = |(plan, &(fd, read_only)): (&plan::DiskPlan, &(RawFd, bool))| DiskFd {

@@ -60,6 +60,81 @@ fn a_big_file_goes_through_unharmed() {
     assert!(equal(&original, &container.rootfs().join("copy")), "the copy that the container wrote differs");
 }
 
+#[test]
+fn a_tree_can_be_removed_while_it_is_listed() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let tree = container.rootfs().join("tree");
+    for number in 0..300 {
+        fs::create_dir_all(tree.join(format!("a-rather-long-name-of-a-directory-{number}"))).unwrap();
+        fs::write(tree.join(format!("a-rather-long-name-of-a-directory-{number}/file")), "x").unwrap();
+    }
+    container.sh("rm -r /tree && ls /tree").run().failure();
+    assert!(!tree.exists());
+}
+
+/// A file that the container has seen, then changed on the host in every way; it opens it at once.
+#[test]
+fn an_open_sees_what_the_host_did() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let dir = scene.dir().join("volume");
+    fs::create_dir(&dir).unwrap();
+    let (on_root, on_volume) = (container.rootfs().join("file"), dir.join("file"));
+    container.mount("bind", &dir, "/volume", &["rbind"]);
+    for file in [&on_root, &on_volume] {
+        fs::write(file, "first").unwrap();
+    }
+    let script = "while read line; do cat /file /volume/file; echo; stat -c %s /file >/dev/null; done";
+    let mut created = container.sh(script).up();
+    let stdin = created.stdin.take().unwrap();
+    let mut look = |expected: &str| {
+        rustix::io::write(&stdin, b"go\n").unwrap();
+        assert_eq!(created.stdout.line(), expected);
+    };
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    look("firstfirst");
+    for file in [&on_root, &on_volume] {
+        fs::write(file, "rewritten, longer").unwrap();
+    }
+    look("rewritten, longerrewritten, longer");
+    for file in [&on_root, &on_volume] {
+        let new = file.with_file_name("new");
+        fs::write(&new, "replaced").unwrap();
+        fs::rename(&new, file).unwrap();
+    }
+    look("replacedreplaced");
+    for file in [&on_root, &on_volume] {
+        fs::remove_file(file).unwrap();
+        fs::write(file, "made anew").unwrap();
+    }
+    look("made anewmade anew");
+    drop(stdin);
+    assert_eq!(process::wait_orphan(created.pid), 0);
+}
+
+#[test]
+fn vm_what_may_be_kept_is_chosen() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let dir = scene.dir().join("volume");
+    fs::create_dir(&dir).unwrap();
+    container.mount("bind", &dir, "/volume", &["rbind"]);
+    container.set("/annotations", json!({"io.runvm.cache": "/volume=exclusive"}));
+    let mut created =
+        container.sh("ls /volume/late /late; echo; read line; ls /late; ls /volume/late || echo kept").up();
+    assert_eq!(created.stdout.line(), "");
+    for late in [dir.join("late"), container.rootfs().join("late")] {
+        fs::write(late, "").unwrap();
+    }
+    drop(created.stdin.take());
+    assert_eq!((created.stdout.line(), created.stdout.line()), ("/late".to_owned(), "kept".to_owned()));
+    assert_eq!(process::wait_orphan(created.pid), 0);
+    let mut other = scene.container();
+    other.set("/annotations", json!({"io.runvm.cache": "/nowhere=none"}));
+    scene.refused(&other.try_create(), &["annotation io.runvm.cache", "nothing of the host is mounted on /nowhere"]);
+}
+
 /// Bytes without a pattern, the same each time.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

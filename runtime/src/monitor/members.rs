@@ -16,6 +16,7 @@ use super::stdio::Stdio;
 use super::wire::{arrange, send};
 use crate::control::{Join, Reply};
 use crate::log;
+use crate::plan::CachePlan;
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
 /// container is killed.
@@ -53,7 +54,9 @@ impl Parts {
         let mut next = || fds.next().context("fewer descriptors came with the container than it names");
         let control = std::os::unix::net::UnixListener::from(next()?);
         control.set_nonblocking(true)?;
-        let share = |(name, read_only)| Ok(Share { name, root: next()?, read_only });
+        let share = |(name, read_only, cache): (_, _, CachePlan)| {
+            Ok(Share { name, root: next()?, read_only, cache: cache.into() })
+        };
         let shares = join.shares.into_iter().map(share).collect::<anyhow::Result<_>>()?;
         Ok(Self {
             request: CreateContainerRequest::parse_from_bytes(&join.container).context("decode the container")?,

@@ -104,7 +104,7 @@ impl Inherited {
         let take = |fd: RawFd| unsafe { inherited(fd) };
         let share = |share: &crate::handover::ShareFd| {
             let root = take(share.fd)?;
-            anyhow::Ok(Share { name: share.name.clone(), root, read_only: share.read_only })
+            anyhow::Ok(Share { name: share.name.clone(), root, read_only: share.read_only, cache: share.cache.into() })
         };
         let disk = |disk: &crate::handover::DiskFd| {
             let file = take(disk.fd)?;
@@ -191,7 +191,7 @@ async fn create(
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
-    Ok(Share { name: share.name.clone(), root: share.root.try_clone()?, read_only: share.read_only })
+    Ok(Share { name: share.name.clone(), root: share.root.try_clone()?, ..*share })
 }
 
 async fn serve(container: Container, control: std::os::unix::net::UnixListener, print_timeline: bool) -> u8 {

@@ -56,8 +56,7 @@ async fn join(
         console::note_size(slave, request.process.mut_or_insert_default());
     }
     let mut view = View::new(&request, &inherited.shares)?;
-    let shares: Vec<(String, bool)> =
-        inherited.shares.iter().map(|share| (share.name.clone(), share.read_only)).collect();
+    let shares = setup.shares.iter().map(|share| (share.name.clone(), share.read_only, share.cache)).collect();
     let wish = Request::Join(Join { container: request.write_to_bytes()?, shares, streams });
     let stream = std::os::unix::net::UnixStream::from(inherited.home.try_clone()?);
     control::send(&stream, &wish, &descriptors(&inherited, &files))?;

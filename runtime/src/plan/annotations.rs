@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
 
+/// What the guest may keep of its files.
+pub const CACHE: &str = "io.runvm.cache";
 /// Another kernel than the usual one, by its name.
 pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
@@ -17,7 +19,7 @@ pub const VCPUS: &str = "io.runvm.vcpus";
 /// What ours begin with.
 const PREFIX: &str = "io.runvm.";
 /// All there are.
-const KNOWN: [&str; 4] = [KERNEL, MEMORY, TIMELINE, VCPUS];
+const KNOWN: [&str; 5] = [CACHE, KERNEL, MEMORY, TIMELINE, VCPUS];
 
 /// Checks that those of ours are known.
 ///
@@ -76,6 +78,7 @@ pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
     }
 }
 
-fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+/// The value, if the annotation is there.
+pub fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(name).map(String::as_str)
 }

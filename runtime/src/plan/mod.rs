@@ -16,6 +16,7 @@
 mod annotations;
 mod block_io;
 mod bounds;
+mod cache;
 mod capabilities;
 mod cgroup_path;
 mod device_filter;
@@ -51,6 +52,7 @@ use crate::facts::Facts;
 use crate::hooks::Hooks;
 
 pub use bounds::check as check_bounds;
+pub use cache::CachePlan;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::{CgroupPlan, Unit};
 pub use disks::{DiskPlan, OWN_DEVICES};

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protocol::CreateContainerRequest;
 
+use super::cache::{CachePlan, Caches};
 use super::mount_options::{self, MountOptions};
 use super::sandbox::Sandbox;
 use super::{devices, text};
@@ -25,6 +26,8 @@ pub struct SharePlan {
     pub source: PathBuf,
     /// Whether the guest may change it.
     pub read_only: bool,
+    /// What the guest may keep of it.
+    pub cache: CachePlan,
 }
 
 /// File systems of the guest's kernel that need no source.
@@ -75,17 +78,20 @@ pub fn plan(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<SharePlan>> {
     let spec = &bundle.spec;
-    let rootfs = rootfs(bundle, facts)?;
+    let mut caches = Caches::of(spec)?;
+    let mut rootfs = rootfs(bundle, facts)?;
+    rootfs.cache = caches.take("/", rootfs.cache);
     request.share = rootfs.name.clone();
     // The share itself stays writable: mount points are made in it, as runc does.
     request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
-    let mut planner = Planner { bundle, facts, ipc_owner, shares: vec![rootfs], notes };
+    let mut planner = Planner { bundle, facts, ipc_owner, shares: vec![rootfs], caches, notes };
     for mount in spec.mounts().iter().flatten() {
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
         request.mounts.push(planned);
     }
     let shares = planner.shares;
+    planner.caches.finish()?;
     paths(spec, request, notes)?;
     Ok(shares)
 }
@@ -98,7 +104,12 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         SourceKind::Missing(why) => bail!("invalid rootfs: stat {}: {why}", path.display()),
         _ => bail!("invalid rootfs: {}: not a directory", path.display()),
     }
-    Ok(SharePlan { name: "rootfs".to_owned(), source: fact.canonical.clone(), read_only: false })
+    Ok(SharePlan {
+        name: "rootfs".to_owned(),
+        source: fact.canonical.clone(),
+        read_only: false,
+        cache: CachePlan::ROOT,
+    })
 }
 
 /// Masked and read-only paths, labels and the propagation of the root.
@@ -131,6 +142,7 @@ struct Planner<'a> {
     /// The container whose IPC namespace is shared, and with it its /dev/shm.
     ipc_owner: Option<&'a str>,
     shares: Vec<SharePlan>,
+    caches: Caches,
     notes: &'a mut Vec<String>,
 }
 
@@ -195,19 +207,21 @@ impl Planner<'_> {
             }
             _ => bail!("{} is {}", path.display(), reason(fact)),
         };
-        let share = self.share(&fact.canonical, options.read_only());
+        let cache = self.caches.take(destination, CachePlan::VOLUME);
+        let share = self.share(&fact.canonical, options.read_only(), cache);
         Ok(protocol::Mount { share, source_is_dir, ..bind_message(destination, options) })
     }
 
-    /// The name of the share with this source; each pair of source and access is shared once.
-    fn share(&mut self, source: &Path, read_only: bool) -> String {
-        let binds = self.shares.iter().skip(1);
-        let same = binds.into_iter().find(|share| share.source == source && share.read_only == read_only);
-        if let Some(share) = same {
+    /// The name of the share with this source; each source is shared once with the same rules.
+    fn share(&mut self, source: &Path, read_only: bool, cache: CachePlan) -> String {
+        let name = format!("m{}", self.shares.len() - 1);
+        let wanted = SharePlan { name, source: source.to_owned(), read_only, cache };
+        let same = |share: &&SharePlan| SharePlan { name: wanted.name.clone(), ..(*share).clone() } == wanted;
+        if let Some(share) = self.shares.iter().skip(1).find(same) {
             return share.name.clone();
         }
-        let name = format!("m{}", self.shares.len() - 1);
-        self.shares.push(SharePlan { name: name.clone(), source: source.to_owned(), read_only });
+        let name = wanted.name.clone();
+        self.shares.push(wanted);
         name
     }
 }

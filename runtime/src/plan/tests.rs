@@ -97,7 +97,8 @@ fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
     assert_eq!(plan.machine, MachinePlan { memory_mib: 3072, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
     assert_eq!(plan.network, NetworkPlan::New);
-    let rootfs = SharePlan { name: "rootfs".to_owned(), source: "/b/rootfs".into(), read_only: false };
+    let rootfs =
+        SharePlan { name: "rootfs".to_owned(), source: "/b/rootfs".into(), read_only: false, cache: CachePlan::ROOT };
     assert_eq!(plan.shares, [rootfs]);
     assert_eq!(plan.cgroup.path, "box");
     assert_eq!(plan.hooks, Hooks::default());

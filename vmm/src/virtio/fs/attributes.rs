@@ -1,6 +1,7 @@
 //! Attributes of objects and of file systems.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Gid, OFlags, StatxTimestamp, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use zerocopy::FromZeros;
@@ -13,25 +14,14 @@ use super::request::{NAME_MAX, Output, Request, Served};
 use super::server::Server;
 use super::sys::{self, Stat};
 
-/// How long, in nanoseconds below a second, the guest may believe the attributes of a regular file: with an old
-/// size, a file that the host has rewritten in place (as engines do with /etc/hosts) is read cut off. Not less:
-/// the guest asks at each read(2) when they are out of date.
-const FILE_VALID_NANOSECONDS: u32 = 50_000_000;
-
-/// Seconds and nanoseconds that the guest may believe attributes of an object of this mode.
-fn attr_valid(mode: u32) -> (u64, u32) {
-    if mode & libc::S_IFMT == libc::S_IFREG { (0, FILE_VALID_NANOSECONDS) } else { (1, 0) }
-}
-
 impl AttrOut {
-    fn new(attr: Attr) -> Self {
-        let (attr_valid, attr_valid_nsec) = attr_valid(attr.mode);
-        Self { attr_valid, attr_valid_nsec, attr, ..Self::default() }
+    fn new(attr: Attr, valid: Duration) -> Self {
+        Self { attr_valid: valid.as_secs(), attr_valid_nsec: valid.subsec_nanos(), attr, ..Self::default() }
     }
 }
 
-/// Seconds that the guest may believe that a name stands for an object.
-const ENTRY_VALID: u64 = 1;
+/// How long the attributes of the device's root directory are believed: shares come and go with containers.
+const ROOT_VALID: Duration = Duration::from_secs(1);
 /// Bits of `statx` that are answered: the basic ones and the birth time.
 const STATX_MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
@@ -66,17 +56,23 @@ impl Attr {
 }
 
 impl EntryOut {
-    /// The answer to a lookup.
-    pub fn new(nodeid: u64, attr: Attr) -> Self {
-        let (attr_valid, attr_valid_nsec) = attr_valid(attr.mode);
-        Self { nodeid, entry_valid: ENTRY_VALID, attr_valid, attr_valid_nsec, attr, ..Self::default() }
+    /// The answer to a lookup: how long name and attributes may be believed.
+    pub fn new(nodeid: u64, attr: Attr, name: Duration, attributes: Duration) -> Self {
+        Self {
+            nodeid,
+            entry_valid: name.as_secs(),
+            entry_valid_nsec: name.subsec_nanos(),
+            attr_valid: attributes.as_secs(),
+            attr_valid_nsec: attributes.subsec_nanos(),
+            attr,
+            ..Self::default()
+        }
     }
-}
 
-/// Change time in nanoseconds since 1970, never 0.
-pub(super) fn change_time(stat: &Stat) -> i64 {
-    let seconds = stat.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
-    seconds.saturating_add(i64::from(stat.stx_ctime.tv_nsec)).max(1)
+    /// The answer that there is no such name.
+    pub fn nothing(valid: Duration) -> Self {
+        Self { entry_valid: valid.as_secs(), entry_valid_nsec: valid.subsec_nanos(), ..Self::default() }
+    }
 }
 
 impl Server {
@@ -84,22 +80,33 @@ impl Server {
     pub(super) fn getattr(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: GetattrIn = request.take()?;
         let nodeid = request.header.nodeid;
-        let attr = match nodeid {
-            ROOT_ID => Attr::root(),
-            _ => Attr::new(&self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?, 0),
-        };
-        output.put(&AttrOut::new(attr))
+        if nodeid == ROOT_ID {
+            return output.put(&AttrOut::new(Attr::root(), ROOT_VALID));
+        }
+        let stat = self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?;
+        let valid = self.tell(nodeid, &stat)?;
+        output.put(&AttrOut::new(Attr::new(&stat, 0), valid))
+    }
+
+    /// The guest gets these attributes of an object; returns how long it may believe them.
+    pub(super) fn tell(&mut self, nodeid: u64, stat: &Stat) -> Served<Duration> {
+        let inode = self.inodes.get_mut(nodeid)?;
+        inode.told(stat);
+        let (share, single) = (inode.share(), inode.pinned);
+        Ok(self.cache_of(share).attributes_valid(stat, single))
     }
 
     /// `STATX`: as `GETATTR`, and the birth time.
     pub(super) fn statx(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: StatxIn = request.take()?;
         let nodeid = request.header.nodeid;
-        let mut out = match nodeid {
-            ROOT_ID => extended_root(),
-            _ => extended(&self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?),
+        let (mut out, valid) = if nodeid == ROOT_ID {
+            (extended_root(), ROOT_VALID)
+        } else {
+            let stat = self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?;
+            (extended(&stat), self.tell(nodeid, &stat)?)
         };
-        (out.attr_valid, out.attr_valid_nsec) = attr_valid(u32::from(out.mode));
+        (out.attr_valid, out.attr_valid_nsec) = (valid.as_secs(), valid.subsec_nanos());
         output.put(&out)
     }
 
@@ -131,8 +138,9 @@ impl Server {
             let name = sys::proc_name(inode.fd()?);
             rustix::fs::utimensat(&self.proc_fd, name, &times(&args), AtFlags::empty())?;
         }
-        let attr = Attr::new(&sys::stat(inode.fd()?)?, 0);
-        output.put(&AttrOut::new(attr))
+        let stat = sys::stat(inode.fd()?)?;
+        let valid = self.tell(request.header.nodeid, &stat)?;
+        output.put(&AttrOut::new(Attr::new(&stat, 0), valid))
     }
 
     /// Sets an object's permission bits.

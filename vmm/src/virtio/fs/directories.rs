@@ -1,9 +1,9 @@
 //! Reading directories.
 //!
 //! The position that the guest gives is the cookie (`d_off`) that the host's file system gave for the
-//! entry before, so listings stay right while the directory changes, in any file system. Entries are
-//! read ahead into one buffer for the whole device: the handle that read last continues from it, others
-//! seek first. So an open directory costs a descriptor and no memory.
+//! entry before. A listing that goes on where it was never seeks: in some file systems (tmpfs) a cookie counts
+//! entries, and seeking to one after others were removed leaves some out, as `rm -r` would notice. So each open
+//! directory keeps what was read ahead of the guest, for as many directories as [`MOST`].
 
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
@@ -24,14 +24,23 @@ const HOST_HEADER: usize = 19;
 /// Entries of the root directory before its shares: `.` and `..`.
 const DOTS: u64 = 2;
 
-/// Entries read from the host and not yet given to the guest.
+/// Directories in the middle of being listed: 4 MiB of entries at most.
+const MOST: usize = 256;
+
+/// The listings under way, the one that went on last at the end.
 #[derive(Default)]
-pub(super) struct Listing {
-    owner: Option<u64>,
+pub(super) struct Listings {
+    of: Vec<Listing>,
+}
+
+/// Entries of one open directory, read from the host and not yet given to the guest.
+struct Listing {
+    /// The handle.
+    owner: u64,
+    /// Position of the next one to give.
     next: u64,
     bytes: Vec<u8>,
     at: usize,
-    end: usize,
 }
 
 /// One entry as the host gave it.
@@ -45,34 +54,45 @@ struct Entry<'a> {
     record: usize,
 }
 
-impl Listing {
+impl Listings {
     /// Drops what was read for a handle that is gone.
     pub fn forget(&mut self, fh: u64) {
-        if self.owner == Some(fh) {
-            self.owner = None;
-        }
+        self.of.retain(|listing| listing.owner != fh);
     }
 
-    /// Makes the buffer that of a handle at a position; returns that one may go on.
-    fn seek(&mut self, fh: u64, directory: BorrowedFd, offset: u64) -> Served<bool> {
+    /// Takes the listing of a handle at a position out, to be given back with [`Listings::put_back`].
+    fn take(&mut self, fh: u64, directory: BorrowedFd, offset: u64) -> Served<Listing> {
+        let found = self.of.iter().position(|listing| listing.owner == fh);
+        let found = found.map(|index| self.of.remove(index));
         // From the start always afresh: that is what rewinddir is for.
-        if self.owner != Some(fh) || self.next != offset || offset == 0 {
-            self.owner = None;
-            (self.at, self.end) = (0, 0);
-            sys::seek(directory, offset, libc::SEEK_SET)?;
-            (self.owner, self.next) = (Some(fh), offset);
+        if let Some(listing) = found.filter(|listing| listing.next == offset && offset != 0) {
+            return Ok(listing);
         }
-        Ok(true)
+        sys::seek(directory, offset, libc::SEEK_SET)?;
+        Ok(Listing { owner: fh, next: offset, bytes: Vec::new(), at: 0 })
     }
 
+    fn put_back(&mut self, listing: Listing) {
+        if self.of.len() >= MOST {
+            self.of.remove(0);
+        }
+        self.of.push(listing);
+    }
+}
+
+impl Listing {
     /// The entry at the position, `None` at the end of the directory.
     fn peek(&mut self, directory: BorrowedFd) -> Served<Option<Entry<'_>>> {
-        if self.at >= self.end {
+        if self.at >= self.bytes.len() {
             self.bytes.resize(READ_AHEAD, 0);
-            (self.at, self.end) = (0, 0);
-            self.end = sys::getdents(directory, &mut self.bytes)?;
+            self.at = 0;
+            let read = sys::getdents(directory, &mut self.bytes);
+            // Of a directory at its end, or that cannot be read, nothing is kept.
+            self.bytes.truncate(*read.as_ref().unwrap_or(&0));
+            self.bytes.shrink_to_fit();
+            read?;
         }
-        let Some(bytes) = self.bytes.get(self.at..self.end).filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
+        let Some(bytes) = self.bytes.get(self.at..).filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
         Entry::parse(bytes).ok_or(Errno(libc::EIO)).map(Some)
     }
 
@@ -151,26 +171,19 @@ impl Server {
             return self.list_root(args.offset, output, plus);
         }
         // Out of the server while entries in it are used together with the tables.
-        let mut listing = std::mem::take(&mut self.listing);
-        let mut result = listing.seek(args.fh, self.handles.directory(args.fh)?, args.offset);
+        let mut listing = self.listings.take(args.fh, self.handles.directory(args.fh)?, args.offset)?;
+        let mut result = Ok(true);
         while let Ok(true) = result {
-            result = self.list_one(&mut listing, request.header.nodeid, args.fh, output, plus);
+            result = self.list_one(&mut listing, request.header.nodeid, output, plus);
         }
-        self.listing = listing;
+        self.listings.put_back(listing);
         // An error after the first entry comes again with the next request.
         if output.written() > 0 { Ok(()) } else { result.map(drop) }
     }
 
     /// Puts the next entry into the reply; returns whether there may be room and need for another.
-    fn list_one(
-        &mut self,
-        listing: &mut Listing,
-        parent: u64,
-        fh: u64,
-        output: &mut Output,
-        plus: bool,
-    ) -> Served<bool> {
-        let Some(entry) = listing.peek(self.handles.directory(fh)?)? else { return Ok(false) };
+    fn list_one(&mut self, listing: &mut Listing, parent: u64, output: &mut Output, plus: bool) -> Served<bool> {
+        let Some(entry) = listing.peek(self.handles.directory(listing.owner)?)? else { return Ok(false) };
         if output.data.len() < size_of_entry(entry.name, plus) {
             // An empty reply would say that the directory ends here.
             return if output.written() > 0 { Ok(false) } else { Err(Errno(libc::EINVAL)) };

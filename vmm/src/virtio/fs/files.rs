@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use super::attributes::change_time;
 use super::fuse::{
     Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn, FlushIn,
     FsyncIn, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
@@ -37,9 +36,22 @@ impl Server {
     /// `OPEN`.
     pub(super) fn open(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: OpenIn = request.take()?;
+        let keeps = self.check_known(request.header.nodeid)?;
         let file = self.open_inode(request.header.nodeid, args.flags, args.open_flags)?;
-        let opened = self.opened(request.header.nodeid, file, args.flags)?;
+        let opened = self.opened(request.header.nodeid, file, args.flags, keeps)?;
         self.reply_opened(opened, output)
+    }
+
+    /// Checks that the guest knows what it opens, before the open changes anything; `ESTALE` sends it to look again. Returns
+    /// whether its pages are still right.
+    fn check_known(&mut self, nodeid: u64) -> Served<bool> {
+        let inode = self.inode(nodeid)?;
+        let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.share()).exclusive);
+        let inode = self.inodes.get_mut(nodeid)?;
+        if inode.is_outdated(&stat) && !exclusive {
+            return Err(Errno(libc::ESTALE));
+        }
+        Ok(inode.keeps_pages(&stat) || exclusive)
     }
 
     fn reply_opened(&mut self, opened: OpenOut, output: &mut Output) -> Served {
@@ -81,15 +93,12 @@ impl Server {
         if reads && !flags.contains(OFlags::TRUNC) { Ok(flags | OFlags::NOATIME) } else { Err(Errno(libc::EROFS)) }
     }
 
-    /// Adds an open file to the handles and decides what the guest may do with its cache.
-    fn opened(&mut self, nodeid: u64, file: OwnedFd, flags: u32) -> Served<OpenOut> {
-        let changed_at = change_time(&sys::stat(file.as_fd())?);
-        let mut open_flags = 0;
-        let inode = self.inodes.get_mut(nodeid)?;
-        if inode.opened_at == changed_at || inode.opened_at == 0 {
-            open_flags |= FOPEN_KEEP_CACHE;
+    /// Adds an open file to the handles and says what the guest may do with its cache.
+    fn opened(&mut self, nodeid: u64, file: OwnedFd, flags: u32, keeps: bool) -> Served<OpenOut> {
+        let mut open_flags = if keeps { FOPEN_KEEP_CACHE } else { 0 };
+        if flags & libc::O_TRUNC as u32 != 0 {
+            self.changed(nodeid);
         }
-        inode.opened_at = changed_at;
         let reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
         if reads || has_silent_close(file.as_fd()) {
             open_flags |= FOPEN_NOFLUSH;
@@ -132,7 +141,8 @@ impl Server {
         let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
         let stat = sys::stat(path.as_fd())?;
         let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, share)?;
-        let entry = EntryOut::new(nodeid, Attr::new(&stat, 0));
+        let (name, attributes) = (self.cache_of(share.into()).valid, self.tell(nodeid, &stat)?);
+        let entry = EntryOut::new(nodeid, Attr::new(&stat, 0), name, attributes);
         self.reply_entry_opened(entry, file, args, output)
     }
 
@@ -150,7 +160,9 @@ impl Server {
     /// Replies with an entry and an open file, or takes back both.
     fn reply_entry_opened(&mut self, entry: EntryOut, file: OwnedFd, args: &CreateIn, output: &mut Output) -> Served {
         let nodeid = entry.nodeid;
-        let result = self.opened(nodeid, file, args.flags).and_then(|opened| {
+        // The guest has just been told of it: there is nothing to look up again.
+        let keeps = sys::stat(file.as_fd()).and_then(|stat| Ok(self.inodes.get_mut(nodeid)?.keeps_pages(&stat)));
+        let result = keeps.and_then(|keeps| self.opened(nodeid, file, args.flags, keeps)).and_then(|opened| {
             output.put(&entry)?;
             self.reply_opened(opened, output)
         });
@@ -187,6 +199,7 @@ impl Server {
         let append = args.flags & libc::O_APPEND as u32 != 0 && args.write_flags & WRITE_CACHE == 0;
         let flags = if append { libc::RWF_APPEND } else { 0 };
         let size = io::write(file, &mut request.data, args.offset, flags)? as u32;
+        self.changed_open(args.fh);
         output.put(&WriteOut { size, padding: 0 })
     }
 
@@ -201,7 +214,7 @@ impl Server {
     /// `RELEASE` and `RELEASEDIR`: nothing in the guest uses the handle any more.
     pub(super) fn release(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: ReleaseIn = request.take()?;
-        self.listing.forget(args.fh);
+        self.listings.forget(args.fh);
         self.close_handle(args.fh)
     }
 
@@ -231,6 +244,7 @@ impl Server {
     pub(super) fn fallocate(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: FallocateIn = request.take()?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
+        self.changed_open(args.fh);
         Ok(rustix::fs::fallocate(self.handles.file(args.fh)?, mode, args.offset, args.length)?)
     }
 
@@ -244,6 +258,7 @@ impl Server {
         let (mut at_from, mut at_to) = (args.off_in, args.off_out);
         let length = args.len.min(COPY_MAX) as usize;
         let size = rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32;
+        self.changed_open(args.fh_out);
         output.put(&WriteOut { size, padding: 0 })
     }
 }

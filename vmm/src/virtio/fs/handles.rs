@@ -48,6 +48,11 @@ impl Handles {
         self.slab.get(fh).map(|open| &open.handle).ok_or(Errno(libc::EBADF))
     }
 
+    /// The object that a handle is of.
+    pub fn nodeid(&self, fh: u64) -> Option<u64> {
+        self.slab.get(fh).map(|open| open.nodeid)
+    }
+
     /// The descriptor of an open regular file. `EBADF` when the handle is none.
     pub fn file(&self, fh: u64) -> Served<BorrowedFd<'_>> {
         match self.get(fh)? {

@@ -79,6 +79,8 @@ pub(super) struct Inode {
     pub opens: u32,
     /// Change time at the last open, in nanoseconds; 0 before the first.
     pub opened_at: i64,
+    /// Change time that the guest was told last; 0 when it knows better itself.
+    pub known: i64,
     /// `S_IFREG`, `S_IFDIR`, …
     pub kind: u32,
     /// The request that used it last.
@@ -210,7 +212,7 @@ impl Inodes {
     fn insert(&mut self, anchor: Anchor, stat: &Stat, parent: u64, share: u16, lookups: u64) -> Served<u64> {
         let (key, hot) = (Key::new(stat, share), matches!(anchor, Anchor::Hot(_)));
         let (kind, used) = (sys::kind(stat), Cell::new(self.now));
-        let inode = Inode { anchor, key, parent, lookups, opens: 0, opened_at: 0, kind, used, pinned: false };
+        let inode = Inode { anchor, key, parent, lookups, opens: 0, opened_at: 0, known: 0, kind, used, pinned: false };
         let nodeid = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))? + FIRST_ID;
         self.hot += usize::from(hot);
         self.by_key.insert(key, nodeid);

@@ -29,8 +29,8 @@
 //!
 //! # Caching
 //!
-//! Entries are valid for one second, and so are attributes, those of regular files for 50 ms;
-//! there is no write-back cache: a write has
+//! Names and attributes are valid for as long as the share's [`Cache`] says, and each open is checked against what
+//! the guest was told (see `coherence`). There is no write-back cache: a write has
 //! reached the host when `write` returns. Data pages stay in the guest between two opens exactly when
 //! the host's change time is what it was at the last open, which gives close-to-open coherence with the
 //! host and other guests; `AUTO_INVAL_DATA` handles files held open. Names that don't exist are not
@@ -56,6 +56,7 @@
 //! `SETUID`, `SETGID`, and `SETPCAP` until activation.
 
 mod attributes;
+mod coherence;
 mod cold;
 mod counters;
 mod device;
@@ -79,6 +80,7 @@ mod tests;
 
 use std::os::fd::OwnedFd;
 
+pub use coherence::Cache;
 pub use counters::Counters;
 pub use device::Fs;
 pub use sharing::Sharing;
@@ -92,4 +94,6 @@ pub struct Share {
     pub root: OwnedFd,
     /// Whether every change below it fails with `EROFS`.
     pub read_only: bool,
+    /// What the guest may keep of it.
+    pub cache: Cache,
 }

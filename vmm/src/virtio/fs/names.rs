@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, RenameFlags};
 
@@ -19,11 +20,15 @@ use super::sys::{self, Stat};
 const TARGET_MAX: usize = libc::PATH_MAX as usize;
 
 impl Server {
-    /// `LOOKUP`. A name that doesn't exist is an error, so the guest doesn't remember its absence.
+    /// `LOOKUP`. That a name doesn't exist is an error, so the guest doesn't remember it, but where nobody else makes names.
     pub(super) fn lookup(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let name = request.last_name()?;
-        let entry = self.find(request.header.nodeid, name)?;
-        self.reply_entry(entry, output)
+        match self.find(request.header.nodeid, name) {
+            Err(Errno(libc::ENOENT)) if self.absence_valid(request.header.nodeid) > Duration::ZERO => {
+                output.put(&EntryOut::nothing(self.absence_valid(request.header.nodeid)))
+            }
+            found => self.reply_entry(found?, output),
+        }
     }
 
     /// Writes an entry that was counted as a lookup; if there is no room the guest never learns of it.
@@ -45,17 +50,23 @@ impl Server {
         let above = directory.key;
         let stat = sys::stat_at(directory.fd()?, name)?;
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, above.share()) {
-            return Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)));
+            return self.entry_below(&above, nodeid, &stat);
         }
         if listed && self.inodes.is_warm() {
             let nodeid = self.inodes.add_cold(name, &stat, parent, above.share())?;
-            return Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)));
+            return self.entry_below(&above, nodeid, &stat);
         }
         let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
         // By now the name may stand for something else: what counts is what we hold.
         let stat = sys::stat(fd.as_fd())?;
         let nodeid = self.inodes.adopt(fd, &stat, parent, above.share())?;
-        Ok(EntryOut::new(nodeid, self.attributes_below(&above, &stat)))
+        self.entry_below(&above, nodeid, &stat)
+    }
+
+    /// How long the guest may believe that a name is not in this directory.
+    fn absence_valid(&self, parent: u64) -> Duration {
+        let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.share()));
+        cache.ok().filter(|cache| cache.exclusive).map_or(Duration::ZERO, |cache| cache.valid)
     }
 
     fn find_share(&mut self, name: &CStr) -> Served<EntryOut> {
@@ -63,14 +74,19 @@ impl Server {
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
-        Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat))))
+        let attributes = self.tell(nodeid, &stat)?;
+        // The name goes with its container.
+        let name = Duration::from_secs(1);
+        Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat)), name, attributes))
     }
 
-    /// Attributes of an object in a directory. Where another mount begins the guest gets one, too: then
+    /// The entry of an object in a directory. Where another mount begins the guest gets one, too: then
     /// device and inode numbers are as distinct there as they are on the host.
-    fn attributes_below(&self, parent: &Key, stat: &Stat) -> Attr {
+    fn entry_below(&mut self, parent: &Key, nodeid: u64, stat: &Stat) -> Served<EntryOut> {
         let same = Key::new(stat, parent.share()).same_mount(parent);
-        Attr::new(stat, if same { 0 } else { self.submount(stat) })
+        let attr = Attr::new(stat, if same { 0 } else { self.submount(stat) });
+        let name = self.cache_of(parent.share().into()).valid;
+        Ok(EntryOut::new(nodeid, attr, name, self.tell(nodeid, stat)?))
     }
 
     fn submount(&self, stat: &Stat) -> u32 {
@@ -162,12 +178,18 @@ impl Server {
 
     fn remove(&mut self, request: &mut Request, flags: AtFlags) -> Served {
         let name = request.last_name()?;
-        self.writable(request.header.nodeid)?;
+        let share = self.writable(request.header.nodeid)?.key.share();
         if self.inodes.any_cold() {
             self.inodes.warm_name(request.header.nodeid, name);
         }
         let directory = self.writable(request.header.nodeid)?;
-        Ok(rustix::fs::unlinkat(directory.fd()?, name, flags)?)
+        let stat = sys::stat_at(directory.fd()?, name)?;
+        rustix::fs::unlinkat(directory.fd()?, name, flags)?;
+        // The guest's kernel knows that its other names have one less beside them.
+        if let Some(nodeid) = self.inodes.known_as(&stat, share).filter(|_| stat.stx_nlink > 1) {
+            self.changed(nodeid);
+        }
+        Ok(())
     }
 
     /// `RENAME`.
@@ -199,6 +221,8 @@ impl Server {
         if flags.contains(RenameFlags::EXCHANGE) {
             self.inodes.moved(other, from);
         }
+        // One that was replaced may have other names.
+        other.into_iter().for_each(|nodeid| self.changed(nodeid));
         Ok(())
     }
 

@@ -3,19 +3,20 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use zerocopy::IntoBytes;
 
-use super::directories::Listing;
+use super::directories::Listings;
 use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
 use super::handles::{Handle, Handles};
 use super::identity::{ActingAs, Identity};
 use super::inodes::{Inode, Inodes};
 use super::request::{Errno, NAME_MAX, Output, Request, Served};
 use super::session::Session;
-use super::{Counters, Share, sys};
+use super::{Cache, Counters, Share, sys};
 use crate::virtio::Error;
 use crate::virtio::queue::Chain;
 
@@ -36,6 +37,8 @@ pub(super) struct Root {
     pub nodeid: u64,
     /// Whether changes fail.
     pub read_only: bool,
+    /// What the guest may keep.
+    pub cache: Cache,
 }
 
 /// All state of the device that is not virtio's.
@@ -49,7 +52,7 @@ pub(super) struct Server {
     /// What was agreed on with the guest.
     pub session: Session,
     /// Directory entries read ahead.
-    pub listing: Listing,
+    pub listings: Listings,
     /// `/proc/self/fd`, `O_PATH`.
     pub proc_fd: OwnedFd,
     /// For replies of variable size that must be looked at before the guest gets them.
@@ -81,7 +84,7 @@ impl Server {
             inodes: Inodes::new(MAX_INODES, inodes),
             handles: Handles::new(handles),
             session: Session::default(),
-            listing: Listing::default(),
+            listings: Listings::default(),
             proc_fd,
             scratch: Vec::new(),
             identity: None,
@@ -112,7 +115,7 @@ impl Server {
             self.shares.push(None);
         }
         if let Some(slot) = self.shares.get_mut(free) {
-            *slot = Some(Root { name: share.name, nodeid, read_only: share.read_only });
+            *slot = Some(Root { name: share.name, nodeid, read_only: share.read_only, cache: share.cache });
         }
         Ok(())
     }
@@ -123,7 +126,7 @@ impl Server {
         let Some(number) = self.shares.iter().position(named) else { return };
         self.handles.close_share(number);
         self.inodes.remove_share(number);
-        self.listing = Listing::default();
+        self.listings = Listings::default();
         if let Some(slot) = self.shares.get_mut(number) {
             *slot = None;
         }
@@ -149,7 +152,7 @@ impl Server {
     pub fn forget_guest(&mut self) {
         self.handles.close_all();
         self.inodes.forget_all();
-        self.listing = Listing::default();
+        self.listings = Listings::default();
         self.session = Session::default();
     }
 
@@ -232,6 +235,24 @@ impl Server {
     /// Whether an object is in a read-only share.
     pub fn is_read_only(&self, inode: &Inode) -> bool {
         self.shares.get(inode.share()).and_then(Option::as_ref).is_none_or(|share| share.read_only)
+    }
+
+    /// What the guest may keep of the share of this number.
+    pub fn cache_of(&self, share: usize) -> &Cache {
+        const NOTHING: Cache = Cache { valid: Duration::ZERO, exclusive: false };
+        self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.cache)
+    }
+
+    /// The guest changes an object.
+    pub fn changed(&mut self, nodeid: u64) {
+        if let Ok(inode) = self.inodes.get_mut(nodeid) {
+            inode.changed();
+        }
+    }
+
+    /// The guest changes what it has open.
+    pub fn changed_open(&mut self, fh: u64) {
+        self.handles.nodeid(fh).into_iter().for_each(|nodeid| self.changed(nodeid));
     }
 
     /// Adds a handle of an object.

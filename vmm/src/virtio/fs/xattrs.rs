@@ -87,6 +87,7 @@ impl Server {
                 self.chmod(inode.fd()?, bits & !libc::S_ISGID)?;
             }
         }
+        self.changed(request.header.nodeid);
         Ok(())
     }
 
@@ -103,7 +104,9 @@ impl Server {
         let name = self.host_name(request.string()?)?;
         request.end()?;
         let inode = self.writable(request.header.nodeid)?;
-        Ok(rustix::fs::removexattr(sys::proc_name(inode.fd()?), as_name(&name)?)?)
+        rustix::fs::removexattr(sys::proc_name(inode.fd()?), as_name(&name)?)?;
+        self.changed(request.header.nodeid);
+        Ok(())
     }
 
     /// The host's name for a guest's, see the table above. `EOPNOTSUPP` where there is none.

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use virtio_queue::{Queue, QueueT};
@@ -12,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
-use super::super::{Fs, Share};
+use super::super::{Cache, Fs, Share};
 use crate::interrupt::Interrupt;
 use crate::virtio::queue::Ring;
 use crate::virtio::registers::Window;
@@ -59,9 +60,17 @@ pub fn path(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
+/// What a test's guest keeps unless the test says otherwise.
+pub const CACHE: Cache = Cache { valid: Duration::from_secs(1), exclusive: false };
+
+/// Waits until what was changed before is no longer a change of just now.
+pub fn age() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
-    Share { name: name.to_owned(), root: path(directory), read_only }
+    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE }
 }
 
 impl Guest {

@@ -122,11 +122,14 @@ fn create_opens_what_is_there_unless_it_must_not() {
 fn open_truncates_appends_and_keeps_the_cache_of_unchanged_files() {
     let (mut guest, directory, root) = Guest::with_share();
     fs::write(at(&directory, "log"), "one").unwrap();
+    age();
     let log = guest.lookup(root, "log").unwrap().nodeid;
     assert_ne!(guest.open(log, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE, 0);
     assert_ne!(guest.open(log, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE, 0);
-    std::thread::sleep(std::time::Duration::from_millis(20));
     fs::write(at(&directory, "log"), "two").unwrap();
+    age();
+    assert_eq!(guest.open(log, libc::O_RDONLY).unwrap_err(), libc::ESTALE);
+    assert_eq!(guest.lookup(root, "log").unwrap().nodeid, log);
     assert_eq!(guest.open(log, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE, 0);
     assert_ne!(guest.open(log, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE, 0);
     let fh = guest.open(log, libc::O_WRONLY | libc::O_APPEND).unwrap().fh;

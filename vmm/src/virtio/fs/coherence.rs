@@ -1,0 +1,80 @@
+//! How long the guest may believe what it was told, and how it learns that it no longer holds.
+//!
+//! The host and other guests may change a file at any time, and FUSE over virtio has no way to tell the guest. So it
+//! believes names and attributes for as long as the share's [`Cache`] says, and every open is checked: when the file
+//! has changed since the guest was last told of it, or stands under that name no more, the answer is `ESTALE`, on which
+//! Linux walks the path once more and asks for each name anew. So who opens a file reads what is in it now (close-to-open),
+//! however long attributes are believed.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::inodes::Inode;
+use super::sys::{self, Stat};
+
+/// What the guest may keep of a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// How long it believes names and attributes.
+    pub valid: Duration,
+    /// Nobody else changes anything: data and the absence of names are kept too, and no open is checked.
+    pub exclusive: bool,
+}
+
+/// Two changes of a file within one tick of its file system's clock look like one: what was told so soon after a change
+/// says nothing about later. Ten milliseconds are the longest tick of Linux.
+const TICK: Duration = Duration::from_millis(20);
+/// Such attributes are believed for so long, and so are those of a share that is a single file: it is not looked
+/// up by name where it is mounted, so that only asking for attributes tells how long it is now.
+const SHORT: Duration = Duration::from_millis(50);
+/// No change time: nothing is known that an open could be checked against.
+const NOTHING: i64 = 0;
+
+impl Cache {
+    /// What the guest keeps of an object with these attributes.
+    pub(super) fn attributes_valid(&self, stat: &Stat, single: bool) -> Duration {
+        let file = sys::kind(stat) == libc::S_IFREG;
+        if !self.exclusive && file && (single || is_recent(stat)) { self.valid.min(SHORT) } else { self.valid }
+    }
+}
+
+impl Inode {
+    /// The guest gets these attributes.
+    pub(super) fn told(&mut self, stat: &Stat) {
+        self.known = if is_recent(stat) { NOTHING } else { change_time(stat) };
+    }
+
+    /// The guest changes it and knows that its attributes are others now.
+    pub(super) fn changed(&mut self) {
+        self.known = NOTHING;
+    }
+
+    /// Whether a guest that opens it must look again first. Never says so twice in a row: a file that changes all the
+    /// time can be opened, and so can one that the guest reaches without looking its name up.
+    pub(super) fn is_outdated(&mut self, stat: &Stat) -> bool {
+        let outdated = self.known != NOTHING && self.known != change_time(stat);
+        self.known = if outdated { NOTHING } else { self.known };
+        outdated
+    }
+
+    /// Whether the guest's pages of it are still right, and notes what they are right for from now on.
+    pub(super) fn keeps_pages(&mut self, stat: &Stat) -> bool {
+        let (now, before) = (change_time(stat), self.opened_at);
+        self.opened_at = if is_recent(stat) { i64::MIN } else { now };
+        before == now || before == NOTHING
+    }
+}
+
+/// Change time in nanoseconds since 1970, never 0.
+fn change_time(stat: &Stat) -> i64 {
+    let seconds = stat.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
+    seconds.saturating_add(i64::from(stat.stx_ctime.tv_nsec)).max(1)
+}
+
+/// Whether the last change is so new that another one may have the same time. A time in the future is, too.
+fn is_recent(stat: &Stat) -> bool {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    let now = now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec);
+    now.saturating_sub(change_time(stat)) < TICK.as_nanos() as i64
+}
