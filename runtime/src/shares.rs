@@ -1,19 +1,108 @@
 //! The directories and files of the host that a container sees, as open descriptors.
 //!
-//! The command opens them; the monitor only ever holds `O_PATH` descriptors and walks below them.
+//! The command opens them; the monitor only ever holds `O_PATH` descriptors and walks below them. A bind mount is a copy of
+//! the host's mounts at that place, as mount(2) makes one, not attached anywhere: mounted below are the same file systems
+//! that were there, and those that come later only where the bundle asks for that (`rslave`, `rshared`).
 
-use std::os::fd::OwnedFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context;
-use rustix::fs::{Mode, OFlags};
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 
-use crate::plan::SharePlan;
+use crate::log;
+use crate::plan::{SharePlan, Tree};
 
 /// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does.
+///
+/// # Errors
+/// The path that cannot be opened, or the mount that cannot have its ids mapped.
 pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<OwnedFd>> {
-    let open = |plan: &SharePlan| {
-        let opened = rustix::fs::open(&plan.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        opened.with_context(|| format!("open {} to share it with the container", plan.source.display()))
+    plans.iter().map(open_one).collect()
+}
+
+fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
+    let what = || format!("open {} to share it with the container", plan.source.display());
+    let Tree::Copy { recursive, ids } = &plan.tree else { return live(plan).with_context(what) };
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, *recursive);
+    let mount = match rustix::mount::open_tree(CWD, &plan.source, flags) {
+        // Before Linux 5.2, or where a sandbox forbids it: what is mounted there is seen as it comes and goes.
+        Err(error @ (Errno::NOSYS | Errno::PERM)) if ids.is_none() => {
+            log::debug(&format!("copy the mount of {}: {error}", plan.source.display()));
+            return live(plan).with_context(what);
+        }
+        mount => mount.with_context(what)?,
     };
-    plans.iter().map(open).collect()
+    if plan.read_only {
+        make_read_only(mount.as_fd()).with_context(what)?;
+    }
+    if let Some(maps) = ids {
+        map_ids(mount.as_fd(), maps, *recursive)
+            .with_context(|| format!("map the ids of {} (mount_setattr)", plan.source.display()))?;
+    }
+    Ok(mount)
+}
+
+fn live(plan: &SharePlan) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(&plan.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a copied mount, and those below it, read-only.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_attributes(mount, libc::MOUNT_ATTR_RDONLY, None, true)
+}
+
+/// Maps the ids of a copied mount by those of a user namespace made for that.
+fn map_ids(mount: BorrowedFd<'_>, maps: &[String; 2], recursive: bool) -> anyhow::Result<()> {
+    let namespace = user_namespace(maps)?;
+    Ok(set_attributes(mount, libc::MOUNT_ATTR_IDMAP, Some(namespace.as_fd()), recursive)?)
+}
+
+/// `mount_setattr(2)`, for which there is no wrapper.
+fn set_attributes(mount: BorrowedFd<'_>, set: u64, ids: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
+    let userns_fd = ids.map_or(0, |fd| fd.as_raw_fd() as u64);
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let (size, path) = (size_of_val(&attributes), c"".as_ptr());
+    // SAFETY: the path is an empty C string; the attributes live through the call, and their size is given.
+    let done =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, &raw const attributes, size) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A user namespace with these lines of `uid_map` and `gid_map`. Only a process can make one: a child, which ends when it has
+/// been looked at.
+fn user_namespace(maps: &[String; 2]) -> anyhow::Result<OwnedFd> {
+    let (mut ready, made) = io::pipe()?;
+    let (wait, done) = io::pipe()?;
+    // SAFETY: a command has no other threads, and the child only makes system calls before it exits.
+    let child = unsafe { nix::unistd::fork() }.context("fork")?;
+    let nix::unistd::ForkResult::Parent { child } = child else {
+        drop((ready, done));
+        if nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok() && (&made).write_all(b"y").is_ok() {
+            // Until the parent has what it wants, or is gone.
+            let _ = (&wait).read(&mut [0]);
+        }
+        // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
+        unsafe { libc::_exit(0) }
+    };
+    drop((made, wait));
+    let namespace = (|| {
+        ready.read_exact(&mut [0]).context("make a user namespace")?;
+        for (file, map) in [("uid_map", &maps[0]), ("gid_map", &maps[1])] {
+            let path = format!("/proc/{child}/{file}");
+            std::fs::write(&path, map).with_context(|| format!("write {map:?} to {path}"))?;
+        }
+        anyhow::Ok(OwnedFd::from(std::fs::File::open(format!("/proc/{child}/ns/user"))?))
+    })();
+    drop(done);
+    let _ = nix::sys::wait::waitpid(child, None);
+    namespace
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::json;
 use tests::{Scene, process};
 
@@ -279,6 +280,164 @@ fn a_single_file_of_the_host() {
     assert_eq!(created.stdout.line(), "after, and longer");
     assert_eq!(process::wait_orphan(created.pid), 0);
     assert_eq!(fs::read_to_string(&file).unwrap(), "after, and longer\nguest\n");
+}
+
+/// A folder of the host with another file system mounted in it, and a place for one that comes later.
+struct Mounts(std::path::PathBuf);
+
+impl Mounts {
+    fn new(scene: &Scene) -> Self {
+        let this = Self(scene.dir().join("mounts"));
+        fs::create_dir_all(this.0.join("later")).unwrap();
+        this.add("there");
+        this
+    }
+
+    fn add(&self, name: &str) {
+        let at = self.0.join(name);
+        fs::create_dir_all(&at).unwrap();
+        rustix::mount::mount("tmpfs", &at, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+        fs::write(at.join("file"), "").unwrap();
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for name in ["there", "later"] {
+            let _ = rustix::mount::unmount(self.0.join(name), UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn mounts_below_a_bind_are_there_as_it_says() {
+    let scene = Scene::new();
+    let mounts = Mounts::new(&scene);
+    let mut container = scene.container();
+    let kinds = [("/one", "bind", "rprivate"), ("/all", "rbind", "rprivate"), ("/live", "rbind", "rslave")];
+    for (at, bind, propagation) in kinds {
+        container.mount("bind", &mounts.0, at, &[bind, propagation]);
+    }
+    let script = "look() { for d in one all live; do echo -n $d $(cd $d && ls */*) ''; done; echo; }
+        look; read line; look; touch /all/there/mine";
+    let mut created = container.sh(script).up();
+    assert_eq!(created.stdout.line(), "one all there/file live there/file");
+    mounts.add("later");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    drop(created.stdin.take());
+    assert_eq!(created.stdout.line(), "one all there/file live later/file there/file");
+    assert_eq!(process::wait_orphan(created.pid), 0);
+    assert!(mounts.0.join("there/mine").exists());
+}
+
+#[test]
+fn binds_in_binds_and_over_files() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let at = |name: &str| scene.dir().join(name);
+    for dir in ["outer", "inner"] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::write(at(dir).join("file"), dir).unwrap();
+    }
+    fs::write(at("single"), "single").unwrap();
+    container.mount("bind", &at("outer"), "/a", &["rbind"]);
+    container.mount("bind", &at("inner"), "/a/b/c", &["rbind"]);
+    container.mount("bind", &at("single"), "/a/b/c/file", &["bind"]);
+    container.mount("tmpfs", Path::new("tmpfs"), "/a/b/c/t", &["size=1m"]);
+    container.mount("bind", &at("single"), "/a/b/c/t/deep/single", &["bind", "ro"]);
+    let script = "cat /a/file /a/b/c/file /a/b/c/t/deep/single; echo x >/a/b/c/t/deep/single; echo new >/a/b/c/file";
+    let outcome = container.sh(script).run().success();
+    assert_eq!(outcome.stdout, "outersinglesingle");
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    assert_eq!(
+        (fs::read_to_string(at("single")).unwrap(), fs::read_to_string(at("inner/file")).unwrap()),
+        ("new\n".to_owned(), "inner".to_owned())
+    );
+    // The mount points were made where they are on the host.
+    assert!(at("outer/b/c").is_dir() && at("inner/t").is_dir());
+}
+
+#[test]
+fn a_file_over_a_directory_is_refused() {
+    let scene = Scene::new();
+    let file = scene.dir().join("file");
+    fs::write(&file, "").unwrap();
+    for (source, destination) in [(file.as_path(), "/etc"), (scene.dir(), "/etc/passwd")] {
+        let mut container = scene.container();
+        container.mount("bind", source, destination, &["bind"]);
+        let words = ["error mounting", &format!("to rootfs at {destination:?}"), "not a directory"];
+        scene.refused(&container.try_create(), &words);
+    }
+}
+
+#[test]
+fn a_single_file_stays_the_one_that_it_was() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let file = scene.dir().join("hosts");
+    fs::write(&file, "before\n").unwrap();
+    container.mount("bind", &file, "/etc/hosts", &["bind"]);
+    let mut created = container.sh("cat /etc/hosts; read line; cat /etc/hosts; echo guest >>/etc/hosts").up();
+    assert_eq!(created.stdout.line(), "before");
+    let new = scene.dir().join("new");
+    fs::write(&new, "renamed over it\n").unwrap();
+    fs::rename(&new, &file).unwrap();
+    drop(created.stdin.take());
+    // A bind mount is of a file, not of a name.
+    assert_eq!(created.stdout.line(), "before");
+    assert_eq!(process::wait_orphan(created.pid), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "renamed over it\n");
+}
+
+#[test]
+fn kinds_of_mounts_and_their_options() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let none = Path::new("none");
+    container.mount("tmpfs", none, "/own", &["mode=1750", "uid=7", "gid=8", "size=64k", "nodev"]);
+    container.set("/mounts/0/options", json!(["nosuid", "hidepid=invisible"]));
+    container.mount("hugetlbfs", none, "/huge", &["pagesize=2M", "mode=700"]);
+    container.mount("mqueue", none, "/queues", &["noexec"]);
+    let script = "stat -c '%a %u:%g' /own; dd if=/dev/zero of=/own/x bs=1k count=65 2>/dev/null || echo full
+        for m in /own /proc /huge /queues; do grep \" $m \" /proc/mounts | cut -d' ' -f 2-4; done";
+    let outcome = container.sh(script).run().success();
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    assert_eq!(lines[..2], ["1750 7:8", "full"]);
+    for (line, words) in lines[2..].iter().zip([
+        "/own tmpfs nodev size=64k",
+        "/proc proc nosuid hidepid=invisible",
+        "/huge hugetlbfs pagesize=2M",
+        "/queues mqueue noexec",
+    ]) {
+        assert!(words.split(' ').all(|word| line.split([' ', ',']).any(|found| found == word)), "{words:?}: {line:?}");
+    }
+    assert_eq!(lines.len(), 6, "{outcome:?}");
+}
+
+#[test]
+fn ids_of_a_mount_are_mapped() {
+    if tests::command::run(std::process::Command::new(tests::place::runtime()).arg("--version"))
+        .stdout
+        .starts_with("runc version 1.1")
+    {
+        // Debian's is too old for it.
+        return;
+    }
+    let scene = Scene::new();
+    let disk = tests::disk::Disk::new(scene.dir());
+    let volume = disk.mount();
+    fs::write(volume.join("file"), "text").unwrap();
+    std::os::unix::fs::chown(volume.join("file"), Some(5), Some(6)).unwrap();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut container = scene.container();
+    container.mount("bind", &volume, "/volume", &["bind"]);
+    let map = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1000}]);
+    container.set("/mounts/7/uidMappings", map(100)).set("/mounts/7/gidMappings", map(200));
+    container.set("/process/user", json!({"uid": 107, "gid": 208}));
+    let script = "stat -c %u:%g /volume/file; touch /volume/new; stat -c %u:%g /volume/new";
+    assert_eq!(container.sh(script).run().success().stdout, "105:206\n107:208\n");
+    let meta = fs::metadata(volume.join("new")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (7, 8));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use vmm::virtio::fs::Share;
 
-use crate::log;
+use crate::{log, shares};
 
 /// The namespace, still with all of the host's mounts. Before there are threads, so that it is all of theirs.
 pub fn leave_the_host() -> anyhow::Result<()> {
@@ -45,9 +45,11 @@ impl View {
         for mount in request.mounts.iter().filter(|mount| !mount.share.is_empty()) {
             let Some(share) = shares.iter().find(|share| share.name == mount.share) else { continue };
             let read_only = share.read_only || mount.flags & libc::MS_RDONLY != 0;
-            match detached(share.root.as_fd(), mount.recursive, read_only) {
+            // One without a path is a copy already, attached nowhere, and as the container is to have it.
+            let copy = detached(share.root.as_fd(), mount.recursive, read_only);
+            match copy.or_else(|_| share.root.try_clone()) {
                 Ok(copy) => volumes.push(Volume { destination: mount.destination.clone(), mount: copy }),
-                Err(error) => log::debug(&format!("{} in the monitor's namespace: {error:#}", mount.destination)),
+                Err(error) => log::debug(&format!("{} in the monitor's namespace: {error}", mount.destination)),
             }
         }
         Ok(Self { root, volumes })
@@ -103,30 +105,9 @@ fn detached(share: BorrowedFd<'_>, recursive: bool, read_only: bool) -> anyhow::
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let mount = rustix::mount::open_tree(CWD, &path, flags).context("copy its mount")?;
     if read_only {
-        make_read_only(mount.as_fd())?;
+        shares::make_read_only(mount.as_fd()).context("make it read-only")?;
     }
     Ok(mount)
-}
-
-/// `mount_setattr(2)`, for which there is no wrapper.
-fn make_read_only(mount: BorrowedFd<'_>) -> anyhow::Result<()> {
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the path is an empty C string; the attributes live through the call, and their size is given.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    match done {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()).context("make it read-only"),
-    }
 }
 
 /// A descriptor's path in this namespace; the descriptor belongs to the host's, of which this one is a copy.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::bail;
-use oci_spec::runtime::{Linux, LinuxIdMapping};
+use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 use protocol::{CreateContainerRequest, IdMapping};
 
 /// The kernel's most (user_namespaces(7)).
@@ -28,6 +28,34 @@ pub fn plan(linux: &Linux, user: bool, request: &mut CreateContainerRequest) -> 
     request.uid_mappings = uids.iter().map(message).collect();
     request.gid_mappings = gids.iter().map(message).collect();
     Ok(())
+}
+
+/// Lines of `uid_map` and `gid_map` for a mount whose ids are mapped, as runc has them: what is `containerID` on the file system
+/// is `hostID` in the mount. `idmap` without mappings of the mount's own means those of the container.
+///
+/// # Errors
+/// Only one of the two is there, or what the kernel refuses.
+pub fn of_mount(mount: &Mount, linux: Option<&Linux>, idmap: bool) -> anyhow::Result<Option<[String; 2]>> {
+    fn all(ids: &Option<Vec<LinuxIdMapping>>) -> &[LinuxIdMapping] {
+        ids.as_deref().unwrap_or_default()
+    }
+    let own = [("uidMappings", all(mount.uid_mappings())), ("gidMappings", all(mount.gid_mappings()))];
+    let given = match (own.iter().all(|(_, ids)| ids.is_empty()), linux) {
+        (true, _) if !idmap => return Ok(None),
+        (true, Some(linux)) => {
+            [("linux.uidMappings", all(linux.uid_mappings())), ("linux.gidMappings", all(linux.gid_mappings()))]
+        }
+        _ => own,
+    };
+    for (field, ids) in given {
+        if ids.is_empty() || ids.len() > MOST {
+            bail!("{field} has {} entries: a mount with mapped ids has 1 to {MOST}", ids.len());
+        }
+        disjoint(field, "containerID", ids, LinuxIdMapping::container_id)?;
+        disjoint(field, "hostID", ids, LinuxIdMapping::host_id)?;
+    }
+    let line = |id: &LinuxIdMapping| format!("{} {} {}\n", id.container_id(), id.host_id(), id.size());
+    Ok(Some(given.map(|(_, ids)| ids.iter().map(line).collect())))
 }
 
 fn message(mapping: &LinuxIdMapping) -> IdMapping {

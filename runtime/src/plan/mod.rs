@@ -60,7 +60,7 @@ pub use host_limits::{
     HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_member, check_memory, plan as host_limits,
 };
 pub use mount_options::names as mount_option_names;
-pub use mounts::{SharePlan, bind_source, rootfs_path};
+pub use mounts::{SharePlan, Tree, bind_source, rootfs_path};
 pub use process::exec as exec_process;
 pub use resources::files as cgroup_files;
 pub use sandbox::is_possible as may_share_vm;

@@ -1,7 +1,5 @@
 //! Options of mounts, fstab style, to flags of mount(2).
 
-use anyhow::bail;
-
 /// Options of one mount, sorted out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
@@ -19,6 +17,8 @@ pub struct MountOptions {
     pub recursive: bool,
     /// `tmpcopyup`.
     pub copy_up: bool,
+    /// `idmap` or `ridmap`: ids are those of the container's user namespace unless the mount says which.
+    pub idmap: bool,
 }
 
 impl MountOptions {
@@ -99,21 +99,19 @@ const PROPAGATION: [(&str, u64); 8] = [
 ];
 
 /// Sorts options out, in order: a later one wins.
-///
-/// # Errors
-/// Options that need what is not there yet.
-pub fn parse(options: &[String]) -> anyhow::Result<MountOptions> {
+pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     for option in options {
         match option.as_str() {
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive) = (true, true),
             "tmpcopyup" => parsed.copy_up = true,
-            "idmap" | "ridmap" => bail!("option {option}: id-mapped mounts are not supported, leave it out"),
+            // Whether for the mounts below, too, is the bind mount's own recursion to say.
+            "idmap" | "ridmap" => parsed.idmap = true,
             option => apply(option, &mut parsed),
         }
     }
-    Ok(parsed)
+    parsed
 }
 
 fn apply(option: &str, parsed: &mut MountOptions) {
@@ -147,7 +145,7 @@ pub fn names() -> Vec<String> {
     let recursive = FLAGS.iter().filter(|(name, _, flag)| flag & RECURSIVE != 0 && *name != "readonly");
     let recursive = recursive.map(|(name, ..)| format!("r{name}"));
     let propagation = PROPAGATION.iter().map(|(name, _)| (*name).to_owned());
-    let others = ["bind", "rbind", "tmpcopyup"].map(str::to_owned);
+    let others = ["bind", "rbind", "tmpcopyup", "idmap", "ridmap"].map(str::to_owned);
     let mut names: Vec<String> = flags.chain(recursive).chain(propagation).chain(others).collect();
     names.sort();
     names.dedup();
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     fn options(text: &str) -> MountOptions {
-        parse(&text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>()).unwrap()
+        parse(&text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -197,7 +195,7 @@ mod tests {
         assert_eq!(parsed.propagation, libc::MS_SLAVE | libc::MS_REC);
         assert_eq!(options("rprivate shared").propagation, libc::MS_SHARED);
         assert!(!options("bind").recursive);
-        assert!(parse(&["idmap".to_owned()]).is_err());
+        assert!(options("bind idmap").idmap);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use protocol::CreateContainerRequest;
 use super::cache::{CachePlan, Caches};
 use super::mount_options::{self, MountOptions};
 use super::sandbox::Sandbox;
-use super::{devices, text};
+use super::{devices, id_mappings, text};
 use crate::bundle::Bundle;
 use crate::facts::{Facts, Place, SourceFact, SourceKind};
 
@@ -28,6 +28,33 @@ pub struct SharePlan {
     pub read_only: bool,
     /// What the guest may keep of it.
     pub cache: CachePlan,
+    /// What of the host's mounts there it is.
+    pub tree: Tree,
+}
+
+/// What of the host's mounts at a place a share has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tree {
+    /// All there are at any moment.
+    Live,
+    /// What was mounted there when the container was created.
+    Copy {
+        /// With all that is mounted below.
+        recursive: bool,
+        /// `uid_map` and `gid_map` of a user namespace whose ids the container sees (mount_setattr(2)).
+        ids: Option<[String; 2]>,
+    },
+}
+
+impl Tree {
+    /// That of a bind mount: who is to hear of later mounts, sees all of them.
+    fn of(options: &MountOptions, ids: Option<[String; 2]>) -> Self {
+        let hears = options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0 || options.propagation == 0;
+        match ids {
+            None if hears && options.recursive => Self::Live,
+            ids => Self::Copy { recursive: options.recursive, ids },
+        }
+    }
 }
 
 /// File systems of the guest's kernel that need no source.
@@ -109,6 +136,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         source: fact.canonical.clone(),
         read_only: false,
         cache: CachePlan::ROOT,
+        tree: Tree::Live,
     })
 }
 
@@ -125,7 +153,7 @@ fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<Stri
         bail!("linux.maskedPaths names the root file system itself: name paths in it");
     }
     let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
-    let known = mount_options::parse(&[propagation.to_owned()]).is_ok_and(|options| options.propagation != 0);
+    let known = mount_options::parse(&[propagation.to_owned()]).propagation != 0;
     if !propagation.is_empty() && !known {
         bail!("rootfsPropagation={propagation} is not supported");
     }
@@ -148,20 +176,18 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn mount(&mut self, mount: &Mount) -> anyhow::Result<protocol::Mount> {
-        let options = mount_options::parse(mount.options().as_deref().unwrap_or_default())?;
-        if [mount.uid_mappings(), mount.gid_mappings()]
-            .iter()
-            .any(|ids| ids.as_ref().is_some_and(|ids| !ids.is_empty()))
-        {
-            bail!("id-mapped mounts are not supported: leave uidMappings and gidMappings out");
-        }
+        let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
+        let ids = id_mappings::of_mount(mount, self.bundle.spec.linux().as_ref(), options.idmap)?;
         let destination = self.destination(mount)?;
         let kind = mount.typ().as_deref().unwrap_or_default();
         if options.copy_up && (options.bind || kind != "tmpfs") {
             bail!("option tmpcopyup works with type tmpfs only");
         }
         let planned = match kind {
-            _ if options.bind || kind == "bind" => self.bind(mount, &destination, &options)?,
+            _ if options.bind || kind == "bind" => self.bind(mount, &destination, &options, ids)?,
+            _ if ids.is_some() => {
+                bail!("only bind mounts can have their ids mapped: leave uidMappings and gidMappings out")
+            }
             "cgroup" | "cgroup2" => own(&destination, "cgroup2", "cgroup", &options),
             "" => bail!("no type is given and it is no bind mount"),
             kind if KINDS.contains(&kind) => file_system(mount, kind, &destination, &options)?,
@@ -184,7 +210,13 @@ impl Planner<'_> {
         }
     }
 
-    fn bind(&mut self, mount: &Mount, destination: &str, options: &MountOptions) -> anyhow::Result<protocol::Mount> {
+    fn bind(
+        &mut self,
+        mount: &Mount,
+        destination: &str,
+        options: &MountOptions,
+        ids: Option<[String; 2]>,
+    ) -> anyhow::Result<protocol::Mount> {
         let path = bind_source(mount, &self.bundle.dir).context("a bind mount must have a source")?;
         let facts = self.facts;
         let fact = facts.sources.get(&path).with_context(|| format!("{} was not looked at", path.display()))?;
@@ -208,14 +240,14 @@ impl Planner<'_> {
             _ => bail!("{} is {}", path.display(), reason(fact)),
         };
         let cache = self.caches.take(destination, CachePlan::VOLUME);
-        let share = self.share(&fact.canonical, options.read_only(), cache);
+        let share = self.share(&fact.canonical, options.read_only(), cache, Tree::of(options, ids));
         Ok(protocol::Mount { share, source_is_dir, ..bind_message(destination, options) })
     }
 
     /// The name of the share with this source; each source is shared once with the same rules.
-    fn share(&mut self, source: &Path, read_only: bool, cache: CachePlan) -> String {
+    fn share(&mut self, source: &Path, read_only: bool, cache: CachePlan, tree: Tree) -> String {
         let name = format!("m{}", self.shares.len() - 1);
-        let wanted = SharePlan { name, source: source.to_owned(), read_only, cache };
+        let wanted = SharePlan { name, source: source.to_owned(), read_only, cache, tree };
         let same = |share: &&SharePlan| SharePlan { name: wanted.name.clone(), ..(*share).clone() } == wanted;
         if let Some(share) = self.shares.iter().skip(1).find(same) {
             return share.name.clone();

@@ -97,8 +97,13 @@ fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
     assert_eq!(plan.machine, MachinePlan { memory_mib: 3072, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
     assert_eq!(plan.network, NetworkPlan::New);
-    let rootfs =
-        SharePlan { name: "rootfs".to_owned(), source: "/b/rootfs".into(), read_only: false, cache: CachePlan::ROOT };
+    let rootfs = SharePlan {
+        name: "rootfs".to_owned(),
+        source: "/b/rootfs".into(),
+        read_only: false,
+        cache: CachePlan::ROOT,
+        tree: Tree::Live,
+    };
     assert_eq!(plan.shares, [rootfs]);
     assert_eq!(plan.cgroup.path, "box");
     assert_eq!(plan.hooks, Hooks::default());
@@ -204,7 +209,7 @@ fn binds_become_shares() {
         {"destination": "b", "type": "none", "source": "/vol", "options": ["bind", "nosuid", "size=1"]},
         {"destination": "/etc/x", "source": "/etc/x", "options": ["rbind", "rprivate"]},
         {"destination": "/c/../d", "type": "bind", "source": "data", "options": ["rbind", "rw"]},
-        {"destination": "/e", "type": "bind", "source": "/vol", "options": ["bind", "ro", "exec"]},
+        {"destination": "/e", "type": "bind", "source": "/vol", "options": ["rbind", "ro", "exec"]},
     ]);
     let plan = with("/mounts", mounts).unwrap();
     let shares: Vec<_> = plan.shares.iter().map(|s| (s.name.as_str(), s.source.as_path(), s.read_only)).collect();
@@ -216,6 +221,9 @@ fn binds_become_shares() {
         ("m3", Path::new("/b/data"), false),
     ];
     assert_eq!(shares, expected);
+    let trees: Vec<_> = plan.shares.iter().map(|share| share.tree.clone()).collect();
+    let copy = |recursive| Tree::Copy { recursive, ids: None };
+    assert_eq!(trees, [Tree::Live, Tree::Live, copy(false), copy(true), Tree::Live]);
     let mounts = &plan.container.mounts;
     assert_eq!((mounts[0].share.as_str(), mounts[0].source_is_dir, mounts[0].recursive), ("m0", true, true));
     assert_eq!((mounts[0].flags, mounts[0].propagation), (libc::MS_RDONLY, 0));
@@ -223,6 +231,29 @@ fn binds_become_shares() {
     assert_eq!((mounts[2].source_is_dir, mounts[2].propagation), (false, libc::MS_PRIVATE | libc::MS_REC));
     assert_eq!((mounts[3].destination.as_str(), mounts[3].clear_flags), ("/d", libc::MS_RDONLY));
     assert_eq!((mounts[4].share.as_str(), mounts[4].clear_flags), ("m0", libc::MS_NOEXEC));
+}
+
+#[test]
+fn ids_of_mounts() {
+    let map = |container: u32, host: u32| json!([{"containerID": container, "hostID": host, "size": 10}]);
+    let mount = |more: Value| {
+        let mut mount = json!({"destination": "/a", "type": "bind", "source": "/vol", "options": ["bind", "idmap"]});
+        mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        with("/mounts", json!([mount])).map(|plan| plan.shares[1].tree.clone()).map_err(|error| format!("{error:#}"))
+    };
+    let own = json!({"uidMappings": map(0, 100), "gidMappings": map(0, 200)});
+    let ids = Some(["0 100 10\n".to_owned(), "0 200 10\n".to_owned()]);
+    assert_eq!(mount(own), Ok(Tree::Copy { recursive: false, ids }));
+    for (bad, why) in [
+        (json!({}), "linux.uidMappings has 0 entries"),
+        (json!({"uidMappings": map(0, 1)}), "gidMappings has 0 entries"),
+        (json!({"uidMappings": map(u32::MAX, 1), "gidMappings": map(0, 1)}), "beyond the last id"),
+    ] {
+        let error = mount(bad).unwrap_err();
+        assert!(error.starts_with("mount /a: ") && error.contains(why), "{error}");
+    }
+    let tmpfs = json!([{"destination": "/a", "type": "tmpfs", "uidMappings": map(0, 1), "gidMappings": map(0, 1)}]);
+    assert!(error("/mounts", tmpfs).contains("only bind mounts can have their ids mapped"));
 }
 
 #[test]
