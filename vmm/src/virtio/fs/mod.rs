@@ -64,6 +64,7 @@ mod files;
 mod fuse;
 mod handles;
 mod identity;
+mod index;
 mod inodes;
 mod names;
 mod request;

@@ -4,6 +4,7 @@ mod guest;
 mod hostile;
 mod kernel;
 mod listing;
+mod measure;
 mod passthrough;
 mod random;
 mod rights;
