@@ -68,11 +68,15 @@ mod index;
 mod inodes;
 mod names;
 mod request;
+mod restore;
+mod save;
+mod saved;
 mod server;
 mod session;
 mod sharing;
 mod slab;
 mod sys;
+mod walk;
 mod xattrs;
 
 #[cfg(test)]

@@ -7,5 +7,6 @@ mod listing;
 mod measure;
 mod passthrough;
 mod random;
+mod restoring;
 mod rights;
 mod sharing;
