@@ -6,6 +6,7 @@
 //! those are looked at that are on another one than their directory, as files mounted by themselves are,
 //! or files of an overlay of several file systems; and of these one for each.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -98,10 +99,9 @@ impl<'a> Walk<'a> {
         let inode = self.inodes.peek(nodeid).ok()?;
         let Anchor::Cold(name) = &inode.anchor else { return None };
         if inode.kind != libc::S_IFDIR {
-            if !self.places.contains_key(&place(&inode.key)) {
+            if let Entry::Vacant(unknown) = self.places.entry(place(&inode.key)) {
                 let stat = sys::stat_at(parent, name).ok()?;
-                let now = is_same(inode, &stat).then(|| place(&Key::new(&stat, inode.key.share())))?;
-                self.places.insert(place(&inode.key), now);
+                unknown.insert(is_same(inode, &stat).then(|| place(&Key::new(&stat, inode.key.share())))?);
             }
             return None;
         }

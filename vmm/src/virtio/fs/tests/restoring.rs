@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::super::fuse::*;
@@ -136,7 +137,7 @@ fn handles_go_on() {
     guest.write(truncated, 0, b"kept").unwrap();
     let top = guest.opendir(1).unwrap().fh;
     guest.release(closed).unwrap();
-    let mut guest = restored(&guest, one(&directory));
+    let mut guest = restored_within(&guest, one(&directory), 16);
     assert_eq!(guest.read(closed, 0, 10).unwrap_err(), libc::EBADF);
     assert_eq!(guest.read(read, 5, 100).unwrap(), b"56789");
     assert_eq!(guest.write(read, 0, b"x").unwrap_err(), libc::EBADF);
@@ -149,8 +150,16 @@ fn handles_go_on() {
     assert_eq!(guest.read(read, 0, 5).unwrap(), b"abc34");
     assert_eq!(guest.read(truncated, 0, 10).unwrap(), b"kept");
     assert_eq!(guest.list(1, top, 0, 4096, false).unwrap().len(), 3);
+    let open: Vec<OFlags> = [append, read, both, truncated]
+        .map(|fh| rustix::fs::fcntl_getfl(guest.device.server().handles.file(fh).unwrap()).unwrap())
+        .to_vec();
+    assert!(open[2].contains(OFlags::SYNC) && !open.iter().any(|flags| flags.contains(OFlags::APPEND)));
     // A file that is open stays known by what it is, whatever becomes of its name.
     fs::remove_file(at(&directory, "text")).unwrap();
+    for number in 0..30 {
+        fs::write(at(&directory, &number.to_string()), "").unwrap();
+        guest.lookup(root, &number.to_string()).unwrap();
+    }
     assert_eq!(guest.getattr(text).unwrap().size, 10);
     for fh in [append, read, both, truncated, top] {
         guest.release(fh).unwrap();
@@ -183,7 +192,32 @@ fn caches_stay_valid_exactly_when_nothing_changed() {
     assert_eq!(keep, [true, false]);
 }
 
-/// Lists half of a directory, lets `change` take place, and the rest on another server.
+#[test]
+fn a_new_file_of_an_old_inode_number_keeps_being_the_one_that_is_found() {
+    let (mut guest, directory, root) = Guest::with_share();
+    for name in ["first", "old"] {
+        fs::write(at(&directory, name), "").unwrap();
+    }
+    let [first, old] = ["first", "old"].map(|name| guest.lookup(root, name).unwrap().nodeid);
+    // Now both are cold.
+    let mut guest = restored(&guest, one(&directory));
+    let number = at(&directory, "old").metadata().unwrap().ino();
+    fs::remove_file(at(&directory, "old")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::write(at(&directory, "new"), "").unwrap();
+    if at(&directory, "new").metadata().unwrap().ino() != number {
+        return; // This host's file system doesn't give numbers out again at once.
+    }
+    // So that the new one comes before the old one in the table.
+    guest.forget(first, 1);
+    let new = guest.lookup(root, "new").unwrap().nodeid;
+    assert_ne!(new, old);
+    let mut guest = restored(&guest, one(&directory));
+    assert_eq!(guest.lookup(root, "new").unwrap().nodeid, new);
+    assert_eq!(guest.getattr(old).unwrap_err(), libc::ESTALE);
+}
+
+/// Lists a directory piece by piece, every third one from another server.
 fn list_across(place: &Path) {
     let directory = tempfile::tempdir_in(place).unwrap();
     for number in 0..3000 {
