@@ -1,5 +1,7 @@
 //! Restoring what the guest knew and had open, see the module's page.
 
+use std::os::fd::AsFd;
+
 use rustix::fs::OFlags;
 
 use super::Share;
@@ -83,17 +85,9 @@ impl Server {
 
     /// Makes the table of inodes and the list of shares anew; returns the shares that are no saved ones.
     fn rebuild(&mut self, saved: &mut Saved, mut given: Vec<Share>) -> Result<Vec<Share>, Error> {
-        let mut roots = Vec::new();
-        for (slot, (generation, inode)) in saved.inodes.iter_mut().enumerate() {
-            let Some(root) = inode.as_ref().filter(|inode| inode.pinned) else { continue };
-            match take_named(&mut given, &saved.shares, root.key.share()) {
-                Some(share) => roots.push((slot, root.key.share(), share)),
-                // The guest doesn't know it: `check_shares` has seen to that, but for a second root.
-                None => (*generation, *inode) = (generation.wrapping_add(1), None),
-            }
-        }
-        let (limit, hot_limit) = (self.inodes.slab.limit(), self.inodes.hot_limit);
-        let mut inodes = Inodes::new(limit, hot_limit, self.inodes.proc_fd.clone());
+        let roots = pair(saved, &mut given);
+        let limit = self.inodes.slab.limit();
+        let mut inodes = Inodes::new(limit, self.inodes.hot_limit, self.inodes.proc_fd.clone());
         inodes.slab = Slab::of(limit, std::mem::take(&mut saved.inodes)).ok_or(MALFORMED)?;
         let mut walk = Walk::new(&mut inodes);
         for (slot, number, Share { name, root, read_only }) in roots {
@@ -115,7 +109,8 @@ impl Server {
         self.inodes.begin();
         let mut slots = Vec::with_capacity(saved.len());
         for (generation, saved) in saved {
-            slots.push((generation, saved.map(|saved| self.reopen_one(&saved)).transpose()?));
+            let open = saved.map(|saved| self.reopen_one(&saved)).transpose()?;
+            slots.push((generation, open));
         }
         self.handles = Handles::of(self.handles.limit(), slots).ok_or(MALFORMED)?;
         Ok(())
@@ -128,7 +123,10 @@ impl Server {
             Ok(handle) => Some(handle),
             Err(Errno(libc::ESTALE)) => None,
             Err(error) => {
-                let name = self.inodes.peek(nodeid).and_then(|inode| sys::name_of(&self.proc_fd, inode.fd()?));
+                let name = self.inodes.peek(nodeid).and_then(|inode| match &inode.anchor {
+                    Anchor::Hot(fd) => sys::name_of(&self.proc_fd, fd.as_fd()),
+                    Anchor::Cold(name) => Ok(name.clone()),
+                });
                 let name = name.unwrap_or_default();
                 let why = format!("{:?} cannot be opened again: {}", name.to_string_lossy(), sentence(error));
                 return Err(refuse(WHAT, why));
@@ -163,6 +161,21 @@ impl Server {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | (flags & OFlags::NOATIME);
         Ok(Handle::Directory(self.reopen(inode, flags)?))
     }
+}
+
+/// Takes out of the given shares those that were saved; returns each with the slot of its root, and its
+/// number. The root of one that isn't there leaves the table: the guest doesn't know it, which
+/// `check_shares` has seen to, or it is a second root of a share.
+fn pair(saved: &mut Saved, given: &mut Vec<Share>) -> Vec<(usize, u16, Share)> {
+    let mut roots = Vec::new();
+    for (slot, (generation, inode)) in saved.inodes.iter_mut().enumerate() {
+        let Some(root) = inode.as_ref().filter(|inode| inode.pinned) else { continue };
+        match take_named(given, &saved.shares, root.key.share()) {
+            Some(share) => roots.push((slot, root.key.share(), share)),
+            None => (*generation, *inode) = (generation.wrapping_add(1), None),
+        }
+    }
+    roots
 }
 
 /// Takes the share of this saved number out of those given.

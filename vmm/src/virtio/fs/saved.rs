@@ -173,17 +173,20 @@ pub(super) struct SavedHandle {
     pub flags: OFlags,
 }
 
+/// The slots of a table, in order, with their generations.
+pub(super) type Slots<T> = Vec<(u32, Option<T>)>;
+
 /// A state that was read: well-formed, and no more than that.
 pub(super) struct Saved {
     pub session: Session,
     /// Numbers and names, each there once.
     pub shares: Vec<(u16, String)>,
-    /// Slots with their generations. All entries are cold, the roots of shares too, and below a share.
-    pub inodes: Vec<(u32, Option<Inode>)>,
+    /// All entries are cold, the roots of shares too, and below a share.
+    pub inodes: Slots<Inode>,
     /// Slots of [`Saved::inodes`] whose keys are others' now, in order.
     pub superseded: Vec<u32>,
-    /// Slots with their generations.
-    pub handles: Vec<(u32, Option<SavedHandle>)>,
+    /// Every handle that there was.
+    pub handles: Slots<SavedHandle>,
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -225,6 +228,9 @@ impl Saved {
         let shares = reader.shares(count)?;
         let count = reader.count(head.inodes, size_of::<SlotRecord>(), inodes)?;
         let (inodes, superseded) = reader.inodes(count, &shares)?;
+        if head.handles.get() as usize > handles {
+            return Err(Error::Protocol("the guest had more files open than RLIMIT_NOFILE allows here"));
+        }
         let count = reader.count(head.handles, size_of::<SlotRecord>(), handles)?;
         let handles = (0..count).map(|_| reader.handle()).collect::<Result<_, _>>()?;
         if !reader.0.is_empty() {
@@ -247,12 +253,7 @@ impl Reader<'_> {
         (0..count).map(|_| one()).collect()
     }
 
-    #[allow(clippy::type_complexity)]
-    fn inodes(
-        &mut self,
-        count: usize,
-        shares: &[(u16, String)],
-    ) -> Result<(Vec<(u32, Option<Inode>)>, Vec<u32>), Error> {
+    fn inodes(&mut self, count: usize, shares: &[(u16, String)]) -> Result<(Slots<Inode>, Vec<u32>), Error> {
         let shares: HashSet<u16> = shares.iter().map(|(number, _)| *number).collect();
         let (mut inodes, mut superseded) = (Vec::with_capacity(count), Vec::new());
         for slot in 0..count {

@@ -2,12 +2,14 @@
 //! `cargo test --release -p vmm measure::hot -- --ignored --nocapture`.
 
 use std::fs;
+use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::super::Fs;
 use super::super::inodes::Inode;
 use super::guest::*;
+use crate::virtio::Device;
 
 const FILES: usize = 1000;
 
@@ -60,4 +62,29 @@ fn cold() {
 #[test]
 fn a_slot_is_small() {
     assert_eq!(size_of::<Option<Inode>>(), 80);
+}
+
+/// Saves and restores what a guest knows.
+fn save_and_restore((guest, directory): (Guest, tempfile::TempDir), descriptors: usize) {
+    let start = Instant::now();
+    let state = guest.device.save().unwrap();
+    println!("saved in {:?}: {} bytes", start.elapsed(), state.len());
+    drop(guest);
+    let shares = vec![share("s", directory.path(), false)];
+    let mut device = Fs::with_limits(shares, descriptors, 1000).unwrap();
+    let (start, before) = (Instant::now(), anonymous());
+    device.restore(&state).unwrap();
+    println!("restored in {:?}, {} KiB more", start.elapsed(), anonymous().saturating_sub(before));
+}
+
+#[test]
+#[ignore = "measures"]
+fn saving_hot() {
+    save_and_restore(know_all(15, 18_000), 18_000);
+}
+
+#[test]
+#[ignore = "measures"]
+fn saving_cold() {
+    save_and_restore(know_all(100, 1000), 1000);
 }
