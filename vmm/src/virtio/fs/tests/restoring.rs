@@ -436,6 +436,15 @@ fn shares_are_known_by_name_wherever_they_come() {
     guarded[3].read_only = true;
     let error = refused(&guest, guarded);
     assert!(error.contains("\"file\"") && error.contains("Read-only"), "{error}");
+    let mut reader = Guest::of(Fs::new("test", vec![share("s", a.path(), false)]).unwrap());
+    let root = reader.lookup(1, "s").unwrap().nodeid;
+    let file = reader.lookup(root, "file").unwrap().nodeid;
+    let fhs = [reader.open(file, libc::O_RDONLY).unwrap().fh, reader.opendir(root).unwrap().fh];
+    let mut reader = restored(&reader, vec![share("s", a.path(), true)]);
+    let handles = &reader.device.server().handles;
+    let flags =
+        [handles.file(fhs[0]), handles.directory(fhs[1])].map(|fd| rustix::fs::fcntl_getfl(fd.unwrap()).unwrap());
+    assert!(flags.iter().all(|flags| flags.contains(OFlags::NOATIME)), "not even a time stamp changes there");
     let mut writable = new();
     writable[2].read_only = false;
     let mut guest = restored(&guest, writable);
