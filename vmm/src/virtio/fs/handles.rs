@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::request::{Errno, Served};
-use super::slab::Slab;
+use super::slab::{Slab, Slots};
 
 /// An open file of the guest's.
 pub(super) enum Handle {
@@ -39,7 +39,7 @@ impl Handles {
     }
 
     /// The table of these slots, as [`Handles::all`] gave them. `None` when they are more than `limit`.
-    pub fn of(limit: usize, slots: Vec<(u32, Option<Open>)>) -> Option<Self> {
+    pub fn of(limit: usize, slots: Slots<Open>) -> Option<Self> {
         Slab::of(limit, slots).map(|slab| Self { slab })
     }
 

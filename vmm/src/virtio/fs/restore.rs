@@ -12,7 +12,7 @@ use super::request::{Errno, Served};
 use super::save::refuse;
 use super::saved::{MALFORMED, Saved, SavedHandle, What};
 use super::server::{Root, Server};
-use super::slab::Slab;
+use super::slab::{Slab, Slots};
 use super::sys;
 use super::walk::Walk;
 use crate::virtio::Error;
@@ -48,7 +48,7 @@ impl Server {
 
     /// Checks that each share that the guest uses is there, and of the same kind.
     fn check_shares(&self, saved: &Saved) -> Result<(), Error> {
-        let inodes = || saved.inodes.iter().filter_map(|(_, inode)| inode.as_ref());
+        let inodes = || saved.inodes.entries.iter().flatten();
         let mut used = vec![false; 1 << 16];
         for inode in inodes().filter(|inode| inode.lookups > 0) {
             if let Some(used) = used.get_mut(inode.share()) {
@@ -105,13 +105,9 @@ impl Server {
         Ok(given)
     }
 
-    fn reopen_all(&mut self, saved: Vec<(u32, Option<SavedHandle>)>) -> Result<(), Error> {
+    fn reopen_all(&mut self, saved: Slots<SavedHandle>) -> Result<(), Error> {
         self.inodes.begin();
-        let mut slots = Vec::with_capacity(saved.len());
-        for (generation, saved) in saved {
-            let open = saved.map(|saved| self.reopen_one(&saved)).transpose()?;
-            slots.push((generation, open));
-        }
+        let slots = saved.map(|saved| self.reopen_one(&saved))?;
         self.handles = Handles::of(self.handles.limit(), slots).ok_or(MALFORMED)?;
         Ok(())
     }
@@ -167,14 +163,15 @@ impl Server {
 /// number. The root of one that isn't there leaves the table: the guest doesn't know it, which
 /// `check_shares` has seen to, or it is a second root of a share.
 fn pair(saved: &mut Saved, given: &mut Vec<Share>) -> Vec<(usize, u16, Share)> {
-    let mut roots = Vec::new();
-    for (slot, (generation, inode)) in saved.inodes.iter_mut().enumerate() {
+    let (mut roots, mut gone) = (Vec::new(), Vec::new());
+    for (slot, inode) in saved.inodes.entries.iter_mut().enumerate() {
         let Some(root) = inode.as_ref().filter(|inode| inode.pinned) else { continue };
         match take_named(given, &saved.shares, root.key.share()) {
             Some(share) => roots.push((slot, root.key.share(), share)),
-            None => (*generation, *inode) = (generation.wrapping_add(1), None),
+            None => gone.push(slot),
         }
     }
+    gone.into_iter().for_each(|slot| saved.inodes.clear(slot));
     roots
 }
 

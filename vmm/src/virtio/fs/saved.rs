@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::inodes::{Anchor, Inode, Key};
 use super::request::NAME_MAX;
 use super::session::Session;
+use super::slab::Slots;
 use crate::virtio::Error;
 
 /// Version of the whole; 1 was a session alone.
@@ -173,9 +174,6 @@ pub(super) struct SavedHandle {
     pub flags: OFlags,
 }
 
-/// The slots of a table, in order, with their generations.
-pub(super) type Slots<T> = Vec<(u32, Option<T>)>;
-
 /// A state that was read: well-formed, and no more than that.
 pub(super) struct Saved {
     pub session: Session,
@@ -232,7 +230,7 @@ impl Saved {
             return Err(Error::Protocol("the guest had more files open than RLIMIT_NOFILE allows here"));
         }
         let count = reader.count(head.handles, size_of::<SlotRecord>(), handles)?;
-        let handles = (0..count).map(|_| reader.handle()).collect::<Result<_, _>>()?;
+        let handles = reader.handles(count)?;
         if !reader.0.is_empty() {
             return Err(MALFORMED);
         }
@@ -255,7 +253,7 @@ impl Reader<'_> {
 
     fn inodes(&mut self, count: usize, shares: &[(u16, String)]) -> Result<(Slots<Inode>, Vec<u32>), Error> {
         let shares: HashSet<u16> = shares.iter().map(|(number, _)| *number).collect();
-        let (mut inodes, mut superseded) = (Vec::with_capacity(count), Vec::new());
+        let (mut inodes, mut superseded) = (Slots::with_capacity(count), Vec::new());
         for slot in 0..count {
             let record: SlotRecord = self.take()?;
             let kind = u32::from(record.kind) << 12;
@@ -268,7 +266,7 @@ impl Reader<'_> {
                     superseded.push(slot as u32);
                 }
             }
-            inodes.push((record.generation.get(), inode.map(|(inode, _)| inode)));
+            inodes.push(record.generation.get(), inode.map(|(inode, _)| inode));
         }
         Ok((inodes, superseded))
     }
@@ -298,10 +296,18 @@ impl Reader<'_> {
         Ok((inode, record.flags))
     }
 
-    fn handle(&mut self) -> Result<(u32, Option<SavedHandle>), Error> {
-        let slot: SlotRecord = self.take()?;
-        let what = match slot.kind {
-            0 => return Ok((slot.generation.get(), None)),
+    fn handles(&mut self, count: usize) -> Result<Slots<SavedHandle>, Error> {
+        let mut handles = Slots::with_capacity(count);
+        for _ in 0..count {
+            let slot: SlotRecord = self.take()?;
+            handles.push(slot.generation.get(), self.handle(slot.kind)?);
+        }
+        Ok(handles)
+    }
+
+    fn handle(&mut self, what: u8) -> Result<Option<SavedHandle>, Error> {
+        let what = match what {
+            0 => return Ok(None),
             1 => What::Root,
             2 => What::Directory,
             3 => What::File,
@@ -310,7 +316,7 @@ impl Reader<'_> {
         };
         let record: HandleRecord = self.take()?;
         let flags = OFlags::from_bits_retain(record.flags.get());
-        Ok((slot.generation.get(), Some(SavedHandle { what, nodeid: record.nodeid.get(), flags })))
+        Ok(Some(SavedHandle { what, nodeid: record.nodeid.get(), flags }))
     }
 }
 

@@ -10,6 +10,45 @@ pub(super) struct Slab<T> {
     limit: usize,
 }
 
+/// The slots of a table that is about to be made, with their generations.
+pub(super) struct Slots<T> {
+    /// What is in them.
+    pub entries: Vec<Option<T>>,
+    generations: Vec<u32>,
+}
+
+impl<T> Slots<T> {
+    /// None, and room for so many.
+    pub fn with_capacity(count: usize) -> Self {
+        Self { entries: Vec::with_capacity(count), generations: Vec::with_capacity(count) }
+    }
+
+    /// Adds the next slot.
+    pub fn push(&mut self, generation: u32, entry: Option<T>) {
+        self.entries.push(entry);
+        self.generations.push(generation);
+    }
+
+    /// Takes out what is in a slot, whose next entry will have another key.
+    pub fn clear(&mut self, slot: usize) {
+        if let (Some(entry), Some(generation)) = (self.entries.get_mut(slot), self.generations.get_mut(slot)) {
+            (*entry, *generation) = (None, generation.wrapping_add(1));
+        }
+    }
+
+    /// The same generations with what `change` makes of the entries, unless it fails.
+    pub fn map<U, E>(self, mut change: impl FnMut(T) -> Result<U, E>) -> Result<Slots<U>, E> {
+        let entries = self.entries.into_iter().map(|entry| entry.map(&mut change).transpose());
+        Ok(Slots { entries: entries.collect::<Result<_, E>>()?, generations: self.generations })
+    }
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self::with_capacity(0)
+    }
+}
+
 impl<T> Slab<T> {
     /// An empty table of at most `limit` entries (and less than 2³¹).
     pub fn new(limit: usize) -> Self {
@@ -18,12 +57,12 @@ impl<T> Slab<T> {
 
     /// A table of these slots, as [`Slab::all`] gave them: the keys are the same again. `None` when they
     /// are more than `limit`.
-    pub fn of(limit: usize, slots: Vec<(u32, Option<T>)>) -> Option<Self> {
+    pub fn of(limit: usize, slots: Slots<T>) -> Option<Self> {
         let mut slab = Self::new(limit);
-        if slots.len() > slab.limit {
+        if slots.entries.len() > slab.limit {
             return None;
         }
-        (slab.generations, slab.entries) = slots.into_iter().unzip();
+        (slab.generations, slab.entries) = (slots.generations, slots.entries);
         let empty = slab.entries.iter().enumerate().rev().filter(|(_, entry)| entry.is_none());
         slab.free = empty.map(|(slot, _)| slot as u32).collect();
         Some(slab)
@@ -166,7 +205,11 @@ mod tests {
         slab.remove(keys[1]);
         slab.remove(keys[3]);
         let late = slab.insert('f').unwrap();
-        let slots = || slab.all().map(|(generation, entry)| (generation, entry.copied())).collect();
+        let slots = || {
+            let mut slots = Slots::with_capacity(5);
+            slab.all().for_each(|(generation, entry)| slots.push(generation, entry.copied()));
+            slots
+        };
         let mut same = Slab::of(5, slots()).unwrap();
         assert_eq!((same.get(keys[0]), same.get(late), same.len()), (Some(&'a'), Some(&'f'), 4));
         assert!(slab.iter().eq(same.iter()));
