@@ -163,19 +163,20 @@ impl Server {
     /// Follows the host's path of an object from the share's root, through directories that the guest knows.
     fn by_path(&self, fd: BorrowedFd, key: &Key) -> Option<Located> {
         let inodes = &self.inodes;
-        let root = self.shares.get(usize::from(key.share()))?.as_ref()?.nodeid;
-        let above = sys::path_of(&inodes.proc_fd, inodes.peek(root).ok()?.fd().ok()?).ok()?;
-        let path = sys::path_of(&inodes.proc_fd, fd).ok()?;
+        let mut parent = self.shares.get(usize::from(key.share()))?.as_ref()?.nodeid;
+        let root = inodes.peek(parent).ok()?.fd().ok()?;
+        let (above, path) = (sys::path_of(&inodes.proc_fd, root).ok()?, sys::path_of(&inodes.proc_fd, fd).ok()?);
         let below = path.strip_prefix(above.strip_suffix(b"/").unwrap_or(&above))?.strip_prefix(b"/")?;
         let mut parts: Vec<&[u8]> = below.split(|&byte| byte == b'/').collect();
         let name = CString::new(parts.pop()?).ok()?;
-        let mut parent = root;
+        let mut directory = Reached::Held(root);
         for part in parts {
-            let part = CString::new(part).ok()?;
-            let stat = sys::stat_at(inodes.reach(parent, MAX_DEPTH).ok()?.as_fd(), &part).ok()?;
-            parent = inodes.known_as(&stat, key.share())?;
+            let next = sys::open_path(directory.as_fd(), &CString::new(part).ok()?).ok()?;
+            parent = inodes.known_as(&sys::stat(next.as_fd()).ok()?, key.share())?;
+            directory = Reached::Opened(next);
         }
-        inodes.find_below(parent, name, key)
+        let stat = sys::stat_at(directory.as_fd(), &name).ok()?;
+        (Key::new(&stat, key.share()) == *key).then_some(Located { parent, name, stat })
     }
 }
 
