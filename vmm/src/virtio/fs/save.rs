@@ -19,7 +19,7 @@ use rustix::fs::{Dir, OFlags};
 
 use super::handles::{Handle, Open};
 use super::inodes::{Anchor, FIRST_ID, Inode, Inodes, Key};
-use super::request::{Errno, Served};
+use super::request::{Errno, NAME_MAX, Served};
 use super::saved::{SavedHandle, What, Whereabouts, Writer};
 use super::server::Server;
 use super::sys::{self, Stat};
@@ -98,24 +98,25 @@ impl Server {
     fn save_inode(&self, at: (usize, u32), inode: &Inode, search: &mut Search, writer: &mut Writer) {
         let (slot, generation) = at;
         let entry = self.inodes.slab.key_at(slot).unwrap_or_default();
+        let nodeid = entry.wrapping_add(FIRST_ID);
         let indexed = self.inodes.index.get(&inode.key, &self.inodes.slab) == Some(entry);
-        let mut now = Whereabouts { key: inode.key, parent: inode.parent, name: b"", born: inode.born, indexed };
-        let located;
-        match &inode.anchor {
-            Anchor::Cold(name) => now.name = name.to_bytes(),
-            Anchor::Hot(_) if inode.pinned => (),
-            Anchor::Hot(fd) => match self.locate(entry.wrapping_add(FIRST_ID), inode, fd.as_fd(), search) {
-                Some(found) => {
-                    located = found;
-                    (now.parent, now.name) = (located.parent, located.name.to_bytes());
-                    // Both may be others than in the table since overlayfs copied the object up.
-                    now.key = Key::new(&located.stat, inode.key.share());
-                    now.born = sys::birth_time(&located.stat);
-                }
-                None => {
-                    search.nameless.insert(entry.wrapping_add(FIRST_ID));
-                }
-            },
+        let (name, located) = match &inode.anchor {
+            Anchor::Cold(name) => (name.to_bytes(), None),
+            Anchor::Hot(_) if inode.pinned => (&b""[..], None),
+            Anchor::Hot(fd) => (&b""[..], self.locate(nodeid, inode, fd.as_fd(), search)),
+        };
+        let mut now = Whereabouts { key: inode.key, parent: inode.parent, name, born: inode.born, indexed };
+        if let Some(Located { parent, name, stat }) = &located {
+            (now.parent, now.name) = (*parent, name.to_bytes());
+            // Both may be others than in the table since overlayfs copied the object up.
+            (now.key, now.born) = (Key::new(stat, inode.key.share()), sys::birth_time(stat));
+        }
+        // Some file systems (vfat) have names that are longer than any that the guest could ask for.
+        if now.name.len() > NAME_MAX {
+            now.name = b"";
+        }
+        if now.name.is_empty() && !inode.pinned {
+            search.nameless.insert(nodeid);
         }
         writer.inode(generation, inode, &now);
     }
