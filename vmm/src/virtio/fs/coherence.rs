@@ -31,6 +31,9 @@ const SHORT: Duration = Duration::from_millis(50);
 /// No change time: nothing is known that an open could be checked against.
 const NOTHING: i64 = 0;
 
+/// No time that a file has: pages of it are right for nothing.
+pub(super) const UNKNOWN: i64 = i64::MIN;
+
 impl Cache {
     /// What the guest keeps of an object with these attributes.
     pub(super) fn attributes_valid(&self, stat: &Stat, single: bool) -> Duration {
@@ -61,7 +64,7 @@ impl Inode {
     /// Whether the guest's pages of it are still right, and notes what they are right for from now on.
     pub(super) fn keeps_pages(&mut self, stat: &Stat) -> bool {
         let (now, before) = (change_time(stat), self.opened_at);
-        self.opened_at = if is_recent(stat) { i64::MIN } else { now };
+        self.opened_at = if is_recent(stat) { UNKNOWN } else { now };
         before == now || before == NOTHING
     }
 }

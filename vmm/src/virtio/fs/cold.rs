@@ -9,10 +9,10 @@
 //! name any more, like a directory that is removed but somebody's working directory, stays hot. File handles (`open_by_handle_at`) would not need
 //! names, but overlayfs has none that can be opened, and root file systems of containers are overlays.
 
-use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::inodes::{Anchor, Cold, Inode, Inodes, Key};
+use super::inodes::{Anchor, Inode, Inodes, Key};
 use super::request::{Errno, Served};
 use super::sys::{self, Stat};
 
@@ -32,18 +32,13 @@ impl Inodes {
 
     fn warm_below(&mut self, nodeid: u64, depth: usize) -> Served {
         let inode = self.get(nodeid)?;
-        let (Anchor::Cold(cold), parent, key) = (&inode.anchor, inode.parent, inode.key) else { return Ok(()) };
-        let (name, born) = (cold.name.clone(), cold.born);
-        let depth = depth.checked_sub(1).ok_or(Errno(libc::ESTALE))?;
+        if let Anchor::Hot(_) = &inode.anchor {
+            return Ok(());
+        }
+        let (parent, depth) = (inode.parent, depth.checked_sub(1).ok_or(Errno(libc::ESTALE))?);
         self.warm_below(parent, depth)?;
         self.make_room()?;
-        let gone =
-            |Errno(errno)| Errno(if errno == libc::ENOENT || errno == libc::ENOTDIR { libc::ESTALE } else { errno });
-        let fd = sys::open_path(self.get(parent)?.fd()?, &name).map_err(gone)?;
-        let stat = sys::stat(fd.as_fd())?;
-        if Key::new(&stat, key.share()) != key || sys::birth_time(&stat) != born {
-            return Err(Errno(libc::ESTALE));
-        }
+        let fd = self.get(nodeid)?.open_below(self.get(parent)?.fd()?)?;
         self.get_mut(nodeid)?.anchor = Anchor::Hot(fd);
         self.hot += 1;
         Ok(())
@@ -107,30 +102,45 @@ impl Inodes {
             return false;
         }
         let cold = self.name_of(inode);
-        if let (Ok(cold), Some(inode)) = (cold, self.slab.at_mut(self.hand)) {
-            inode.anchor = Anchor::Cold(Box::new(cold));
+        if let (Ok((name, born)), Some(inode)) = (cold, self.slab.at_mut(self.hand)) {
+            (inode.anchor, inode.born) = (Anchor::Cold(name), born);
             self.hot -= 1;
         }
         true
     }
 
-    /// The name under which a hot object can be found again. A file may have been removed under the name
-    /// that led to it and have others: then it is stale until the guest looks up one of those.
-    fn name_of(&self, inode: &Inode) -> Served<Cold> {
+    /// The name under which a hot object can be found again, and its birth time, which is another one since
+    /// overlayfs copied it up. A file may have been removed under the name that led to it and have others:
+    /// then it is stale until the guest looks up one of those.
+    fn name_of(&self, inode: &Inode) -> Served<(CString, i64)> {
         let fd = inode.fd()?;
-        let name = sys::name_of(fd)?;
+        let name = sys::name_of(&self.proc_fd, fd)?;
         let found = self.look_up(inode.parent, &name).ok();
         if let Some((stat, _)) = found.filter(|(stat, share)| Key::new(stat, *share) == inode.key) {
-            return Ok(Cold { name, born: sys::birth_time(&stat) });
+            return Ok((name, sys::birth_time(&stat)));
         }
         let stat = sys::stat(fd)?;
         let elsewhere = inode.kind != libc::S_IFDIR && stat.stx_nlink > 0;
-        if elsewhere { Ok(Cold { name, born: sys::birth_time(&stat) }) } else { Err(Errno(libc::ESTALE)) }
+        if elsewhere { Ok((name, sys::birth_time(&stat))) } else { Err(Errno(libc::ESTALE)) }
     }
 
     /// What a name in a hot directory stands for, and in which share.
     fn look_up(&self, parent: u64, name: &CStr) -> Served<(Stat, u16)> {
         let directory = self.peek(parent)?;
         Ok((sys::stat_at(directory.fd()?, name)?, directory.key.share()))
+    }
+}
+
+impl Inode {
+    /// Opens a cold object below its parent directory. `ESTALE` when something else is there, or nothing.
+    pub fn open_below(&self, parent: BorrowedFd) -> Served<OwnedFd> {
+        const GONE: [i32; 2] = [libc::ENOENT, libc::ENOTDIR];
+        let Anchor::Cold(name) = &self.anchor else { return Err(Errno(libc::ESTALE)) };
+        let opened = sys::open_path(parent, name);
+        let fd = opened.map_err(|Errno(errno)| Errno(if GONE.contains(&errno) { libc::ESTALE } else { errno }))?;
+        let stat = sys::stat(fd.as_fd())?;
+        let same = Key::new(&stat, self.key.share()) == self.key
+            && (sys::birth_time(&stat), sys::kind(&stat)) == (self.born, self.kind);
+        if same { Ok(fd) } else { Err(Errno(libc::ESTALE)) }
     }
 }

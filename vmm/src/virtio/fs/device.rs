@@ -4,7 +4,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::server::Server;
-use super::session::Session;
 use super::sharing::{self, Sharing, Wishes};
 use super::{Counters, Share};
 use crate::virtio::queue::Outcome;
@@ -117,17 +116,15 @@ impl Device for Fs {
         self.server.forget_guest();
     }
 
-    /// What was agreed on with the guest. Fails when the guest knows any object or has one open: their
-    /// tables can't be saved yet (the modules `inodes` and `handles` say what it takes).
+    /// What the guest knows and has open; see the module's page. Fails when it has something open that has
+    /// no name to find it by again.
     fn save(&self) -> Result<Vec<u8>, Error> {
-        if !self.server.handles.is_empty() || self.server.inodes.known().next().is_some() {
-            return Err(Error::Protocol("a file system in use cannot be saved yet"));
-        }
-        Ok(self.server.session.save())
+        self.server.save()
     }
 
+    /// Fails on a state that is malformed, when a share is missing that the guest uses, and when the host
+    /// refuses to open again what was open. What has changed meanwhile is `ESTALE` to the guest.
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
-        self.server.session = Session::restore(state)?;
-        Ok(())
+        self.server.restore(state)
     }
 }

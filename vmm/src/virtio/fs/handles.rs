@@ -1,13 +1,12 @@
 //! What the guest has open.
 //!
-//! To build the table again after a restore one needs, of each handle: its slot, its nodeid (open it
-//! again through the inode), the flags it was opened with, and of a directory nothing more, since the
-//! guest says in each request where it is.
+//! A handle is saved as its nodeid and the flags that the host says it is open with. A directory needs
+//! nothing more, since the guest says in each request where it is.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::request::{Errno, Served};
-use super::slab::Slab;
+use super::slab::{Slab, Slots};
 
 /// An open file of the guest's.
 pub(super) enum Handle {
@@ -20,11 +19,12 @@ pub(super) enum Handle {
 }
 
 /// A handle, and the object that it is of.
-struct Open {
-    handle: Handle,
-    nodeid: u64,
+pub(super) struct Open {
+    /// `None` when a restore did not find the object again.
+    pub handle: Option<Handle>,
+    pub nodeid: u64,
     /// The share that the object is below, also when the guest has forgotten the object.
-    share: Option<usize>,
+    pub share: Option<usize>,
 }
 
 /// The table of handles.
@@ -38,14 +38,30 @@ impl Handles {
         Self { slab: Slab::new(limit) }
     }
 
-    /// Adds a handle of an object below a share and returns its number. `ENFILE` when the table is full.
-    pub fn insert(&mut self, handle: Handle, nodeid: u64, share: Option<usize>) -> Served<u64> {
-        self.slab.insert(Open { handle, nodeid, share }).map_err(|_| Errno(libc::ENFILE))
+    /// The table of these slots, as [`Handles::all`] gave them. `None` when they are more than `limit`.
+    pub fn of(limit: usize, slots: Slots<Open>) -> Option<Self> {
+        Slab::of(limit, slots).map(|slab| Self { slab })
     }
 
-    /// The handle of this number. `EBADF` when there is none.
+    /// All slots in order, free ones too, with their generations.
+    pub fn all(&self) -> impl ExactSizeIterator<Item = (u32, Option<&Open>)> {
+        self.slab.all()
+    }
+
+    /// Most handles.
+    pub fn limit(&self) -> usize {
+        self.slab.limit()
+    }
+
+    /// Adds a handle of an object below a share and returns its number. `ENFILE` when the table is full.
+    pub fn insert(&mut self, handle: Handle, nodeid: u64, share: Option<usize>) -> Served<u64> {
+        self.slab.insert(Open { handle: Some(handle), nodeid, share }).map_err(|_| Errno(libc::ENFILE))
+    }
+
+    /// The handle of this number. `EBADF` when there is none, `ESTALE` when its object was lost in a restore.
     pub fn get(&self, fh: u64) -> Served<&Handle> {
-        self.slab.get(fh).map(|open| &open.handle).ok_or(Errno(libc::EBADF))
+        let open = self.slab.get(fh).ok_or(Errno(libc::EBADF))?;
+        open.handle.as_ref().ok_or(Errno(libc::ESTALE))
     }
 
     /// The object that a handle is of.
@@ -75,6 +91,7 @@ impl Handles {
     }
 
     /// Whether nothing is open.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.slab.len() == 0
     }

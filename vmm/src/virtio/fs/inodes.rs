@@ -5,29 +5,33 @@
 //! a million files, so objects not used lately become *cold*: see the module `cold`. Beyond the limit of
 //! the table itself lookups fail with `ENFILE` until the guest forgets something.
 //!
-//! Saving the table needs, of each entry: its slot (index and generation), key, lookup count, kind, and
-//! what a cold entry has, its parent, name and birth time. Restoring makes all entries cold ones.
+//! How the table outlives the process is told in `saved`.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use super::index::Index;
 use super::request::{Errno, Served};
 use super::slab::Slab;
 use super::sys::{self, Stat};
 
 /// First nodeid of the table: 0 means none, and 1 is the device's root directory.
-const FIRST_ID: u64 = 2;
+pub(super) const FIRST_ID: u64 = 2;
 
 /// What makes two host objects the same to the guest. The mount counts because a bind mount may have
 /// other rights than the mount below it, and the share because one directory may be shared twice.
+///
+/// Packed, for every entry has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C, packed(2))]
 pub(super) struct Key {
-    inode: u64,
-    device: u32,
-    mount: u32,
-    share: u16,
+    pub inode: u64,
+    /// Major number in the upper 12 bits, minor number in the lower 20.
+    pub device: u32,
+    pub mount: u32,
+    pub share: u16,
 }
 
 impl Key {
@@ -53,19 +57,11 @@ impl Key {
 pub(super) enum Anchor {
     /// Held by this `O_PATH` descriptor.
     Hot(OwnedFd),
-    /// To be found again under its name in the parent directory.
-    Cold(Box<Cold>),
+    /// To be found again under this name in the parent directory. Nothing has the empty name.
+    Cold(CString),
 }
 
-/// What a cold object was when it was last seen.
-pub(super) struct Cold {
-    /// Its name in the parent directory.
-    pub name: CString,
-    /// Its birth time in nanoseconds, which tells it from a later object of the same inode number.
-    pub born: i64,
-}
-
-/// A host object that the guest knows.
+/// A host object that the guest knows. There may be a million: 80 bytes, and its name when cold.
 pub(super) struct Inode {
     /// How to reach it.
     pub anchor: Anchor,
@@ -73,6 +69,8 @@ pub(super) struct Inode {
     pub key: Key,
     /// The directory that it was last found in.
     pub parent: u64,
+    /// Its birth time in nanoseconds, which tells it from a later object of the same inode number.
+    pub born: i64,
     /// How often the guest was told of it and has not forgotten it.
     pub lookups: u64,
     /// Handles of it.
@@ -112,7 +110,9 @@ impl Inode {
 /// The table of inodes.
 pub(super) struct Inodes {
     pub(super) slab: Slab<Inode>,
-    by_key: HashMap<Key, u64>,
+    pub(super) index: Index,
+    /// `/proc/self/fd`, `O_PATH`.
+    pub(super) proc_fd: Arc<OwnedFd>,
     /// Entries with a descriptor.
     pub(super) hot: usize,
     /// Most of them.
@@ -125,9 +125,9 @@ pub(super) struct Inodes {
 
 impl Inodes {
     /// An empty table of at most `limit` objects, with at most `descriptors` descriptors.
-    pub fn new(limit: usize, descriptors: usize) -> Self {
-        let (slab, by_key) = (Slab::new(limit), HashMap::new());
-        Self { slab, by_key, hot: 0, hot_limit: descriptors, hand: 0, now: 0 }
+    pub fn new(limit: usize, descriptors: usize, proc_fd: Arc<OwnedFd>) -> Self {
+        let (slab, index) = (Slab::new(limit), Index::default());
+        Self { slab, index, proc_fd, hot: 0, hot_limit: descriptors, hand: 0, now: 0 }
     }
 
     /// A new request begins: what it uses stays hot until the next one.
@@ -165,7 +165,7 @@ impl Inodes {
         inode.lookups = inode.lookups.saturating_add(1);
         inode.parent = parent;
         match &mut inode.anchor {
-            Anchor::Cold(cold) if cold.name.as_c_str() != name => cold.name = name.to_owned(),
+            Anchor::Cold(known) if known.as_c_str() != name => *known = name.to_owned(),
             _ => (),
         }
         Some(nodeid)
@@ -174,9 +174,10 @@ impl Inodes {
     /// The nodeid of an object with these attributes. A cold entry that is an earlier object of the same
     /// inode number is not meant: it keeps its nodeid and will be found stale.
     pub fn known_as(&self, stat: &Stat, share: u16) -> Option<u64> {
-        let nodeid = *self.by_key.get(&Key::new(stat, share))?;
-        match &self.get(nodeid).ok()?.anchor {
-            Anchor::Cold(cold) if cold.born != sys::birth_time(stat) => None,
+        let nodeid = self.index.get(&Key::new(stat, share), &self.slab)?.wrapping_add(FIRST_ID);
+        let inode = self.get(nodeid).ok()?;
+        match &inode.anchor {
+            Anchor::Cold(_) if inode.born != sys::birth_time(stat) => None,
             _ => Some(nodeid),
         }
     }
@@ -195,8 +196,7 @@ impl Inodes {
 
     /// Adds an object without a descriptor. `ENFILE` when the table is full.
     pub fn add_cold(&mut self, name: &CStr, stat: &Stat, parent: u64, share: u16) -> Served<u64> {
-        let cold = Cold { name: name.to_owned(), born: sys::birth_time(stat) };
-        self.insert(Anchor::Cold(Box::new(cold)), stat, parent, share, 1)
+        self.insert(Anchor::Cold(name.to_owned()), stat, parent, share, 1)
     }
 
     /// Adds the root of a share, which the guest doesn't know yet and can't remove.
@@ -211,12 +211,13 @@ impl Inodes {
 
     fn insert(&mut self, anchor: Anchor, stat: &Stat, parent: u64, share: u16, lookups: u64) -> Served<u64> {
         let (key, hot) = (Key::new(stat, share), matches!(anchor, Anchor::Hot(_)));
-        let (kind, used) = (sys::kind(stat), Cell::new(self.now));
-        let inode = Inode { anchor, key, parent, lookups, opens: 0, opened_at: 0, known: 0, kind, used, pinned: false };
-        let nodeid = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))? + FIRST_ID;
+        let (born, kind, used) = (sys::birth_time(stat), sys::kind(stat), Cell::new(self.now));
+        let (opens, opened_at, known) = (0, 0, 0);
+        let inode = Inode { anchor, key, parent, born, lookups, opens, opened_at, known, kind, used, pinned: false };
+        let entry = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))?;
         self.hot += usize::from(hot);
-        self.by_key.insert(key, nodeid);
-        Ok(nodeid)
+        self.index.set(entry, &self.slab);
+        Ok(entry.wrapping_add(FIRST_ID))
     }
 
     /// Counts a handle of an object, which is not cooled as long as it has one.
@@ -247,12 +248,10 @@ impl Inodes {
     /// Takes an object out of the table, whatever the guest thinks of it.
     fn remove(&mut self, nodeid: u64) {
         let Ok(inode) = self.peek(nodeid) else { return };
-        let (key, hot) = (inode.key, matches!(inode.anchor, Anchor::Hot(_)));
-        self.hot -= usize::from(hot);
-        if self.by_key.get(&key) == Some(&nodeid) {
-            self.by_key.remove(&key);
-        }
-        self.slab.remove(nodeid.wrapping_sub(FIRST_ID));
+        self.hot -= usize::from(matches!(inode.anchor, Anchor::Hot(_)));
+        let entry = nodeid.wrapping_sub(FIRST_ID);
+        self.index.remove(entry, &self.slab);
+        self.slab.remove(entry);
     }
 
     /// Forgets all that the guest knew: the roots of the shares are left.

@@ -36,6 +36,37 @@
 //! host and other guests; `AUTO_INVAL_DATA` handles files held open. Names that don't exist are not
 //! cached. A memory-mapped file changed from outside while mapped is seen late, as on NFS.
 //!
+//! # Saving and restoring
+//!
+//! What the guest knows and has open is saved as plain data (`saved` has the form, `save` and `restore` do it) and
+//! made again on another device with shares of the same names, wherever these are mounted now: nodeids and
+//! handles are the same. Changes that the host made meanwhile are treated as those made while the guest runs.
+//!
+//! * **Objects** are restored cold, and found by name when they are used. One is the same as before if its
+//!   kind, inode number and birth time are; else the guest gets `ESTALE` and looks the name up anew. Numbers of
+//!   devices and mounts don't count: they are others in each process, and on another overlay of the same
+//!   layers, where files of the lower layers keep inode number and birth time. What had been copied up
+//!   there has another birth time, so a clone never takes the layer's file for the container's. Where a file
+//!   system has no birth times the inode number has to do.
+//! * **Directories** are looked up at once, which tells what the mounts are now (`walk`). One that is on the same
+//!   disk has to be the same. Elsewhere (overlayfs, tmpfs, btrfs, NFS: device numbers without a major one) its
+//!   path and kind are enough: overlays may number directories anew at each mount, and engines make some in
+//!   every upper layer. It holds nothing itself, and what is below is judged by the rule above.
+//! * **The root of a share** is what the new share says. It may be missing if the guest knows nothing of it.
+//! * **Handles** are opened again at once, with the flags that the host says they are open with. Where the
+//!   file isn't there any more, or is another one, the handle stays and answers `ESTALE`. Where the host refuses (no
+//!   right, a share that is read-only now, too few descriptors) restoring fails.
+//! * **Without a name** (deleted, `O_TMPFILE`) nothing can be found again. If such a file is open, saving fails and
+//!   says how many there are and which: going on without would lose data that exists nowhere else. If
+//!   it isn't, it is `ESTALE` after the restore.
+//! * **Positions in directories** are the host's (`d_off`). They mean the same in a directory opened again on ext4,
+//!   xfs, btrfs, and tmpfs since Linux 6.6. On older tmpfs and in merged directories of overlayfs they count
+//!   entries: a listing under way may miss or repeat some if the directory changed between save and restore.
+//!
+//! An object takes 57 bytes and its name (72 with names of 15 bytes), a handle 17. Saving a cold object costs no
+//! system call, a hot one two (10 µs) and a cold parent's; restoring costs three for a directory and none for
+//! anything else. 100,000 cold ones in 100 directories: 7.2 MB, saved in 15 ms, restored in 23 ms.
+//!
 //! # Not offered
 //!
 //! * `GETLK`/`SETLK`: the guest keeps POSIX and BSD locks to itself, so they hold between all processes
@@ -52,6 +83,8 @@
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
 //! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`.
+//! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
+//! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
 //! `SETUID`, `SETGID`, and `SETPCAP` until activation.
 
@@ -65,14 +98,19 @@ mod files;
 mod fuse;
 mod handles;
 mod identity;
+mod index;
 mod inodes;
 mod names;
 mod request;
+mod restore;
+mod save;
+mod saved;
 mod server;
 mod session;
 mod sharing;
 mod slab;
 mod sys;
+mod walk;
 mod xattrs;
 
 #[cfg(test)]

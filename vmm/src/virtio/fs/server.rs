@@ -22,7 +22,7 @@ use crate::virtio::queue::Chain;
 
 /// Largest request besides the data of a write: an extended attribute with its name (`XATTR_SIZE_MAX`).
 const MAX_BODY: usize = (64 << 10) + 1024;
-/// Most objects that the guest may know, hot and cold: 200 MB of table.
+/// Most objects that the guest may know, hot and cold: 130 MB of table.
 const MAX_INODES: usize = 1 << 20;
 /// Descriptors left to the rest of the process.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -54,7 +54,7 @@ pub(super) struct Server {
     /// Directory entries read ahead.
     pub listings: Listings,
     /// `/proc/self/fd`, `O_PATH`.
-    pub proc_fd: OwnedFd,
+    pub proc_fd: Arc<OwnedFd>,
     /// For replies of variable size that must be looked at before the guest gets them.
     pub scratch: Vec<u8>,
     identity: Option<Identity>,
@@ -78,10 +78,10 @@ impl Server {
     pub fn with_limits(shares: Vec<Share>, inodes: usize, handles: usize) -> Result<Self, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc_fd = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty());
-        let proc_fd = proc_fd.map_err(|error| Error::Host("open /proc/self/fd", error.into()))?;
+        let proc_fd = Arc::new(proc_fd.map_err(|error| Error::Host("open /proc/self/fd", error.into()))?);
         let mut server = Self {
             shares: Vec::new(),
-            inodes: Inodes::new(MAX_INODES, inodes),
+            inodes: Inodes::new(MAX_INODES, inodes, Arc::clone(&proc_fd)),
             handles: Handles::new(handles),
             session: Session::default(),
             listings: Listings::default(),

@@ -56,9 +56,13 @@ impl Session {
     }
 
     /// Twelve bytes, little-endian: version, then the flags in force, their highest bit set when open.
-    pub fn save(&self) -> Vec<u8> {
+    pub fn save(&self) -> [u8; 12] {
         let flags = self.flags | u64::from(self.open) << 63;
-        [&VERSION.to_le_bytes()[..], &flags.to_le_bytes()[..]].concat()
+        let mut state = [0; 12];
+        let (version, rest) = state.split_at_mut(4);
+        version.copy_from_slice(&VERSION.to_le_bytes());
+        rest.copy_from_slice(&flags.to_le_bytes());
+        state
     }
 
     /// Takes back what [`Session::save`] gave.

@@ -69,13 +69,17 @@ pub(super) fn birth_time(stat: &Stat) -> i64 {
     stat.stx_btime.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(stat.stx_btime.tv_nsec))
 }
 
-/// The name by which the host last knew what a descriptor stands for: only a hint, to be looked up.
-///
-/// Works in the thread whose working directory is `/proc/self/fd`.
-pub(super) fn name_of(fd: BorrowedFd) -> Served<CString> {
+/// The path by which the host last knew what a descriptor stands for: only a hint, to be looked up.
+/// `proc_fd` is `/proc/self/fd`.
+pub(super) fn path_of(proc_fd: &OwnedFd, fd: BorrowedFd) -> Served<Vec<u8>> {
     let mut path = [0u8; libc::PATH_MAX as usize];
-    let length = rustix::fs::readlinkat_raw(rustix::fs::CWD, proc_name(fd), &mut path)?;
-    let path = path.get(..length).unwrap_or_default();
+    let length = rustix::fs::readlinkat_raw(proc_fd, proc_name(fd), &mut path)?;
+    Ok(path.get(..length).unwrap_or_default().to_vec())
+}
+
+/// The last component of [`path_of`].
+pub(super) fn name_of(proc_fd: &OwnedFd, fd: BorrowedFd) -> Served<CString> {
+    let path = path_of(proc_fd, fd)?;
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     if matches!(name, b"" | b"." | b"..") {
         return Err(Errno(libc::ESTALE));

@@ -17,6 +17,7 @@ use zerocopy::FromBytes;
 use super::super::Fs;
 use super::super::fuse::*;
 use super::guest::*;
+use crate::virtio::Device;
 
 /// Largest request: a write of 1 MiB with its headers.
 const REQUEST: usize = (1 << 20) + 4096;
@@ -30,13 +31,21 @@ struct Mounted {
     bridge: Option<JoinHandle<()>>,
 }
 
+/// How a test's device is.
+#[derive(Clone, Copy)]
+struct Nature {
+    /// Most descriptors of known objects.
+    descriptors: usize,
+    /// After so many requests another device goes on in its place.
+    life: usize,
+}
+
 impl Mounted {
     fn new() -> Self {
-        Self::with_descriptors(1 << 14)
+        Self::of(Nature { descriptors: 1 << 14, life: usize::MAX })
     }
 
-    /// With at most so many descriptors of known objects.
-    fn with_descriptors(limit: usize) -> Self {
+    fn of(nature: Nature) -> Self {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = device.expect("these tests mount: they want root and the module fuse");
         let (directory, mount) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -47,8 +56,9 @@ impl Mounted {
         let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other");
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("shares", mount.path(), "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
-        let fs = Fs::with_limits(vec![share("s", directory.path(), false)], limit, 1000).unwrap();
-        let bridge = Some(std::thread::spawn(move || bridge(device, fs)));
+        let path = directory.path().to_owned();
+        let fs = move || Fs::with_limits(vec![share("s", &path, false)], nature.descriptors, 1000).unwrap();
+        let bridge = Some(std::thread::spawn(move || bridge(device, fs, nature.life)));
         Self { directory, mount, bridge }
     }
 
@@ -75,10 +85,17 @@ impl Drop for Mounted {
     }
 }
 
-fn bridge(mut device: File, fs: Fs) {
-    let mut guest = Guest::unborn(fs);
-    let mut request = vec![0; REQUEST];
+fn bridge(mut device: File, fs: impl Fn() -> Fs, life: usize) {
+    let mut guest = Guest::unborn(fs());
+    let (mut request, mut age, mut lives) = (vec![0; REQUEST], 0, 1);
     while let Ok(length) = device.read(&mut request) {
+        if age >= life {
+            let state = guest.device.save().unwrap();
+            let mut next = fs();
+            next.restore(&state).unwrap();
+            (guest, age, lives) = (Guest::unborn(next), 0, lives + 1);
+        }
+        age += 1;
         let request = &request[..length];
         let (header, body) = InHeader::read_from_prefix(request).unwrap();
         let room = match header.opcode {
@@ -91,6 +108,7 @@ fn bridge(mut device: File, fs: Fs) {
             let _ = device.write(&reply);
         }
     }
+    assert!(life == usize::MAX || lives > 5, "one life is not what this is about");
 }
 
 /// A tree of small files of all kinds.
@@ -109,8 +127,28 @@ fn make_tree(root: &Path, directories: usize, files: usize) {
 #[test]
 fn trees_are_copied_packed_compared_and_removed() {
     for descriptors in [1 << 14, 100] {
-        let mounted = Mounted::with_descriptors(descriptors);
+        let mounted = Mounted::of(Nature { descriptors, life: usize::MAX });
         storm(&mounted);
+    }
+}
+
+#[test]
+fn servers_come_and_go_and_nobody_notices() {
+    for (descriptors, life) in [(1 << 14, 200), (100, 200), (100, 1)] {
+        let mounted = Mounted::of(Nature { descriptors, life });
+        let files = if life == 1 { 5 } else { 40 };
+        make_tree(&mounted.directory.path().join("tree"), 10, files);
+        mounted.run("cp -a tree copy && diff -r --no-dereference tree copy");
+        mounted.run(
+            "exec 3<tree/dir-1/file-3 4>>log; cd copy/dir-2; for i in $(seq 100); do echo $i >&4; done
+             mv ../dir-3 ../moved; cat ../moved/file-4 >/dev/null; test $(wc -l < ../../log) = 100; echo x > here
+             cat <&3 | cmp - $HOST/tree/dir-1/file-3; test -f $HOST/copy/dir-2/here; rm here
+             tar cf ../../all.tar -C ../.. tree; mv ../moved ../dir-3; tar df ../../all.tar -C ../../ tree",
+        );
+        mounted.run(
+            "diff -r --no-dereference tree copy && test $(find tree | wc -l) = $(find $HOST/tree | wc -l)
+             rm -r tree copy all.tar log && test -z \"$(ls -A $HOST)\"",
+        );
     }
 }
 

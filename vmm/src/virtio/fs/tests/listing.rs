@@ -10,15 +10,15 @@ use super::super::Fs;
 use super::super::fuse::*;
 use super::guest::*;
 
-struct Listed {
-    name: String,
-    off: u64,
+pub struct Listed {
+    pub name: String,
+    pub off: u64,
     dirent: Dirent,
     entry: EntryOut,
 }
 
 impl Guest {
-    fn list(&mut self, nodeid: u64, fh: u64, offset: u64, size: usize, plus: bool) -> Result<Vec<Listed>, i32> {
+    pub fn list(&mut self, nodeid: u64, fh: u64, offset: u64, size: usize, plus: bool) -> Result<Vec<Listed>, i32> {
         let args = ReadIn { fh, offset, size: size as u32, ..ReadIn::default() };
         let code = if plus { opcode::READDIRPLUS } else { opcode::READDIR };
         let reply = self.request(code, nodeid, args.as_bytes(), size + 100)?;
