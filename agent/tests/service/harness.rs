@@ -39,6 +39,7 @@ fn places(directory: &Path) -> Places {
         shares_tag: None,
         rootfs: directory.join("rootfs"),
         cgroup_root: cgroup2().unwrap(),
+        sockets: directory.join("sockets"),
     }
 }
 
@@ -77,7 +78,9 @@ pub fn serve_as_guest() -> ! {
 fn make_directories(directory: &Path) -> PathBuf {
     let root = directory.join("shares/root");
     make_root(&root);
-    std::fs::create_dir_all(directory.join("rootfs")).unwrap();
+    for empty in ["rootfs", "sockets"] {
+        std::fs::create_dir_all(directory.join(empty)).unwrap();
+    }
     root
 }
 
