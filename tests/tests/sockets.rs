@@ -287,6 +287,18 @@ fn vm_where_nobody_listens_connections_end_at_once() {
 }
 
 #[test]
+fn vm_a_socket_in_a_mounted_directory_is_not_passed_on() {
+    let scene = Scene::new();
+    let dir = scene.dir().join("dir");
+    fs::create_dir(&dir).unwrap();
+    let _server = Server::echo(&dir.join("socket"));
+    let mut container = allowed(&scene);
+    container.mount("bind", &dir, "/dir", &["bind"]);
+    let outcome = container.sh(&script("echo in | $connect /dir/socket")).run();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (7, "connect: Connection refused\n"));
+}
+
+#[test]
 fn a_socket_is_found_wherever_it_was_moved() {
     let scene = Scene::new();
     let _server = Server::echo(&socket(&scene));
@@ -299,7 +311,7 @@ fn a_socket_is_found_wherever_it_was_moved() {
 }
 
 #[test]
-fn connections_end_with_the_client_and_with_the_container() {
+fn vm_connections_end_with_the_client_and_with_the_container() {
     let scene = Scene::new();
     let (_server, accepted) = handing(&socket(&scene));
     let mut container = with(&scene, &socket(&scene));
