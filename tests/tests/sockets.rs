@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tests::command::run;
 use tests::docker::Docker;
 use tests::podman::Podman;
 use tests::process::{wait_orphan, wait_until};
@@ -194,6 +195,9 @@ fn vm_without_the_annotation_sockets_are_refused() {
         let expected = [HERE, "is a socket of the host", "annotation io.runvm.sockets"];
         scene.refused(&container.try_create(), &expected);
     }
+    let features: Value = serde_json::from_str(&run(scene.runtime().arg("features")).success().stdout).unwrap();
+    let unsafe_ones = features["potentiallyUnsafeConfigAnnotations"].as_array().unwrap();
+    assert!(unsafe_ones.contains(&json!("io.runvm.sockets")), "engines are told that it is one to be careful with");
     let mut container = with(&scene, &socket(&scene));
     container.set("/annotations", json!({"io.runvm.sockets": "yes"}));
     scene.refused(&container.try_create(), &["io.runvm.sockets", "\"yes\" is neither true nor false"]);
@@ -318,7 +322,7 @@ fn vm_connections_end_with_the_client_and_with_the_container() {
     let created = container.idle();
     let held = script(&format!("$hold {HERE} 1 >/dev/null & sleep 1000"));
     let mut exec = container.named("exec", &["--detach"]);
-    tests::command::run(exec.args(["sh", "-c", &held])).success();
+    run(exec.args(["sh", "-c", &held])).success();
     let first = next(&accepted);
     let before = descriptors(&created);
     container.exec_sh("pkill perl || killall perl || kill -9 $(pidof perl ld-linux-x86-64.so.2)");
@@ -326,7 +330,7 @@ fn vm_connections_end_with_the_client_and_with_the_container() {
     wait_until("the client's end to be known", || is_broken(&first));
     wait_until("the monitor to let go", || descriptors(&created) < before);
     let mut exec = container.named("exec", &["--detach"]);
-    tests::command::run(exec.args(["sh", "-c", &held])).success();
+    run(exec.args(["sh", "-c", &held])).success();
     let second = next(&accepted);
     container.end(&created);
     assert_eq!(rest(&second), "x");
@@ -376,6 +380,6 @@ fn podman_gives_a_socket() {
         (format!("{}:{HERE}", socket(&scene).display()), format!("{}:{CLIENT}:ro", client().display()));
     let flags = ["--rm", "--annotation", "io.runvm.sockets=true", "-v", &volume, "-v", &tools];
     let text = script(&format!("echo in | $connect {HERE}"));
-    let outcome = tests::command::run(&mut podman.container(&flags, &["sh", "-c", &text])).success();
+    let outcome = run(&mut podman.container(&flags, &["sh", "-c", &text])).success();
     assert_eq!(outcome.stdout, "in\n");
 }
