@@ -122,6 +122,8 @@ impl Door {
 
     /// Without room nobody is admitted: who connects waits in the kernel's queue, as before a busy server.
     async fn admit(&self, listener: &Fd) -> Result<(OwnedFd, OwnedSemaphorePermit)> {
+        // First somebody who wants it: no room is kept for a listener that nobody connects to.
+        drop(listener.readable().await.context(|| "wait for connections to a socket of the host")?);
         let permit = self.free.clone().acquire_owned().await;
         let permit = permit.map_err(|_| Error::internal("no room for connections"))?;
         let client = accept(listener).await.context(|| "accept a connection to a socket of the host")?;
