@@ -174,6 +174,9 @@ fn vm_connections_are_bounded() {
     let scene = Scene::new();
     let (_server, accepted) = handing(&socket(&scene));
     let mut container = with(&scene, &socket(&scene));
+    // One that nobody connects to takes no room.
+    let idle = Server::echo(&scene.dir().join("idle"));
+    container.mount("bind", &scene.dir().join("idle"), "/run/idle.sock", &["bind"]);
     let mut created = container.sh(&script(&format!("$hold {HERE} {}", MOST + 4))).up();
     let mut held: Vec<_> = (0..MOST).map(|_| next(&accepted)).collect();
     created.stdout.expect("open\n");
@@ -183,6 +186,7 @@ fn vm_connections_are_bounded() {
     created.stdin = None;
     assert_eq!(wait_orphan(created.pid), 0);
     assert!(held.iter().all(|stream| rest(stream) == "x"), "what was sent before the end");
+    drop(idle);
 }
 
 #[test]
