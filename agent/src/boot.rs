@@ -32,6 +32,7 @@ pub fn places() -> Places {
         shares_tag: Some("shares".into()),
         rootfs: PathBuf::from("/run/rootfs"),
         cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+        sockets: PathBuf::from("/run/sockets"),
     }
 }
 
@@ -46,7 +47,7 @@ pub fn prepare() {
     log::init();
     report("leave initramfs", root);
     let places = places();
-    for directory in [&places.shares, &places.rootfs] {
+    for directory in [&places.shares, &places.rootfs, &places.sockets] {
         report("mkdir", rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755)));
     }
     // The kernel's threads have the same root and working directory otherwise, and setns(2) would change theirs.

@@ -17,6 +17,7 @@ use crate::link::Link;
 use crate::namespaces::Namespaces;
 use crate::rootfs::Places;
 use crate::scheduling::Scheduling;
+use crate::sockets::{Queue, Sockets};
 use crate::sys::{self, Spawned};
 use crate::terminal;
 use protocol::{KeyValue, SeccompFilter};
@@ -108,6 +109,7 @@ pub struct Shape {
 struct Container {
     shape: Arc<Shape>,
     init: Arc<Process>,
+    sockets: Sockets,
     /// To the init process that waits to be started.
     gate: Option<Link>,
     execs: HashMap<String, Arc<Process>>,
@@ -183,9 +185,10 @@ impl Containers {
     }
 
     /// Enters a container whose init process has just been made.
-    pub fn insert(&self, id: &str, shape: Arc<Shape>, init: Arc<Process>) -> Result<()> {
+    pub fn insert(&self, id: &str, shape: Arc<Shape>, init: Arc<Process>, sockets: Sockets) -> Result<()> {
         self.check_free(id)?;
-        let container = Container { shape, init, gate: None, execs: HashMap::new(), finished: VecDeque::new() };
+        let container =
+            Container { shape, init, sockets, gate: None, execs: HashMap::new(), finished: VecDeque::new() };
         self.lock().insert(id.to_owned(), container);
         Ok(())
     }
@@ -272,6 +275,11 @@ impl Containers {
     /// Files of its cgroup.
     pub fn read_cgroup(&self, id: &str, names: &[String]) -> Result<Vec<KeyValue>> {
         self.with(id, |container| container.shape.cgroup.read(names))
+    }
+
+    /// Where it is told of connections to sockets of the host.
+    pub fn socket_queue(&self, id: &str) -> Result<Queue> {
+        self.with(id, |container| Ok(container.sockets.queue()))
     }
 
     /// Where it is told that memory ran out.

@@ -11,6 +11,7 @@ use crate::link::{ChildLink, Link};
 use crate::namespaces::{self, Namespaces};
 use crate::rootfs::{self, Places};
 use crate::scheduling::Scheduling;
+use crate::sockets::Sockets;
 use crate::stdio::{self, AgentStdio, ChildStdio};
 use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs};
@@ -29,11 +30,12 @@ const DEFAULT_DESCRIPTORS: u64 = 1024;
 /// Makes the container; returns the pid of its init. What fails, or is given up, leaves nothing.
 pub async fn create(
     containers: &Arc<Containers>,
-    streams: &Streams,
+    streams: &Arc<Streams>,
     mut request: CreateContainerRequest,
 ) -> Result<i32> {
     let taken = stdio::take(&request.process, streams).await?;
     disks::resolve(&mut request)?;
+    let sockets = Sockets::open(&mut request, &containers.places.sockets, streams)?;
     let id = request.container_id.as_str();
     if id.is_empty() {
         return Err(Error::invalid("container id is empty"));
@@ -51,7 +53,7 @@ pub async fn create(
     let init = neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link)).map(Arc::new);
     let made = match init {
         Ok(init) => {
-            containers.insert(id, shape.clone(), init.clone()).inspect_err(|_| init.kill())?;
+            containers.insert(id, shape.clone(), init.clone(), sockets).inspect_err(|_| init.kill())?;
             unfinished.entered = true;
             let scheduling = shape.scheduling.clone().on_all_cpus();
             let settled = settle(&init, &request.process, &scheduling, (link, agent_stdio)).await;

@@ -7,6 +7,7 @@
 //!               │            │ ├─ cgroup ─ device_filter
 //!               │            │ ├─ scheduling
 //!               │            │ ├─ visit
+//!               │            │ ├─ sockets ─ relay
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -41,9 +42,11 @@ mod process;
 mod processes;
 mod pump;
 mod reaper;
+mod relay;
 pub mod rootfs;
 mod scheduling;
 mod service;
+mod sockets;
 mod stdio;
 mod streams;
 pub mod sys;

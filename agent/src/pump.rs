@@ -91,7 +91,8 @@ async fn copy_all(from: &Fd, to: &Fd) {
     }
 }
 
-async fn write_all(to: &Fd, mut bytes: &[u8]) -> Result<(), Errno> {
+/// Writes all of it.
+pub async fn write_all(to: &Fd, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         let mut writable = to.writable().await.map_err(|_| Errno::IO)?;
         match rustix::io::write(to, bytes) {

@@ -29,6 +29,8 @@ pub struct Places {
     pub rootfs: PathBuf,
     /// The guest's cgroup2.
     pub cgroup_root: PathBuf,
+    /// An empty directory, for sockets that stand for those of the host.
+    pub sockets: PathBuf,
 }
 
 /// Binds the share and makes everything inside that may need it writable. Mounts that are another container's come as

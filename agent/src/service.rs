@@ -137,6 +137,11 @@ impl Agent for Service {
         Ok(WaitOomResponse { kills, ..Default::default() })
     }
 
+    async fn accept_socket(&self, _: &TtrpcContext, request: AcceptSocketRequest) -> Reply<AcceptSocketResponse> {
+        let queue = self.containers.socket_queue(&request.container_id)?;
+        Ok(queue.next().await?)
+    }
+
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {
         self.containers.update(&request.container_id, &request.cgroup_files)?;
         Ok(Empty::new())

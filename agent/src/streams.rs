@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::event::{Fd, watch};
 use crate::log;
-use protocol::StreamHeader;
+use protocol::{SOCKET_STREAM, StreamHeader};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a request waits for a stream it names, and a connection for its header.
@@ -31,6 +31,35 @@ pub struct Streams {
 struct Waiting {
     by_id: HashMap<u64, OwnedFd>,
     without_header: usize,
+    /// Those that the agent has asked for, and that have not come yet.
+    expected: HashMap<u64, oneshot::Sender<OwnedFd>>,
+    /// How many were asked for so far.
+    asked: u64,
+}
+
+/// A stream that the host is asked to open. One that comes when this has been dropped is closed.
+pub struct Expected {
+    streams: Arc<Streams>,
+    id: u64,
+    arrival: oneshot::Receiver<OwnedFd>,
+}
+
+impl Expected {
+    /// What the host is to call it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Waits for it.
+    pub async fn stream(mut self) -> Result<OwnedFd> {
+        (&mut self.arrival).await.map_err(|_| Error::internal(format!("stream {} will not come", self.id)))
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.streams.lock().expected.remove(&self.id);
+    }
 }
 
 impl Streams {
@@ -68,6 +97,17 @@ impl Streams {
         }
     }
 
+    /// Makes up an id for a stream that the host is to open.
+    pub fn expect(self: &Arc<Self>) -> Expected {
+        let (sender, arrival) = oneshot::channel();
+        let mut waiting = self.lock();
+        waiting.asked = waiting.asked.wrapping_add(1);
+        let id = waiting.asked | SOCKET_STREAM;
+        waiting.expected.insert(id, sender);
+        drop(waiting);
+        Expected { streams: self.clone(), id, arrival }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,7 +124,7 @@ impl Streams {
         let mut waiting = self.lock();
         waiting.without_header = waiting.without_header.saturating_sub(1);
         match header {
-            Ok(Ok((header, connection))) => drop(waiting.by_id.insert(header.id, connection)),
+            Ok(Ok((header, connection))) => waiting.enter(header.id, connection),
             Ok(Err(errno)) => log::debug(|| format!("stream header: {errno}")),
             Err(_) => log::debug(|| "a stream sent no header".into()),
         }
@@ -93,7 +133,19 @@ impl Streams {
     }
 }
 
-async fn accept(listener: &Fd) -> std::result::Result<OwnedFd, Errno> {
+impl Waiting {
+    fn enter(&mut self, id: u64, connection: OwnedFd) {
+        if id & SOCKET_STREAM == 0 {
+            self.by_id.insert(id, connection);
+        } else if let Some(expected) = self.expected.remove(&id) {
+            // Whoever expected it may just have given up.
+            let _ = expected.send(connection);
+        }
+    }
+}
+
+/// Waits for the next connection to a listener; it does not block.
+pub async fn accept(listener: &Fd) -> std::result::Result<OwnedFd, Errno> {
     loop {
         let mut ready = listener.readable().await.map_err(|_| Errno::IO)?;
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
@@ -146,6 +198,28 @@ mod tests {
             let mut connection = UnixStream::connect(&path).unwrap();
             connection.write_all(&StreamHeader { id: 7 }.to_bytes()).unwrap();
             assert!(waiter.await.unwrap().unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn what_is_not_expected_any_more_is_closed() {
+        let streams = Arc::new(Streams::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (first, second) = (streams.expect(), streams.expect());
+            let ids = (first.id(), second.id());
+            assert_ne!(ids.0, ids.1);
+            drop(second);
+            let enter = |id| {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                streams.lock().enter(id, ours.into());
+                theirs
+            };
+            let (mut wanted, mut unwanted) = (enter(ids.0), enter(ids.1));
+            assert!(first.stream().await.is_ok());
+            assert!(wanted.write(b"x").is_err());
+            assert!(unwanted.write(b"x").is_err());
+            assert!(streams.lock().expected.is_empty() && streams.lock().by_id.is_empty());
         });
     }
 

@@ -3,8 +3,9 @@
 use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
-/// How many connections may wait to be accepted.
-const BACKLOG: i32 = 128;
+/// How many connections may wait to be accepted. All that a few containers may have to sockets of the host can come at
+/// once, and whatever finds no room is lost.
+const BACKLOG: i32 = 1024;
 
 fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
     // SAFETY: sockaddr_vm is plain data; zero is a valid value of each of its fields.

@@ -73,14 +73,16 @@ pub enum Request {
     },
 }
 
-/// A container that joins a VM. With it come its listening control socket, a descriptor for each share, and its
-/// standard descriptors, as with [`Request::Exec`].
+/// A container that joins a VM. With it come its listening control socket, a descriptor for each share and each socket
+/// of the host, and its standard descriptors, as with [`Request::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Join {
     /// `protocol::CreateContainerRequest`, encoded.
     pub container: Vec<u8>,
     /// Names of the shares, whether each is read-only, and what the guest may keep of it.
     pub shares: Vec<(String, bool, CachePlan)>,
+    /// How many sockets of the host it may connect to.
+    pub sockets: usize,
     /// Which of stdin, stdout, stderr are attached.
     pub streams: [bool; 3],
 }

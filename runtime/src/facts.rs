@@ -8,7 +8,8 @@ use anyhow::Context;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 
 use crate::bundle::Bundle;
-use crate::plan::{bind_source, may_share_vm, rootfs_path};
+use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
+use crate::sockets;
 use crate::state::{self, State, Status};
 
 /// The host as planning sees it.
@@ -88,11 +89,24 @@ pub enum SourceKind {
     /// A block device.
     BlockDevice,
     /// A Unix socket.
-    Socket,
+    Socket(SocketFact),
     /// A named pipe.
     Fifo,
     /// It could not be looked at; why.
     Missing(String),
+}
+
+/// A Unix socket, and who may connect to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketFact {
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Whether it is known not to be for streams. Asked only where sockets can be mounted at all.
+    pub carries_messages: bool,
 }
 
 /// Where a file is, as far as that changes its meaning in a VM.
@@ -140,11 +154,20 @@ pub enum NetworkFact {
 pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
     let mounts = bundle.spec.mounts().iter().flatten();
     let sources = mounts.filter_map(|mount| bind_source(mount, &bundle.dir));
+    // Where it says neither yes nor no, planning does not get far.
+    let sockets_allowed = sockets_allowed(&bundle.spec).unwrap_or(false);
+    let look = |path: PathBuf| {
+        let mut fact = source(&path);
+        if let (true, SourceKind::Socket(socket)) = (sockets_allowed, &mut fact.kind) {
+            socket.carries_messages = sockets::carries_messages(&fact.canonical);
+        }
+        (path, fact)
+    };
     Ok(Facts {
         host_cpus: host_cpus()?,
         host_memory: host_memory()?,
         rootfs: rootfs_path(bundle).map(|path| source(&path)),
-        sources: sources.map(|path| (path.clone(), source(&path))).collect(),
+        sources: sources.map(look).collect(),
         disks: disks(bundle),
         host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
         network: network(bundle),
@@ -251,7 +274,8 @@ fn kind(metadata: &std::fs::Metadata) -> SourceKind {
     } else if kind.is_block_device() {
         SourceKind::BlockDevice
     } else if kind.is_socket() {
-        SourceKind::Socket
+        let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
+        SourceKind::Socket(SocketFact { mode, uid, gid, carries_messages: false })
     } else if kind.is_fifo() {
         SourceKind::Fifo
     } else {
@@ -294,6 +318,7 @@ fn network(bundle: &Bundle) -> NetworkFact {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn files_are_what_they_are() {
@@ -307,7 +332,10 @@ mod tests {
         assert_eq!(source(dir.path()).kind, SourceKind::Directory);
         assert_eq!(source(&link).kind, SourceKind::File);
         assert_eq!(source(&link).canonical, file.canonicalize().unwrap());
-        assert_eq!(source(&socket).kind, SourceKind::Socket);
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let SourceKind::Socket(found) = source(&socket).kind else { panic!("no socket") };
+        assert_eq!((found.mode, found.carries_messages), (0o640, false));
+        assert_eq!(found.uid, rustix::process::getuid().as_raw());
         assert_eq!(source(Path::new("/dev/null")).kind, SourceKind::CharDevice { major: 1, minor: 3 });
         let none = source(&dir.path().join("none")).kind;
         assert_eq!(none, SourceKind::Missing("no such file or directory".to_owned()));

@@ -27,6 +27,8 @@ pub struct Setup {
     pub shares: Vec<ShareFd>,
     /// Disks of a machine of its own.
     pub disks: Vec<DiskFd>,
+    /// Sockets of the host that the container may connect to.
+    pub sockets: Vec<RawFd>,
     /// The container's cgroups on the host.
     pub cgroups: Vec<PathBuf>,
     /// The listening control socket.
@@ -114,6 +116,8 @@ pub struct Numbers {
     pub shares: Vec<RawFd>,
     /// Disks in the plan's order, and whether each is read-only.
     pub disks: Vec<(RawFd, bool)>,
+    /// Sockets of the host, in the plan's order.
+    pub sockets: Vec<RawFd>,
     /// The listening control socket.
     pub control: RawFd,
     /// The monitor's end of the ready pipe.
@@ -144,6 +148,7 @@ impl Pipes {
             container: plan.container.write_to_bytes()?,
             shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
             disks: plan.disks.iter().zip(&self.numbers.disks).map(disk).collect(),
+            sockets: self.numbers.sockets.clone(),
             cgroups,
             control: self.numbers.control,
             ready: self.numbers.ready,

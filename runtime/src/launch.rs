@@ -25,7 +25,7 @@ use crate::plan::{self, CgroupPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, disks, facts, log, sandbox, shares, state};
+use crate::{control, disks, facts, log, sandbox, shares, sockets, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +153,7 @@ impl Launch {
     fn spawn(&mut self, plan: &Plan, terminal: Terminal, destination: &Destination) -> anyhow::Result<Pipes> {
         let shares = shares::open(&plan.shares)?;
         let disks = disks::open(&plan.disks)?;
+        let sockets = sockets::open(&plan.sockets)?;
         let listener = control::listen(self.dir.path())?;
         let (setup_read, setup_write) = pipe()?;
         let (ready_read, ready_write) = pipe()?;
@@ -160,6 +161,7 @@ impl Launch {
         let numbers = Numbers {
             shares: shares.iter().map(AsRawFd::as_raw_fd).collect(),
             disks: disks.iter().map(|disk| (disk.file.as_raw_fd(), disk.read_only)).collect(),
+            sockets: sockets.iter().map(AsRawFd::as_raw_fd).collect(),
             control: listener.as_raw_fd(),
             ready: ready_write.as_raw_fd(),
             terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),

@@ -27,6 +27,7 @@ mod monitor;
 mod plan;
 mod sandbox;
 mod shares;
+mod sockets;
 mod spawn;
 mod state;
 mod stub;

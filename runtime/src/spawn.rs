@@ -99,7 +99,7 @@ pub fn monitor(
         enter_network(network.as_ref())?;
         null.iter().try_for_each(take_as_standard)?;
         let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready, &numbers.home]);
-        let inherited = inherited.chain(numbers.disks.iter().map(|(fd, _)| fd));
+        let inherited = inherited.chain(numbers.disks.iter().map(|(fd, _)| fd)).chain(&numbers.sockets);
         inherited.chain(&numbers.terminal).try_for_each(|&fd| keep_open(fd))?;
         rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;

@@ -58,6 +58,11 @@ impl Docker {
         }
     }
 
+    /// Where the daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        dir().join("sock")
+    }
+
     /// `docker ARGS…`
     pub fn command(&self, args: &[&str]) -> Command {
         client(args)

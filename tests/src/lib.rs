@@ -26,6 +26,7 @@ pub mod scene;
 pub mod spec;
 pub mod stream;
 pub mod terminal;
+pub mod unix;
 
 pub use command::{Outcome, PATIENCE};
 pub use container::{Container, Created};

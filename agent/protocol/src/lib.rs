@@ -7,6 +7,11 @@
 //!     │ ─ StreamHeader, bytes ─▶ vsock STREAM_PORT of the guest: one connection per descriptor
 //! ```
 //!
+//! A process of the container that connects to a socket of the host's reaches a listener of the agent. The agent tells
+//! by `AcceptSocket` which one, and the host opens a stream of the id that the agent chose: both directions of the
+//! connection, each half-closed at its end. Where the host's socket takes no connection the stream is closed at once.
+//! So only the host opens connections, and nothing but the agent can ask for them.
+//!
 //! A stream for stdin is written by the host and half-closed at its end of file; one for stdout or
 //! stderr is written by the guest and closed when the last writer is gone.
 //!
@@ -24,7 +29,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
 pub const GUEST_CID: u32 = 3;
@@ -37,6 +42,12 @@ pub const RPC_PORT: u32 = 1024;
 
 /// vsock port of the guest where the agent takes streams.
 pub const STREAM_PORT: u32 = 1025;
+
+/// Streams whose ids have this bit are connections to sockets of the host; the agent chose the id.
+pub const SOCKET_STREAM: u64 = 1 << 63;
+
+/// How many connections to sockets of the host one container may have at a time. More wait.
+pub const MAX_SOCKET_CONNECTIONS: usize = 256;
 
 /// What the agent sends to [`READY_PORT`]: fixed 16 bytes, then it closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +87,8 @@ impl Hello {
 /// First bytes on a stream connection: which stream this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
-    /// The id used in [`Process::stdin`], [`Process::stdout`], [`Process::stderr`]; never 0.
+    /// The id used in [`Process::stdin`], [`Process::stdout`], [`Process::stderr`], or one of a connection to a socket
+    /// (see [`SOCKET_STREAM`]); never 0.
     pub id: u64,
 }
 

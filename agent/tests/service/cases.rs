@@ -5,6 +5,7 @@ use protocol::*;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -46,6 +47,7 @@ cases![
     namespaces_are_shared,
     a_container_is_deleted_and_another_stays,
     what_cannot_be_shared,
+    sockets_of_the_host,
     without_a_pid_namespace_nothing_is_left,
     closing_stdout_breaks_the_pipe,
     nothing_leaks_per_exec,
@@ -462,6 +464,34 @@ async fn namespaces_are_shared(host: &mut Host) {
     // The agent is where it was.
     assert_eq!(host.output("hostname; echo $$").await, "box\n1\n");
     host.kill(&id).await;
+}
+
+async fn sockets_of_the_host(host: &mut Host) {
+    let mut request = host.request("stat -c '%F %a %u %g' /new/host.sock; exec sleep 1000");
+    let socket = Socket { mode: 0o640, uid: 5, gid: 6, ..Default::default() };
+    request.mounts.push(Mount { socket: Some(socket).into(), ..mount("/new/host.sock", "bind", "", 0) });
+    let (stdout, _stderr) = host.capture(request.process.mut_or_insert_default());
+    host.launch(&request).await.unwrap();
+    assert_eq!(until(&stdout, "\n").await, "socket 640 5 6\n");
+    let connect = |path| UnixStream::connect(path).unwrap();
+    let (mut client, unanswered) = (connect(&host.sockets()[0]), connect(&host.sockets()[0]));
+    let id = request.container_id.clone();
+    let accept = AcceptSocketRequest { container_id: id.clone(), ..Default::default() };
+    let wish = host.client.accept_socket(context(), &accept).await.unwrap();
+    assert_eq!((wish.socket, wish.stream & SOCKET_STREAM), (0, SOCKET_STREAM));
+    let mut stream = host.stream_of(wish.stream);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reader(stream.try_clone().unwrap()).await, "question");
+    stream.write_all(b"answer").unwrap();
+    drop(stream);
+    assert_eq!(reader(client).await, "answer");
+    // What nobody asked for is closed.
+    assert_eq!(reader(host.stream_of(wish.stream)).await, "");
+    host.delete(&id).await.unwrap();
+    assert!(host.sockets().is_empty());
+    assert_eq!(reader(unanswered).await, "");
+    assert!(host.client.accept_socket(context(), &accept).await.is_err());
 }
 
 async fn a_container_is_deleted_and_another_stays(host: &mut Host) {

@@ -39,6 +39,7 @@ fn places(directory: &Path) -> Places {
         shares_tag: None,
         rootfs: directory.join("rootfs"),
         cgroup_root: cgroup2().unwrap(),
+        sockets: directory.join("sockets"),
     }
 }
 
@@ -77,7 +78,9 @@ pub fn serve_as_guest() -> ! {
 fn make_directories(directory: &Path) -> PathBuf {
     let root = directory.join("shares/root");
     make_root(&root);
-    std::fs::create_dir_all(directory.join("rootfs")).unwrap();
+    for empty in ["rootfs", "sockets"] {
+        std::fs::create_dir_all(directory.join(empty)).unwrap();
+    }
     root
 }
 
@@ -139,9 +142,20 @@ impl Host {
     pub fn stream(&mut self) -> (u64, UnixStream) {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        (id, self.stream_of(id))
+    }
+
+    /// Opens a stream of this id.
+    pub fn stream_of(&self, id: u64) -> UnixStream {
         let mut stream = UnixStream::connect(self.directory.join("streams")).unwrap();
         stream.write_all(&StreamHeader { id }.to_bytes()).unwrap();
-        (id, stream)
+        stream
+    }
+
+    /// The sockets that the agent has made for those of the host.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory.join("sockets")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
     }
 
     /// A request for an ordinary container that runs a script.

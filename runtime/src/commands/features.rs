@@ -21,7 +21,7 @@ pub fn run() -> anyhow::Result<()> {
             "intelRdt": {"enabled": false},
         },
         "annotations": {"io.runvm.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": ["io.runvm.memory-mib", "io.runvm.vcpus"],
+        "potentiallyUnsafeConfigAnnotations": ["io.runvm.memory-mib", "io.runvm.sockets", "io.runvm.vcpus"],
     });
     println!("{}", serde_json::to_string_pretty(&features)?);
     Ok(())

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::{
-    AgentClient, ConfigureRequest, CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue,
-    ListProcessesRequest, Process, ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest,
-    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
+    AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, CreateContainerRequest,
+    DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process, ProcessEntry,
+    ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
+    WaitOomRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -157,6 +158,12 @@ impl Agent {
     pub async fn wait_oom(&self, seen: u64) -> anyhow::Result<u64> {
         let request = WaitOomRequest { container_id: self.container_id.clone(), seen, ..Default::default() };
         Ok(self.client.wait_oom(Deadline::default(), &request).await.map_err(sentence)?.kills)
+    }
+
+    /// Waits until a process connects to a socket of the host, however long it takes.
+    pub async fn accept_socket(&self) -> anyhow::Result<AcceptSocketResponse> {
+        let request = AcceptSocketRequest { container_id: self.container_id.clone(), ..Default::default() };
+        self.client.accept_socket(Deadline::default(), &request).await.map_err(sentence)
     }
 
     /// Gives a terminal a new size.

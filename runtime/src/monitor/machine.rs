@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Machine {
     /// The machine itself.
     pub vm: Vm,
+    /// The host's /proc, for sockets of containers that join.
+    pub proc: OwnedFd,
     motion: Motion,
     /// Held by whoever pauses or resumes.
     turn: Mutex<()>,
@@ -45,9 +48,10 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with one container.
-    pub fn new(vm: Vm) -> Self {
+    pub fn new(vm: Vm, proc: OwnedFd) -> Self {
         Self {
             vm,
+            proc,
             motion: Motion::new(),
             turn: Mutex::default(),
             still: Cell::new(false),

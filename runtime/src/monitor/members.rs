@@ -12,6 +12,7 @@ use vmm::virtio::fs::Share;
 use super::agent_client::Agent;
 use super::machine::{Machine, Membership};
 use super::server::Server;
+use super::sockets::Sockets;
 use super::stdio::Stdio;
 use super::wire::{arrange, send};
 use crate::control::{Join, Reply};
@@ -45,6 +46,7 @@ struct Parts {
     request: CreateContainerRequest,
     control: UnixListener,
     shares: Vec<Share>,
+    sockets: Vec<OwnedFd>,
     files: [Option<OwnedFd>; 3],
 }
 
@@ -58,10 +60,12 @@ impl Parts {
             Ok(Share { name, root: next()?, read_only, cache: cache.into() })
         };
         let shares = join.shares.into_iter().map(share).collect::<anyhow::Result<_>>()?;
+        let sockets = (0..join.sockets).map(|_| next()).collect::<anyhow::Result<_>>()?;
         Ok(Self {
             request: CreateContainerRequest::parse_from_bytes(&join.container).context("decode the container")?,
             control: UnixListener::from_std(control)?,
             shares,
+            sockets,
             files: arrange(fds.collect(), join.streams)?,
         })
     }
@@ -82,7 +86,8 @@ async fn live(
     stream: &UnixStream,
     (parts, membership): (Parts, &Membership),
 ) -> anyhow::Result<Reply> {
-    let Parts { mut request, control, files, .. } = parts;
+    let Parts { mut request, control, files, sockets, .. } = parts;
+    let sockets = Sockets::new(&machine.proc, sockets)?;
     let process = request.process.mut_or_insert_default();
     let stdio = Stdio::attach(machine.vm.vsock(), files, process.terminal)?;
     stdio.name_in(process);
@@ -98,7 +103,7 @@ async fn live(
     }
     // Whoever stands for it may be gone already; then the first read below says so.
     let _ = send(stream, &Reply::Started).await;
-    let mut run = std::pin::pin!(server.run_member(control, stdio));
+    let mut run = std::pin::pin!(server.run_member(control, stdio, sockets));
     let mut attend = std::pin::pin!(server.attend(stream, ""));
     let mut attended = true;
     loop {

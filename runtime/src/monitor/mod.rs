@@ -21,6 +21,7 @@ mod members;
 mod motion;
 mod oom;
 mod server;
+mod sockets;
 mod stand_in;
 mod stdio;
 mod vm;
@@ -42,6 +43,7 @@ use confine::View;
 use machine::Machine;
 use oom::Witness;
 use server::Server;
+use sockets::Sockets;
 use stdio::Stdio;
 use vm::Vm;
 use vmm::virtio::block::Disk;
@@ -54,6 +56,7 @@ const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::S
 struct Inherited {
     shares: Vec<Share>,
     disks: Vec<Disk>,
+    sockets: Vec<OwnedFd>,
     control: std::os::unix::net::UnixListener,
     ready: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -113,6 +116,7 @@ impl Inherited {
         let taken = Self {
             shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
             disks: setup.disks.iter().map(disk).collect::<Result<_, _>>()?,
+            sockets: setup.sockets.iter().map(|&fd| take(fd)).collect::<Result<_, _>>()?,
             control: take(setup.control)?.into(),
             ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
@@ -127,9 +131,9 @@ impl Inherited {
 
 /// From the go signal to the exit code.
 async fn live(setup: Setup, inherited: Inherited) -> u8 {
-    let Inherited { shares, disks, control, ready, terminal, home: kvm } = inherited;
+    let Inherited { shares, disks, sockets, control, ready, terminal, home: kvm } = inherited;
     let print_timeline = setup.print_timeline;
-    let result = create(setup, (kvm, shares, disks), terminal).await;
+    let result = create(setup, (kvm, shares, disks), sockets, terminal).await;
     let answer = match &result {
         Ok(_) => Answer::Ready,
         Err(error) => Answer::Failed(format!("{error:#}")),
@@ -153,11 +157,15 @@ struct Container {
     stdio: Stdio,
     terminal: Option<OwnedFd>,
     witness: Option<Witness>,
+    /// The host's /proc.
+    proc: OwnedFd,
+    sockets: Option<Sockets>,
 }
 
 async fn create(
     setup: Setup,
     (kvm, shares, disks): (OwnedFd, Vec<Share>, Vec<Disk>),
+    sockets: Vec<OwnedFd>,
     terminal: Option<OwnedFd>,
 ) -> anyhow::Result<Container> {
     let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
@@ -169,6 +177,8 @@ async fn create(
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
     let witness = Witness::find(&setup.cgroups)?;
+    let proc = crate::sockets::open_proc()?;
+    let sockets = Sockets::new(&proc, sockets)?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
@@ -187,7 +197,7 @@ async fn create(
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal, witness })
+    Ok(Container { vm, agent, stdio, terminal, witness, proc, sockets })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
@@ -203,10 +213,10 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
             return u8::MAX;
         }
     };
-    let Container { vm, agent, stdio, terminal, witness } = container;
-    let server = Rc::new(Server::new(Rc::new(Machine::new(vm)), agent, witness));
+    let Container { vm, agent, stdio, terminal, witness, proc, sockets } = container;
+    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, proc)), agent, witness));
     server::follow_signals(&server, terminal);
-    let code = server.run(listener, stdio).await;
+    let code = server.run(listener, stdio, sockets).await;
     if print_timeline {
         log::info(&server.timeline());
     }

@@ -57,7 +57,8 @@ async fn join(
     }
     let mut view = View::new(&request, &inherited.shares)?;
     let shares = setup.shares.iter().map(|share| (share.name.clone(), share.read_only, share.cache)).collect();
-    let wish = Request::Join(Join { container: request.write_to_bytes()?, shares, streams });
+    let sockets = inherited.sockets.len();
+    let wish = Request::Join(Join { container: request.write_to_bytes()?, shares, sockets, streams });
     let stream = std::os::unix::net::UnixStream::from(inherited.home.try_clone()?);
     control::send(&stream, &wish, &descriptors(&inherited, &files))?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
@@ -88,7 +89,8 @@ fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(
 /// In the order in which the monitor expects them.
 fn descriptors<'a>(inherited: &'a Inherited, files: &'a [OwnedFd]) -> Vec<BorrowedFd<'a>> {
     let shares = inherited.shares.iter().map(|share: &Share| share.root.as_fd());
-    std::iter::once(inherited.control.as_fd()).chain(shares).chain(files.iter().map(AsFd::as_fd)).collect()
+    let given = shares.chain(inherited.sockets.iter().chain(files).map(AsFd::as_fd));
+    std::iter::once(inherited.control.as_fd()).chain(given).collect()
 }
 
 /// Until the container's end.

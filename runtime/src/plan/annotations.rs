@@ -11,6 +11,8 @@ pub const CACHE: &str = "io.runvm.cache";
 pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
 pub const MEMORY: &str = "io.runvm.memory-mib";
+/// Whether sockets of the host can be mounted.
+const SOCKETS: &str = "io.runvm.sockets";
 /// Whether the timeline of the start is printed.
 pub const TIMELINE: &str = "io.runvm.timeline";
 /// Number of virtual CPUs.
@@ -19,7 +21,7 @@ pub const VCPUS: &str = "io.runvm.vcpus";
 /// What ours begin with.
 const PREFIX: &str = "io.runvm.";
 /// All there are.
-const KNOWN: [&str; 5] = [CACHE, KERNEL, MEMORY, TIMELINE, VCPUS];
+const KNOWN: [&str; 6] = [CACHE, KERNEL, MEMORY, SOCKETS, TIMELINE, VCPUS];
 
 /// Checks that those of ours are known.
 ///
@@ -52,6 +54,14 @@ pub fn number(spec: &Spec, name: &str, range: RangeInclusive<u64>) -> anyhow::Re
 pub fn switch(spec: &Spec, name: &str) -> anyhow::Result<bool> {
     let text = get(spec, name).unwrap_or("false");
     text.parse().with_context(|| format!("annotation {name}: {text:?} is neither true nor false"))
+}
+
+/// Whether sockets of the host can be mounted.
+///
+/// # Errors
+/// The annotation is neither `true` nor `false`.
+pub fn sockets_allowed(spec: &Spec) -> anyhow::Result<bool> {
+    switch(spec, SOCKETS)
 }
 
 /// The name of a kernel, if the annotation is there.

@@ -51,6 +51,7 @@ use crate::bundle::Bundle;
 use crate::facts::Facts;
 use crate::hooks::Hooks;
 
+pub use annotations::sockets_allowed;
 pub use bounds::check as check_bounds;
 pub use cache::CachePlan;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
@@ -60,7 +61,7 @@ pub use host_limits::{
     HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_member, check_memory, plan as host_limits,
 };
 pub use mount_options::names as mount_option_names;
-pub use mounts::{SharePlan, Tree, bind_source, rootfs_path};
+pub use mounts::{SharePlan, SocketPlan, Tree, bind_source, rootfs_path};
 pub use process::exec as exec_process;
 pub use resources::files as cgroup_files;
 pub use sandbox::is_possible as may_share_vm;
@@ -87,6 +88,8 @@ pub struct Plan {
     pub kernel: Option<String>,
     /// What the guest sees of the host's files; the root file system first.
     pub shares: Vec<SharePlan>,
+    /// Sockets of the host that the container may connect to, in the order of their mounts.
+    pub sockets: Vec<SocketPlan>,
     /// Disks of the host that become the VM's.
     pub disks: Vec<DiskPlan>,
     /// What the agent is asked; the ids of the streams are left 0.
@@ -144,7 +147,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.container_id = options.id.clone();
     container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
-    let shares = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
+    let (shares, sockets) = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     let disks = devices::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
@@ -164,5 +167,19 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     let kernel = annotations::kernel(spec)?;
     let timeline = annotations::switch(spec, annotations::TIMELINE)?;
     let sandbox = sandbox.map(|sandbox| sandbox.id);
-    Ok(Plan { machine, sandbox, kernel, shares, disks, container, network, cgroup, limits, hooks, timeline, notes })
+    Ok(Plan {
+        machine,
+        sandbox,
+        kernel,
+        shares,
+        sockets,
+        disks,
+        container,
+        network,
+        cgroup,
+        limits,
+        hooks,
+        timeline,
+        notes,
+    })
 }

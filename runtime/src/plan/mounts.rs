@@ -2,7 +2,8 @@
 //!
 //! A source on the host means one of three things in a VM: data, which is shared; something every kernel
 //! has (/dev/null, /sys/fs/cgroup), which is the guest's own; or something of this host's kernel (a socket,
-//! a device), which nothing in the guest could be. The last is refused, never replaced.
+//! a device), which nothing in the guest could be. The last is refused, never replaced. Only connections to a socket can
+//! be passed on, where an annotation says that they may.
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +14,9 @@ use protocol::CreateContainerRequest;
 use super::cache::{CachePlan, Caches};
 use super::mount_options::{self, MountOptions};
 use super::sandbox::Sandbox;
-use super::{devices, id_mappings, text};
+use super::{annotations, devices, id_mappings, text};
 use crate::bundle::Bundle;
-use crate::facts::{Facts, Place, SourceFact, SourceKind};
+use crate::facts::{Facts, Place, SocketFact, SourceFact, SourceKind};
 
 /// Part of the host's file system that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,13 @@ impl Tree {
     }
 }
 
+/// A socket of the host that processes of the container may connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPlan {
+    /// Its path on the host.
+    pub source: PathBuf,
+}
+
 /// File systems of the guest's kernel that need no source.
 const KINDS: [&str; 15] = [
     "proc",
@@ -94,7 +102,7 @@ pub fn bind_source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
     mount.source().as_ref().filter(|source| !source.as_os_str().is_empty()).map(|source| bundle.join(source))
 }
 
-/// Fills in root file system, mounts, masked and read-only paths; returns the shares.
+/// Fills in root file system, mounts, masked and read-only paths; returns the shares, and the sockets of the host.
 ///
 /// # Errors
 /// A source that is missing or cannot be in a VM, a kind of file system the guest does not have.
@@ -103,7 +111,7 @@ pub fn plan(
     (facts, sandbox): (&Facts, Option<&Sandbox>),
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
-) -> anyhow::Result<Vec<SharePlan>> {
+) -> anyhow::Result<(Vec<SharePlan>, Vec<SocketPlan>)> {
     let spec = &bundle.spec;
     let mut caches = Caches::of(spec)?;
     let mut rootfs = rootfs(bundle, facts)?;
@@ -112,15 +120,17 @@ pub fn plan(
     // The share itself stays writable: mount points are made in it, as runc does.
     request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
-    let mut planner = Planner { bundle, facts, ipc_owner, shares: vec![rootfs], caches, notes };
+    let sockets_allowed = annotations::sockets_allowed(spec)?;
+    let (shares, sockets) = (vec![rootfs], Vec::new());
+    let mut planner = Planner { bundle, facts, ipc_owner, sockets_allowed, shares, sockets, caches, notes };
     for mount in spec.mounts().iter().flatten() {
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
         request.mounts.push(planned);
     }
-    let shares = planner.shares;
     planner.caches.finish()?;
+    let planned = (planner.shares, planner.sockets);
     paths(spec, request, notes)?;
-    Ok(shares)
+    Ok(planned)
 }
 
 fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
@@ -169,8 +179,11 @@ struct Planner<'a> {
     facts: &'a Facts,
     /// The container whose IPC namespace is shared, and with it its /dev/shm.
     ipc_owner: Option<&'a str>,
+    /// Annotation `io.runvm.sockets`.
+    sockets_allowed: bool,
     shares: Vec<SharePlan>,
     caches: Caches,
+    sockets: Vec<SocketPlan>,
     notes: &'a mut Vec<String>,
 }
 
@@ -232,6 +245,10 @@ impl Planner<'_> {
             self.notes.push(format!("mount {destination}: {} of the host becomes the guest's own", path.display()));
             return Ok(guest);
         }
+        if let (true, SourceKind::Socket(node)) = (self.sockets_allowed, &fact.kind) {
+            let socket = self.socket(&path, &fact.canonical, node)?;
+            return Ok(protocol::Mount { socket: Some(socket).into(), ..bind_message(destination, options) });
+        }
         let source_is_dir = match &fact.kind {
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
             SourceKind::Directory | SourceKind::File if fact.place == Place::Ordinary => {
@@ -242,6 +259,16 @@ impl Planner<'_> {
         let cache = self.caches.take(destination, CachePlan::VOLUME);
         let share = self.share(&fact.canonical, options.read_only(), cache, Tree::of(options, ids));
         Ok(protocol::Mount { share, source_is_dir, ..bind_message(destination, options) })
+    }
+
+    /// Its number in the guest is its place in the list.
+    fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
+        if node.carries_messages {
+            let given = given.display();
+            bail!("{given} is a socket of the host for messages (datagram or seqpacket): a VM gets streams only");
+        }
+        self.sockets.push(SocketPlan { source: canonical.to_owned() });
+        Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
     }
 
     /// The name of the share with this source; each source is shared once with the same rules.
@@ -288,8 +315,9 @@ fn of_the_guest(fact: &SourceFact, destination: &str, options: &MountOptions) ->
 /// Why something of the host cannot be in a VM, and what to do.
 fn reason(fact: &SourceFact) -> &'static str {
     match (&fact.kind, fact.place) {
-        (SourceKind::Socket, _) => {
-            "a socket of the host: nothing in a VM can connect to it; leave it out or reach the service by network"
+        (SourceKind::Socket(_), _) => {
+            "a socket of the host: nothing in a VM can connect to it, unless the annotation io.runvm.sockets is \"true\"; \
+             set it, leave the mount out, or reach the service by network"
         }
         (SourceKind::Fifo, _) => "a named pipe of the host: it cannot lead into a VM; leave it out",
         (SourceKind::CharDevice { .. }, _) => "a device of the host: it does not exist in a VM; leave it out",

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::facts::{NamespaceId, Neighbour, NetworkFact, Place, SourceFact, SourceKind};
+use crate::facts::{NamespaceId, Neighbour, NetworkFact, Place, SocketFact, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
@@ -16,13 +16,18 @@ fn source(path: &str, kind: SourceKind, place: Place) -> (PathBuf, SourceFact) {
     (path.into(), SourceFact { canonical: path.into(), kind, place, tmpfs_size: None })
 }
 
+fn socket(carries_messages: bool) -> SourceKind {
+    SourceKind::Socket(SocketFact { mode: 0o660, uid: 1, gid: 2, carries_messages })
+}
+
 pub fn facts() -> Facts {
-    use SourceKind::{BlockDevice, CharDevice, Directory, Fifo, File, Missing, Socket};
+    use SourceKind::{BlockDevice, CharDevice, Directory, Fifo, File, Missing};
     let mut sources = BTreeMap::from([
         source("/vol", Directory, Place::Ordinary),
         source("/etc/x", File, Place::Ordinary),
         source("/b/data", Directory, Place::Ordinary),
-        source("/s", Socket, Place::Ordinary),
+        source("/s", socket(false), Place::Ordinary),
+        source("/messages", socket(true), Place::Dev),
         source("/fifo", Fifo, Place::Ordinary),
         source("/dev/sda", BlockDevice, Place::Dev),
         source("/dev/null", CharDevice { major: 1, minor: 3 }, Place::Dev),
@@ -200,6 +205,30 @@ fn mounts_that_cannot_be_are_refused() {
         let error = error("/mounts", mounts);
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn sockets_are_passed_on_where_the_annotation_says_so() {
+    let refused = error("/mounts", bind("/s", "/x"));
+    assert!(refused.contains("unless the annotation io.runvm.sockets is \"true\""), "{refused}");
+    let mut allowed = config();
+    set(&mut allowed, "/annotations", json!({"io.runvm.sockets": "true"}));
+    let mut mounts = bind("/s", "/run/docker.sock");
+    mounts.as_array_mut().unwrap().extend(bind("/vol", "/vol").as_array().unwrap().clone());
+    set(&mut allowed, "/mounts", mounts);
+    let plan = plan_with(allowed.clone(), &facts()).unwrap();
+    assert_eq!(plan.sockets, [SocketPlan { source: "/s".into() }]);
+    assert_eq!(plan.shares.len(), 2);
+    let (mount, socket) = (&plan.container.mounts[0], &plan.container.mounts[0].socket);
+    assert_eq!(
+        (mount.destination.as_str(), mount.source.as_str(), mount.flags),
+        ("/run/docker.sock", "", libc::MS_RDONLY)
+    );
+    assert_eq!((socket.mode, socket.uid, socket.gid), (0o660, 1, 2));
+    assert!(plan.container.mounts[1].socket.is_none());
+    set(&mut allowed, "/mounts", bind("/messages", "/dev/log"));
+    let refused = format!("{:#}", plan_with(allowed, &facts()).unwrap_err());
+    assert!(refused.starts_with("mount /dev/log: /messages is a socket of the host for messages"), "{refused}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::packet::PORT_ANY;
-use super::stream::Socket;
+use super::stream::{Shared, Socket};
 
 /// First of the host's ports that connections from the host use as their own; nobody listens on these.
 pub const FIRST_OWN_PORT: u32 = 0xC000_0000;
@@ -49,13 +49,27 @@ impl Handle {
     /// # Errors
     /// `InvalidInput` for port 2³²−1, `NotConnected` when the device is gone, or what `socketpair` gave.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let (socket, stream) = Socket::pair()?;
+        self.request(port, socket)?;
+        Ok(stream)
+    }
+
+    /// Connects a stream socket that is there already to a port of the guest, as [`Handle::connect`] does with a new
+    /// one. The guest reads `greeting` and then what the socket gives; each direction ends on its own. The device lets
+    /// go of the socket when the connection is over, or could not be made. Until then whoever has it may shut it down.
+    ///
+    /// # Errors
+    /// As those of [`Handle::connect`].
+    pub fn join(&self, port: u32, stream: Shared, greeting: &[u8]) -> io::Result<()> {
+        self.request(port, Socket::joined(stream, greeting))
+    }
+
+    fn request(&self, port: u32, socket: Socket) -> io::Result<()> {
         if port == PORT_ANY {
             return Err(ErrorKind::InvalidInput.into());
         }
-        let (socket, stream) = Socket::pair()?;
         self.commands.send(Connect { port, socket }).map_err(|_| io::Error::from(ErrorKind::NotConnected))?;
-        self.wake.write(1)?;
-        Ok(stream)
+        self.wake.write(1)
     }
 
     /// Takes the streams that the guest opens to this port of the host, from now until the listener is

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use crate::virtio::queue::Buffers;
 
@@ -20,24 +21,37 @@ pub trait Stream {
     fn shutdown(&mut self, how: Shutdown);
 }
 
-/// Our end of the socket pair. It is in blocking mode, each call says that it must not block: that
-/// saves a system call per connection.
+/// A stream socket of the host's that others may hold as well, lest it be in use longer than they want; whatever
+/// else is to go when the last one lets go goes with it.
+pub type Shared = Arc<dyn AsFd + Send + Sync>;
+
+/// Our end of the socket pair, or a socket that the host's side gave us. It is in blocking mode, each call says that it
+/// must not block: that saves a system call per connection.
 ///
 /// When it is dropped the other end sees the end of the stream. Closing alone, with bytes unread, would
 /// look like a reset there.
-pub struct Socket(UnixStream);
+pub struct Socket {
+    stream: Shared,
+    /// What is read before anything of the stream.
+    greeting: Vec<u8>,
+}
 
 impl Socket {
     /// A socket pair: ours and the one for the host's side.
     pub fn pair() -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
-        Ok((Self(ours), theirs))
+        Ok((Self::joined(Arc::new(ours), &[]), theirs))
+    }
+
+    /// A socket that is there already; `greeting` is read first.
+    pub fn joined(stream: Shared, greeting: &[u8]) -> Self {
+        Self { stream, greeting: greeting.to_owned() }
     }
 
     fn receive(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
         let mut message = message(iovecs);
         // SAFETY: every iovec describes memory that the caller keeps valid and writable for this call.
-        let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+        let got = unsafe { libc::recvmsg(self.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }
 
@@ -45,13 +59,19 @@ impl Socket {
         let message = message(iovecs);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: every iovec describes memory that the caller keeps valid for this call.
-        let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, flags) };
+        let sent = unsafe { libc::sendmsg(self.as_raw_fd(), &message, flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }
 
 impl Stream for Socket {
     fn read(&mut self, into: &mut Buffers, limit: usize) -> io::Result<usize> {
+        if !self.greeting.is_empty() {
+            let count = self.greeting.len().min(limit).min(into.len());
+            let rest = self.greeting.split_off(count);
+            into.write(&std::mem::replace(&mut self.greeting, rest));
+            return Ok(count);
+        }
         let mut iovecs = into.iovecs();
         truncate(&mut iovecs, limit);
         let count = self.receive(&mut iovecs)?;
@@ -69,14 +89,19 @@ impl Stream for Socket {
     }
 
     fn shutdown(&mut self, how: Shutdown) {
-        let _ = self.0.shutdown(how);
+        let how = match how {
+            Shutdown::Read => rustix::net::Shutdown::Read,
+            Shutdown::Write => rustix::net::Shutdown::Write,
+            Shutdown::Both => rustix::net::Shutdown::Both,
+        };
+        let _ = rustix::net::shutdown(self.stream.as_fd(), how);
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         // Nothing can be added after this, so the loop ends.
-        let _ = self.0.shutdown(Shutdown::Read);
+        self.shutdown(Shutdown::Read);
         let mut bytes = [0u8; 16 << 10];
         let iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         while matches!(self.receive(&mut [iovec]), Ok(1..)) {}
@@ -85,7 +110,7 @@ impl Drop for Socket {
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.stream.as_fd().as_raw_fd()
     }
 }
 

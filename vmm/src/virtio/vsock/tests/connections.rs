@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use super::lab::{Lab, data, from_guest, shutdown};
 use crate::virtio::vsock::packet::{Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -64,6 +65,50 @@ fn what_was_written_early_arrives_even_if_the_host_closed() {
     assert_eq!(lab.inbox.pop_front().unwrap().1, b"early");
     let (end, _) = lab.packet();
     assert_eq!((end.op(), end.flags.get()), (Some(Op::Shutdown), SHUTDOWN_BOTH));
+}
+
+#[test]
+fn a_stream_of_the_hosts_is_joined_and_let_go() {
+    let mut lab = Lab::new();
+    let (ours, mut server) = UnixStream::pair().unwrap();
+    let ours = Arc::new(ours);
+    let held = Arc::downgrade(&ours);
+    lab.handle.join(52, ours, b"id").unwrap();
+    server.write_all(b"first").unwrap();
+    lab.run();
+    let ports = Ports { host: lab.packet().0.src_port.get(), guest: 52 };
+    lab.send(&from_guest(Op::Response, ports), &[]);
+    let said: Vec<u8> = std::iter::from_fn(|| lab.inbox.pop_front()).flat_map(|(_, bytes)| bytes).collect();
+    assert_eq!(said, b"idfirst");
+    // The guest's half-close is the server's end of file; the other direction goes on.
+    lab.send(&data(ports, 4), b"text");
+    lab.send(&shutdown(ports, SHUTDOWN_SEND), &[]);
+    assert_eq!(rest(&mut server), b"text");
+    server.write_all(b"last").unwrap();
+    lab.run();
+    assert_eq!(lab.packet().1, b"last");
+    assert!(held.upgrade().is_some());
+    lab.send(&from_guest(Op::Reset, ports), &[]);
+    assert!(held.upgrade().is_none());
+    assert_eq!(server.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn a_joined_stream_can_be_ended_from_outside() {
+    let mut lab = Lab::new();
+    let (ours, mut server) = UnixStream::pair().unwrap();
+    let ours = Arc::new(ours);
+    let held = Arc::downgrade(&ours);
+    lab.handle.join(52, ours, b"").unwrap();
+    lab.run();
+    let ports = Ports { host: lab.packet().0.src_port.get(), guest: 52 };
+    lab.send(&from_guest(Op::Response, ports), &[]);
+    held.upgrade().unwrap().shutdown(Shutdown::Both).unwrap();
+    lab.run();
+    let (end, _) = lab.packet();
+    assert_eq!((end.op(), end.flags.get()), (Some(Op::Shutdown), SHUTDOWN_BOTH));
+    assert_eq!(rest(&mut server), b"");
+    assert!(held.upgrade().is_none());
 }
 
 #[test]

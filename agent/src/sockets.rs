@@ -1,0 +1,150 @@
+//! Sockets of the host that processes of a container may connect to.
+//!
+//! ```text
+//!  process ── listener, bound over the destination ── relay ══ stream of the host's ══ the host's socket
+//!                        │                               ▲
+//!                        └── AcceptSocket: number, id ───┘ the host opens the stream of this id
+//! ```
+//!
+//! No process but the agent can ask the host for a connection: the question is the answer to the host's own call.
+
+use crate::error::{Context, Error, Result};
+use crate::event::{Fd, watch};
+use crate::streams::{Streams, accept};
+use crate::{log, relay};
+use protocol::{AcceptSocketResponse, CreateContainerRequest, MAX_SOCKET_CONNECTIONS, Socket};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Gid, Mode, Uid};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// How long the host may take to open a stream. Longer than it waits for room at its socket.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Names of listeners are distinct by this.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Connections that the host is to be told of.
+#[derive(Clone)]
+pub struct Queue(Arc<Mutex<mpsc::Receiver<AcceptSocketResponse>>>);
+
+impl Queue {
+    /// The next one.
+    pub async fn next(&self) -> Result<AcceptSocketResponse> {
+        let next = self.0.lock().await.recv().await;
+        next.ok_or_else(|| Error::precondition("the container has no sockets of the host, or not any more"))
+    }
+}
+
+/// The listeners of one container, and what came in by them. All of it ends when this is dropped.
+pub struct Sockets {
+    queue: Queue,
+    paths: Vec<PathBuf>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Sockets {
+    /// Makes a listener in `directory` for each socket that is to be mounted, and names it as the mount's source.
+    pub fn open(request: &mut CreateContainerRequest, directory: &Path, streams: &Arc<Streams>) -> Result<Self> {
+        let (wanted, queue) = mpsc::channel(MAX_SOCKET_CONNECTIONS);
+        let queue = Queue(Arc::new(Mutex::new(queue)));
+        let mut sockets = Self { queue, paths: Vec::new(), tasks: Vec::new() };
+        let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
+        let mounts = request.mounts.iter_mut().filter_map(|mount| Some((mount.socket.as_ref()?, &mut mount.source)));
+        for (number, (socket, source)) in (0..).zip(mounts) {
+            let path = directory.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+            let listener = sockets.listen(&path, socket).context(|| "make a socket for one of the host")?;
+            let door = Door { number, wanted: wanted.clone(), free: free.clone(), streams: streams.clone() };
+            sockets.tasks.push(tokio::spawn(door.serve(watch(listener, Interest::READABLE)?)));
+            *source = path.to_string_lossy().into_owned();
+        }
+        Ok(sockets)
+    }
+
+    /// Where the host hears of connections.
+    pub fn queue(&self) -> Queue {
+        self.queue.clone()
+    }
+
+    /// With owner and mode of the host's, so that the same processes may connect.
+    fn listen(&mut self, path: &Path, socket: &Socket) -> std::io::Result<OwnedFd> {
+        let listener = UnixListener::bind(path)?;
+        self.paths.push(path.to_owned());
+        listener.set_nonblocking(true)?;
+        rustix::fs::chown(path, Some(Uid::from_raw(socket.uid)), Some(Gid::from_raw(socket.gid)))?;
+        rustix::fs::chmod(path, Mode::from_raw_mode(socket.mode & 0o7777))?;
+        Ok(listener.into())
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        for path in &self.paths {
+            // What is left there is an empty name.
+            let _ = rustix::fs::unlink(path);
+        }
+    }
+}
+
+/// What serves one listener.
+struct Door {
+    number: u32,
+    wanted: mpsc::Sender<AcceptSocketResponse>,
+    /// Room for connections, of all sockets of the container.
+    free: Arc<Semaphore>,
+    streams: Arc<Streams>,
+}
+
+impl Door {
+    async fn serve(self, listener: Fd) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                admitted = self.admit(&listener) => match admitted {
+                    Ok((client, permit)) => drop(connections.spawn(self.converse(client, permit))),
+                    Err(error) => {
+                        // Most likely out of descriptors: some may be free again a little later.
+                        log::error(&error.message);
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    /// Without room nobody is admitted: who connects waits in the kernel's queue, as before a busy server.
+    async fn admit(&self, listener: &Fd) -> Result<(OwnedFd, OwnedSemaphorePermit)> {
+        // First somebody who wants it: no room is kept for a listener that nobody connects to.
+        drop(listener.readable().await.context(|| "wait for connections to a socket of the host")?);
+        let permit = self.free.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| Error::internal("no room for connections"))?;
+        let client = accept(listener).await.context(|| "accept a connection to a socket of the host")?;
+        Ok((client, permit))
+    }
+
+    /// A connection from its beginning to its end.
+    fn converse(&self, client: OwnedFd, permit: OwnedSemaphorePermit) -> impl Future<Output = ()> + use<> {
+        let expected = self.streams.expect();
+        let wish = AcceptSocketResponse { socket: self.number, stream: expected.id(), ..Default::default() };
+        let wanted = self.wanted.clone();
+        async move {
+            let _permit = permit;
+            if wanted.send(wish).await.is_err() {
+                return;
+            }
+            let stream = tokio::time::timeout(PATIENCE, expected.stream()).await;
+            let Ok(Ok(stream)) = stream else { return };
+            if let Err(error) = relay::both_ways(client, stream).await {
+                log::error(&error.message);
+            }
+        }
+    }
+}

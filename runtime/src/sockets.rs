@@ -1,0 +1,130 @@
+//! Sockets of the host that processes in a container may connect to, as open descriptors.
+//!
+//! The command opens them; the monitor connects to what it was given and to nothing else. As with a bind mount it is the
+//! socket that counts and not its name: one that is removed and made again is another one.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::plan::SocketPlan;
+
+/// How long whoever connects waits at a socket whose queue is full.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens each as a place, following symlinks in the path the bundle gave, as mount(2) does.
+///
+/// # Errors
+/// One that cannot be opened, or is another kind of file by now.
+pub fn open(plans: &[SocketPlan]) -> anyhow::Result<Vec<OwnedFd>> {
+    let open = |plan: &SocketPlan| {
+        let opened = place(&plan.source);
+        let fd = opened.with_context(|| format!("open {} for the container", plan.source.display()))?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Socket => Ok(fd),
+            _ => bail!("{} is no socket by now", plan.source.display()),
+        }
+    };
+    plans.iter().map(open).collect()
+}
+
+/// Whether connections to a socket carry messages and no stream. When nobody has bound it that cannot be told: then they
+/// do not.
+pub fn carries_messages(path: &Path) -> bool {
+    let Ok(socket) = place(path) else { return false };
+    let address = format!("/proc/self/fd/{}", socket.as_raw_fd());
+    // Who listens for streams never hears of this: sockets of different types do not connect.
+    let connects = |kind| match connect(&address, kind, SocketFlags::NONBLOCK) {
+        Ok(_) | Err(Errno::AGAIN) => true,
+        Err(_) => false,
+    };
+    connects(SocketType::DGRAM) || connects(SocketType::SEQPACKET)
+}
+
+/// The directory with every process's descriptors; from then on [`dial`] works where /proc is not mounted.
+pub fn open_proc() -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")
+}
+
+/// Connects to an open socket. Waits a while for room in its queue. For a thread that has no use for a working
+/// directory: it gets one of its own.
+///
+/// # Errors
+/// Nobody listens, or not for streams, or there was no room.
+pub fn dial(proc: &OwnedFd, socket: impl AsFd) -> anyhow::Result<UnixStream> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare the working directory")?;
+    rustix::process::fchdir(proc).context("go to /proc")?;
+    let address = format!("self/fd/{}", socket.as_fd().as_raw_fd());
+    Ok(connect(&address, SocketType::STREAM, SocketFlags::empty())?.into())
+}
+
+fn place(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn connect(address: &str, kind: SocketType, flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags | SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(address)?)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    #[test]
+    fn kinds_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let stream = UnixListener::bind(at("stream")).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let _messages = UnixDatagram::bind(at("messages")).unwrap();
+        let packets =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::bind(&packets, &SocketAddrUnix::new(at("packets")).unwrap()).unwrap();
+        rustix::net::listen(&packets, 1).unwrap();
+        drop(UnixListener::bind(at("left")).unwrap());
+        let told = ["stream", "messages", "packets", "left", "none"].map(|name| carries_messages(&at(name)));
+        assert_eq!(told, [false, true, true, false, false]);
+        assert!(stream.accept().is_err(), "who listens for streams was bothered");
+    }
+
+    #[test]
+    fn what_was_opened_is_dialed_whatever_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let first = UnixListener::bind(&path).unwrap();
+        let plan = SocketPlan { source: path.clone() };
+        let opened = open(std::slice::from_ref(&plan)).unwrap().remove(0);
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let _second = UnixListener::bind(&path).unwrap();
+        let proc = open_proc().unwrap();
+        let client = std::thread::spawn(move || {
+            let mut client = dial(&proc, &opened).unwrap();
+            client.write_all(b"hello").unwrap();
+            drop(client);
+            (proc, opened)
+        });
+        let mut text = String::new();
+        first.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        let (proc, opened) = client.join().unwrap();
+        drop(first);
+        let error = std::thread::spawn(move || dial(&proc, &opened).unwrap_err()).join().unwrap();
+        assert!(format!("{error:#}").contains("refused"), "{error:#}");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(open(&[plan]).is_err());
+    }
+}
