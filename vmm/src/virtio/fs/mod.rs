@@ -47,11 +47,11 @@
 //! # System calls
 //!
 //! For whoever writes the worker's filter. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
-//! `prctl(PR_SET_SECUREBITS)`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
+//! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
-//! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`.
+//! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`, `fcntl(F_GETFL)`.
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
 //! `SETUID`, `SETGID`, and `SETPCAP` until activation.
 
