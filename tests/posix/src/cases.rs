@@ -45,7 +45,7 @@ mod times;
 mod unlinked;
 mod xattrs;
 
-/// The cases of a set: `common` for any file system, `full` for a small one, `quota` for one where user 1000 may have
+/// The cases of a set: `common` for any file system, `full` for a small one, `many` for a directory of ten thousand files, `quota` for one where user 1000 may have
 /// little.
 pub fn set(name: &str) -> Option<Vec<&'static Case>> {
     let common = [
@@ -71,6 +71,7 @@ pub fn set(name: &str) -> Option<Vec<&'static Case>> {
     let groups = match name {
         "common" => &common[..],
         "full" => &[full::CASES],
+        "many" => &[listing::MANY_THERE],
         "quota" => &[full::QUOTA],
         _ => return None,
     };

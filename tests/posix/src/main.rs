@@ -38,6 +38,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: posix-cases common|full|quota DIR [WORD]");
+    eprintln!("usage: posix-cases common|full|many|quota DIR [WORD]");
     ExitCode::from(2)
 }

@@ -33,16 +33,16 @@ fn a_second_name_is_the_same_file() {
 
 fn link_counts_follow_every_change() {
     let fd = create("0");
-    for i in 1..100 {
+    for i in 1..40 {
         rustix::fs::link("0", format!("{i}")).unwrap();
         assert_eq!((fstat(&fd).st_nlink, stat("0").st_nlink), (i + 1, i + 1));
     }
     file("other", "x", 0o644);
     rustix::fs::rename("other", "1").unwrap();
-    assert_eq!((fstat(&fd).st_nlink, stat("2").st_nlink), (99, 99));
+    assert_eq!((fstat(&fd).st_nlink, stat("2").st_nlink), (39, 39));
     rustix::fs::rename("0", "moved").unwrap();
-    assert_eq!(stat("moved").st_nlink, 99);
-    for i in 2..100 {
+    assert_eq!(stat("moved").st_nlink, 39);
+    for i in 2..40 {
         rustix::fs::unlink(format!("{i}")).unwrap();
     }
     assert_eq!(fstat(&fd).st_nlink, 1);

@@ -106,7 +106,7 @@ fn appending_can_be_switched_on_later() {
 
 fn appenders_do_not_overwrite_each_other() {
     const WRITERS: u8 = 4;
-    const LINES: usize = 100;
+    const LINES: usize = 50;
     file("log", "", 0o644);
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {

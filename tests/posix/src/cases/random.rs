@@ -14,7 +14,7 @@ cases! {
 
 /// Most bytes that the file has.
 const MOST: u64 = 200_000;
-const STEPS: u32 = 250;
+const STEPS: u32 = 150;
 
 /// The file, through two descriptors that must not differ, and what it should hold.
 struct Model {

@@ -130,7 +130,7 @@ fn sticky_directories() {
 }
 
 fn many_open_files_without_names() {
-    let files: Vec<_> = (0..200)
+    let files: Vec<_> = (0..80)
         .map(|i: u32| {
             let fd = create("file");
             write(&fd, &i.to_le_bytes());
