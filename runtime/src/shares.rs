@@ -37,9 +37,7 @@ fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
         }
         mount => mount.with_context(what)?,
     };
-    if plan.read_only {
-        make_read_only(mount.as_fd()).with_context(what)?;
-    }
+    detach(mount.as_fd(), plan.read_only).with_context(what)?;
     if let Some(maps) = ids {
         map_ids(mount.as_fd(), maps, *recursive)
             .with_context(|| format!("map the ids of {} (mount_setattr)", plan.source.display()))?;
@@ -51,29 +49,44 @@ fn live(plan: &SharePlan) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(&plan.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Has a copied mount, and those below it, hear of no later mounts, and makes them read-only. The guest cannot write there in
+/// any case.
+fn detach(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    match set_attributes(mount, &attributes, true) {
+        // Before Linux 5.12.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            log::debug(&format!("mount_setattr: {error}"));
+            Ok(())
+        }
+        done => done,
+    }
+}
+
 /// Makes a copied mount, and those below it, read-only.
 ///
 /// # Errors
 /// The kernel's.
 pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    set_attributes(mount, libc::MOUNT_ATTR_RDONLY, None, true)
+    let attr_set = libc::MOUNT_ATTR_RDONLY;
+    set_attributes(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 }, true)
 }
 
 /// Maps the ids of a copied mount by those of a user namespace made for that.
 fn map_ids(mount: BorrowedFd<'_>, maps: &[String; 2], recursive: bool) -> anyhow::Result<()> {
     let namespace = user_namespace(maps)?;
-    Ok(set_attributes(mount, libc::MOUNT_ATTR_IDMAP, Some(namespace.as_fd()), recursive)?)
+    let (attr_set, userns_fd) = (libc::MOUNT_ATTR_IDMAP, namespace.as_raw_fd() as u64);
+    Ok(set_attributes(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd }, recursive)?)
 }
 
 /// `mount_setattr(2)`, for which there is no wrapper.
-fn set_attributes(mount: BorrowedFd<'_>, set: u64, ids: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
-    let userns_fd = ids.map_or(0, |fd| fd.as_raw_fd() as u64);
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    let (size, path) = (size_of_val(&attributes), c"".as_ptr());
+    let (size, path) = (size_of_val(attributes), c"".as_ptr());
+    let attributes = std::ptr::from_ref(attributes);
     // SAFETY: the path is an empty C string; the attributes live through the call, and their size is given.
-    let done =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, &raw const attributes, size) };
+    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, attributes, size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

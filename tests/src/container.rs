@@ -38,11 +38,16 @@ pub struct Created {
 impl<'a> Container<'a> {
     /// A new bundle: the base image below, a layer of its own above, as engines do it.
     pub fn new(scene: &'a Scene, id: &str) -> Self {
+        Self::over(scene, id, &place::base_rootfs())
+    }
+
+    /// The same over another image.
+    pub fn over(scene: &'a Scene, id: &str, lower: &Path) -> Self {
         let bundle = scene.dir().join(id);
         for dir in ["rootfs", "upper", "work"] {
             fs::create_dir_all(bundle.join(dir)).unwrap();
         }
-        let (lower, at) = (place::base_rootfs(), |name: &str| bundle.join(name).display().to_string());
+        let at = |name: &str| bundle.join(name).display().to_string();
         let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), at("upper"), at("work"));
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("overlay", bundle.join("rootfs"), "overlay", MountFlags::empty(), options.as_c_str())

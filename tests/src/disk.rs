@@ -22,11 +22,17 @@ impl Disk {
     /// Makes it, with its file in this folder.
     #[track_caller]
     pub fn new(dir: &Path) -> Self {
+        Self::made(dir, SIZE, &["-O", "^has_journal"])
+    }
+
+    /// The same of another size in bytes and with other flags of `mkfs.ext4`.
+    #[track_caller]
+    pub fn made(dir: &Path, size: u64, flags: &[&str]) -> Self {
         let file = dir.join("disk");
-        fs::File::create(&file).and_then(|file| file.set_len(SIZE)).expect("make the disk's file");
+        fs::File::create(&file).and_then(|file| file.set_len(size)).expect("make the disk's file");
         // Not there yet on a host that has used none.
         let _ = run(Command::new("modprobe").arg("loop"));
-        run(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&file)).success();
+        run(Command::new("mkfs.ext4").arg("-q").args(flags).arg(&file)).success();
         let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&file)).success();
         Self { device: device.line().into(), volume: dir.join("volume") }
     }
@@ -55,6 +61,26 @@ impl Disk {
         fs::create_dir(&self.volume).expect("make the mount point");
         run(Command::new("mount").args(["-t", "ext4"]).arg(&self.device).arg(&self.volume)).success();
         self.volume.clone()
+    }
+
+    /// Mounts its file system over a folder that is there, also over the one that its file is in.
+    #[track_caller]
+    pub fn mount_over(&mut self, folder: &Path, options: &str) {
+        self.volume = folder.to_owned();
+        run(Command::new("mount").args(["-t", "ext4", "-o", options]).arg(&self.device).arg(folder)).success();
+    }
+
+    /// Lets a user have so many KiB on it at most; it must be mounted with the option `usrquota`.
+    #[track_caller]
+    pub fn limit_user(&self, user: i32, kib: u64) {
+        let device = std::ffi::CString::new(self.device.as_os_str().as_encoded_bytes()).expect("no NUL in a path");
+        let command = libc::QCMD(libc::Q_SETQUOTA, libc::USRQUOTA);
+        // SAFETY: all zeros are a valid dqblk: no limit is set.
+        let mut limits: libc::dqblk = unsafe { std::mem::zeroed() };
+        (limits.dqb_bhardlimit, limits.dqb_bsoftlimit, limits.dqb_valid) = (kib, kib, libc::QIF_BLIMITS);
+        // SAFETY: the name and the limits live across the call.
+        let result = unsafe { libc::quotactl(command, device.as_ptr(), user, (&raw mut limits).cast()) };
+        assert_eq!(result, 0, "set a quota: {}", std::io::Error::last_os_error());
     }
 }
 

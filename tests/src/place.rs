@@ -21,6 +21,11 @@ pub fn base_rootfs() -> PathBuf {
     path("TEST_ROOTFS")
 }
 
+/// An unpacked Debian with a compiler, databases and git: `tests/images/make tools`.
+pub fn tools_rootfs() -> PathBuf {
+    path("TEST_TOOLS_IMAGE").with_extension("")
+}
+
 /// A folder on tmpfs for the tests' own files.
 pub fn work() -> PathBuf {
     path("TEST_WORK")

@@ -44,9 +44,18 @@ impl Scene {
 
     /// The container to be of a new bundle.
     pub fn container(&self) -> Container<'_> {
+        Container::new(self, &self.next_name())
+    }
+
+    /// The same over another image.
+    pub fn container_over(&self, lower: &Path) -> Container<'_> {
+        Container::over(self, &self.next_name(), lower)
+    }
+
+    fn next_name(&self) -> String {
         let number = self.containers.replace(self.containers.get() + 1);
         let name = self.dir.file_name().unwrap().to_string_lossy().replace("scene", "runvm-test");
-        Container::new(self, &format!("{name}-{number}"))
+        format!("{name}-{number}")
     }
 
     /// Runs a shell script in a new container.

@@ -19,20 +19,22 @@ pub struct CachePlan {
     pub valid_ms: u64,
     /// Nobody else changes anything.
     pub exclusive: bool,
+    /// Locks hold on the host.
+    pub host_locks: bool,
 }
 
 impl CachePlan {
     /// Of a root file system, which hardly anybody but the container changes.
-    pub const ROOT: Self = Self { valid_ms: 10_000, exclusive: false };
+    pub const ROOT: Self = Self { valid_ms: 10_000, exclusive: false, host_locks: false };
     /// Of a volume.
-    pub const VOLUME: Self = Self { valid_ms: 1_000, exclusive: false };
-    const NONE: Self = Self { valid_ms: 0, exclusive: false };
-    const EXCLUSIVE: Self = Self { valid_ms: 3_600_000, exclusive: true };
+    pub const VOLUME: Self = Self { valid_ms: 1_000, exclusive: false, host_locks: true };
+    const NONE: Self = Self { valid_ms: 0, exclusive: false, host_locks: true };
+    const EXCLUSIVE: Self = Self { valid_ms: 3_600_000, exclusive: true, host_locks: false };
 }
 
 impl From<CachePlan> for Cache {
     fn from(plan: CachePlan) -> Self {
-        Self { valid: Duration::from_millis(plan.valid_ms), exclusive: plan.exclusive }
+        Self { valid: Duration::from_millis(plan.valid_ms), exclusive: plan.exclusive, host_locks: plan.host_locks }
     }
 }
 

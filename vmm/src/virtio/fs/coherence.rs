@@ -20,6 +20,8 @@ pub struct Cache {
     pub valid: Duration,
     /// Nobody else changes anything: data and the absence of names are kept too, and no open is checked.
     pub exclusive: bool,
+    /// Locks hold against others on the host, rather than in the guest alone.
+    pub host_locks: bool,
 }
 
 /// Two changes of a file within one tick of its file system's clock look like one: what was told so soon after a change
@@ -28,9 +30,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// Such attributes are believed for so long, and so are those of a share that is a single file: it is not looked
 /// up by name where it is mounted, so that only asking for attributes tells how long it is now.
 const SHORT: Duration = Duration::from_millis(50);
-/// No change time: nothing is known that an open could be checked against.
+/// No change time: before the first one, and when an open is good whatever has become of the file.
 const NOTHING: i64 = 0;
-
 /// No time that a file has: pages of it are right for nothing.
 pub(super) const UNKNOWN: i64 = i64::MIN;
 
@@ -43,12 +44,13 @@ impl Cache {
 }
 
 impl Inode {
-    /// The guest gets these attributes.
+    /// The guest gets these attributes, or has made them so itself.
     pub(super) fn told(&mut self, stat: &Stat) {
-        self.known = if is_recent(stat) { NOTHING } else { change_time(stat) };
+        // Without a name, there is none to look up again.
+        self.known = if stat.stx_nlink == 0 { NOTHING } else { change_time(stat) };
     }
 
-    /// The guest changes it and knows that its attributes are others now.
+    /// The guest has changed it, and nobody can say into what.
     pub(super) fn changed(&mut self) {
         self.known = NOTHING;
     }
@@ -56,7 +58,7 @@ impl Inode {
     /// Whether a guest that opens it must look again first. Never says so twice in a row: a file that changes all the
     /// time can be opened, and so can one that the guest reaches without looking its name up.
     pub(super) fn is_outdated(&mut self, stat: &Stat) -> bool {
-        let outdated = self.known != NOTHING && self.known != change_time(stat);
+        let outdated = self.known != NOTHING && (self.known != change_time(stat) || stat.stx_nlink == 0);
         self.known = if outdated { NOTHING } else { self.known };
         outdated
     }

@@ -57,8 +57,6 @@ impl Inodes {
     pub fn moved(&mut self, nodeid: Option<u64>, parent: u64) {
         if let Some(inode) = nodeid.and_then(|nodeid| self.get_mut(nodeid).ok()) {
             inode.parent = parent;
-            // Its change time is another one now, and the guest's kernel knows.
-            inode.changed();
         }
     }
 

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::fuse::{
-    Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn, FlushIn,
-    FsyncIn, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
-    WriteIn, WriteOut,
+    Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_SERVER_LOCKS, FSYNC_FDATASYNC,
+    FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn,
+    WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use super::handles::Handle;
 use super::inodes::Inode;
@@ -102,6 +102,9 @@ impl Server {
         let reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
         if reads || has_silent_close(file.as_fd()) {
             open_flags |= FOPEN_NOFLUSH;
+        }
+        if self.cache_of(self.inodes.peek(nodeid)?.share()).host_locks {
+            open_flags |= FOPEN_SERVER_LOCKS;
         }
         let fh = self.add_handle(Handle::File(file), nodeid)?;
         Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
@@ -207,6 +210,9 @@ impl Server {
     /// what network file systems could not write.
     pub(super) fn flush(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: FlushIn = request.take()?;
+        if let Some(nodeid) = self.handles.nodeid(args.fh) {
+            self.locks.drop_owner(nodeid, args.lock_owner);
+        }
         let file = self.handles.file(args.fh)?;
         sys::close(rustix::io::fcntl_dupfd_cloexec(file, 0)?)
     }
@@ -215,6 +221,7 @@ impl Server {
     pub(super) fn release(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: ReleaseIn = request.take()?;
         self.listings.forget(args.fh);
+        self.locks.drop_handle(args.fh);
         self.close_handle(args.fh)
     }
 
@@ -244,8 +251,11 @@ impl Server {
     pub(super) fn fallocate(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: FallocateIn = request.take()?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
+        let file = self.handles.file(args.fh)?;
+        drop_suid_for(request, file)?;
+        rustix::fs::fallocate(file, mode, args.offset, args.length)?;
         self.changed_open(args.fh);
-        Ok(rustix::fs::fallocate(self.handles.file(args.fh)?, mode, args.offset, args.length)?)
+        Ok(())
     }
 
     /// `COPY_FILE_RANGE`: at most [`COPY_MAX`] bytes a time.
@@ -255,12 +265,19 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let (from, to) = (self.handles.file(args.fh_in)?, self.handles.file(args.fh_out)?);
+        drop_suid_for(request, to)?;
         let (mut at_from, mut at_to) = (args.off_in, args.off_out);
         let length = args.len.min(COPY_MAX) as usize;
         let size = rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32;
         self.changed_open(args.fh_out);
         output.put(&WriteOut { size, padding: 0 })
     }
+}
+
+/// Drops setuid and setgid before a change of content for which the guest's kernel leaves that to us (`HANDLE_KILLPRIV_V2`)
+/// but does not say, as it does of writes, whether the caller may keep them: root may.
+fn drop_suid_for(request: &Request, file: BorrowedFd) -> Served {
+    if request.header.uid == 0 { Ok(()) } else { sys::drop_suid(file) }
 }
 
 fn has_silent_close(file: BorrowedFd) -> bool {

@@ -62,6 +62,8 @@ opcodes! {
     READDIR = 28,
     RELEASEDIR = 29,
     FSYNCDIR = 30,
+    GETLK = 31,
+    SETLK = 32,
     CREATE = 35,
     INTERRUPT = 36,
     DESTROY = 38,
@@ -116,6 +118,10 @@ pub(super) mod fattr {
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// Bit of [`OpenOut::open_flags`]: `close` need not send `FLUSH`.
 pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;
+/// Bit of [`OpenOut::open_flags`]: locks are the server's. Only our guest kernel knows it (guest-kernel/patches).
+pub(super) const FOPEN_SERVER_LOCKS: u32 = 1 << 30;
+/// Bit of [`LkIn::lk_flags`]: a lock of flock(2).
+pub(super) const LK_FLOCK: u32 = 1 << 0;
 /// Bit of [`OpenIn::open_flags`] and [`CreateIn::open_flags`]: truncating drops setuid and setgid.
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// Bit of [`GetattrIn::flags`]: `fh` is meant.
@@ -219,6 +225,9 @@ wire! {
     /// Followed by the name, padded with NUL to a multiple of eight.
     struct Dirent { ino: u64, off: u64, namelen: u32, kind: u32, }
     struct LseekIn { fh: u64, offset: u64, whence: u32, padding: u32, }
+    /// `typ` is `F_RDLCK`, `F_WRLCK` or `F_UNLCK`, from byte `start` to byte `end`.
+    struct LkIn { fh: u64, owner: u64, start: u64, end: u64, typ: u32, pid: u32, lk_flags: u32, padding: u32, }
+    struct LkOut { start: u64, end: u64, typ: u32, pid: u32, }
     struct LseekOut { offset: u64, }
     struct CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,

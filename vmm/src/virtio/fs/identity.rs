@@ -10,11 +10,14 @@
 //! * `/proc/self/fd` as that directory: extended attributes have no call with a directory descriptor,
 //!   and this works where `/proc` is no longer mounted;
 //! * `SECBIT_NO_SETUID_FIXUP`, if it may: then changing `fsuid` keeps the capabilities. Otherwise the
-//!   host checks the caller's permissions once more when it creates something, without its groups.
+//!   host checks the caller's permissions once more when it creates something, without its groups;
+//! * no `CAP_SYS_RESOURCE`, with which writes would go beyond the quotas of the files' owners.
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::request::{Errno, Served};
 use crate::virtio::Error;
@@ -45,6 +48,11 @@ impl Identity {
             if bits >= 0 {
                 libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong | SECBIT_NO_SETUID_FIXUP, 0, 0, 0);
             }
+        }
+        if let Ok(mut sets) = capabilities(None) {
+            sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+            // Giving one up is always allowed, where the call is: without it quotas are not kept, and no more.
+            let _ = set_capabilities(None, sets);
         }
         Ok(Self { uid: set_fsuid(NO_ID), gid: set_fsgid(NO_ID), umask: Cell::new(0) })
     }

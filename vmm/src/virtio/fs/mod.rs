@@ -69,8 +69,7 @@
 //!
 //! # Not offered
 //!
-//! * `GETLK`/`SETLK`: the guest keeps POSIX and BSD locks to itself, so they hold between all processes
-//!   of one VM and not between two VMs on one volume.
+//! * `SETLKW`: nothing waits here (see `locks`). Locks of the root file system the guest keeps to itself.
 //! * `IOCTL` (no `chattr`), `POLL`, `BMAP`, DAX windows, notifications, write-back caching.
 //! * `O_DIRECT` is dropped: it asks for the guest's buffers to be aligned for a device that the guest
 //!   cannot know; the guest's kernel bypasses its own page cache all the same.
@@ -78,11 +77,11 @@
 //! # System calls
 //!
 //! For whoever writes the worker's filter. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
-//! `prctl(PR_SET_SECUREBITS)`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
+//! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
-//! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`.
+//! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`, `fcntl(F_GETFL)`, `fcntl(F_OFD_*)`, `flock`.
 //! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
@@ -100,6 +99,7 @@ mod handles;
 mod identity;
 mod index;
 mod inodes;
+mod locks;
 mod names;
 mod request;
 mod restore;

@@ -185,8 +185,7 @@ impl Server {
         let directory = self.writable(request.header.nodeid)?;
         let stat = sys::stat_at(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
-        // The guest's kernel knows that its other names have one less beside them.
-        if let Some(nodeid) = self.inodes.known_as(&stat, share).filter(|_| stat.stx_nlink > 1) {
+        if let Some(nodeid) = self.inodes.known_as(&stat, share) {
             self.changed(nodeid);
         }
         Ok(())
@@ -218,10 +217,10 @@ impl Server {
         let (from_fd, to_fd) = (self.writable(from)?.fd()?, self.writable(to)?.fd()?);
         rustix::fs::renameat_with(from_fd, old, to_fd, new, flags)?;
         self.inodes.moved(object, to);
+        object.into_iter().for_each(|nodeid| self.changed(nodeid));
         if flags.contains(RenameFlags::EXCHANGE) {
             self.inodes.moved(other, from);
         }
-        // One that was replaced may have other names.
         other.into_iter().for_each(|nodeid| self.changed(nodeid));
         Ok(())
     }

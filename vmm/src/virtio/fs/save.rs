@@ -71,6 +71,11 @@ pub(super) fn refuse(what: &'static str, why: String) -> Error {
 impl Server {
     /// All that the guest knows and has open, as [`super::saved`] has it. It may be called on any thread.
     pub fn save(&self) -> Result<Vec<u8>, Error> {
+        if !self.locks.is_empty() {
+            return Err(Error::Protocol(
+                "files of volumes are locked against others on the host: no state can hold that",
+            ));
+        }
         let (inodes, handles) = (self.inodes.slab.all(), self.handles.all());
         let mut writer = Writer::new(&self.session, self.all_shares().count(), inodes.len(), handles.len());
         for (number, share) in self.shares.iter().enumerate() {

@@ -14,6 +14,7 @@ use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
 use super::handles::{Handle, Handles};
 use super::identity::{ActingAs, Identity};
 use super::inodes::{Inode, Inodes};
+use super::locks::Locks;
 use super::request::{Errno, NAME_MAX, Output, Request, Served};
 use super::session::Session;
 use super::{Cache, Counters, Share, sys};
@@ -51,6 +52,8 @@ pub(super) struct Server {
     pub handles: Handles,
     /// What was agreed on with the guest.
     pub session: Session,
+    /// Locks that hold on the host.
+    pub locks: Locks,
     /// Directory entries read ahead.
     pub listings: Listings,
     /// `/proc/self/fd`, `O_PATH`.
@@ -84,6 +87,7 @@ impl Server {
             inodes: Inodes::new(MAX_INODES, inodes, Arc::clone(&proc_fd)),
             handles: Handles::new(handles),
             session: Session::default(),
+            locks: Locks::default(),
             listings: Listings::default(),
             proc_fd,
             scratch: Vec::new(),
@@ -126,6 +130,7 @@ impl Server {
         let Some(number) = self.shares.iter().position(named) else { return };
         self.handles.close_share(number);
         self.inodes.remove_share(number);
+        self.locks.keep(|fh| self.handles.get(fh).is_ok());
         self.listings = Listings::default();
         if let Some(slot) = self.shares.get_mut(number) {
             *slot = None;
@@ -151,6 +156,7 @@ impl Server {
     /// Forgets all that the guest knows and has open, and what was agreed on.
     pub fn forget_guest(&mut self) {
         self.handles.close_all();
+        self.locks = Locks::default();
         self.inodes.forget_all();
         self.listings = Listings::default();
         self.session = Session::default();
@@ -215,7 +221,7 @@ impl Server {
         use opcode::*;
         match header.opcode {
             FORGET | BATCH_FORGET | INTERRUPT | INIT | DESTROY | READ | WRITE | READDIR | FLUSH | RELEASE
-            | RELEASEDIR | FSYNC | FSYNCDIR | LSEEK | FALLOCATE | COPY_FILE_RANGE => Ok(()),
+            | RELEASEDIR | FSYNC | FSYNCDIR | LSEEK | GETLK | SETLK | FALLOCATE | COPY_FILE_RANGE => Ok(()),
             _ if header.nodeid == ROOT_ID => Ok(()),
             _ => self.inodes.warm(header.nodeid),
         }
@@ -239,18 +245,22 @@ impl Server {
 
     /// What the guest may keep of the share of this number.
     pub fn cache_of(&self, share: usize) -> &Cache {
-        const NOTHING: Cache = Cache { valid: Duration::ZERO, exclusive: false };
+        const NOTHING: Cache = Cache { valid: Duration::ZERO, exclusive: false, host_locks: false };
         self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.cache)
     }
 
-    /// The guest changes an object.
+    /// The guest has changed an object, and its kernel knows that its attributes are others now.
     pub fn changed(&mut self, nodeid: u64) {
+        let stat = self.inodes.peek(nodeid).and_then(|inode| sys::stat(inode.fd()?));
         if let Ok(inode) = self.inodes.get_mut(nodeid) {
-            inode.changed();
+            match stat {
+                Ok(stat) => inode.told(&stat),
+                Err(_) => inode.changed(),
+            }
         }
     }
 
-    /// The guest changes what it has open.
+    /// The guest has changed what it has open.
     pub fn changed_open(&mut self, fh: u64) {
         self.handles.nodeid(fh).into_iter().for_each(|nodeid| self.changed(nodeid));
     }
@@ -332,6 +342,8 @@ fn operation(code: u32) -> Option<Operation> {
         RELEASE | RELEASEDIR => Server::release,
         FSYNC | FSYNCDIR => Server::fsync,
         LSEEK => Server::lseek,
+        GETLK => Server::getlk,
+        SETLK => Server::setlk,
         FALLOCATE => Server::fallocate,
         COPY_FILE_RANGE => Server::copy_file_range,
         OPENDIR => Server::opendir,

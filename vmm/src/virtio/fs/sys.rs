@@ -87,12 +87,16 @@ pub(super) fn name_of(proc_fd: &OwnedFd, fd: BorrowedFd) -> Served<CString> {
     CString::new(name).map_err(|_| Errno(libc::ESTALE))
 }
 
-/// Drops setuid, and setgid where the group may execute, as a write by an ordinary user does.
+/// Drops setuid, and setgid where the group may execute, as a write by an ordinary user does. `EBADF` if the descriptor
+/// is not for writing: the guest may ask for this with any, also in a read-only share.
 pub(super) fn drop_suid(file: BorrowedFd) -> Served {
     let bits = permissions(&stat(file)?);
     let group = libc::S_ISGID | libc::S_IXGRP;
     let dropped = libc::S_ISUID | if bits & group == group { libc::S_ISGID } else { 0 };
     if bits & dropped != 0 {
+        if rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE == OFlags::RDONLY {
+            return Err(Errno(libc::EBADF));
+        }
         rustix::fs::fchmod(file, mode(bits & !dropped))?;
     }
     Ok(())

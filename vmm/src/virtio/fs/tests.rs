@@ -5,6 +5,7 @@ mod guest;
 mod hostile;
 mod kernel;
 mod listing;
+mod locks;
 mod measure;
 mod passthrough;
 mod random;

@@ -9,6 +9,7 @@
 //! | `user.virtiofs.*` | nothing | a guest's user would speak as its root |
 //! | all others | nothing | labels of the host's security modules are the host's |
 //!
+//! The names of `trusted.*` attributes are told to root alone: Linux does so by `CAP_SYS_ADMIN`, which requests do not show.
 //! `user.*` attributes exist on regular files and directories only, hence so do `trusted.*` ones here.
 
 use std::ffi::CStr;
@@ -63,7 +64,8 @@ impl Server {
         names.resize(MAX_VALUE, 0);
         let result = self.inode(request.header.nodeid).and_then(|inode| {
             let length = rustix::fs::listxattr(sys::proc_name(inode.fd()?), names.as_mut_slice())?;
-            let length = self.keep_guest_names(names.get_mut(..length).unwrap_or_default());
+            let root = request.header.uid == 0;
+            let length = self.keep_guest_names(names.get_mut(..length).unwrap_or_default(), root);
             reply(output, args.size, names.get(..length), length)
         });
         self.scratch = names;
@@ -128,13 +130,14 @@ impl Server {
         user || name == CAPABILITY || ACLS.contains(&name) && self.session.has(init::POSIX_ACL)
     }
 
-    /// Turns a list of host names into one of the guest's, in place; returns its length.
-    fn keep_guest_names(&self, list: &mut [u8]) -> usize {
+    /// Turns a list of host names into one of the guest's, in place; returns its length. Only `root` is told of
+    /// trusted ones.
+    fn keep_guest_names(&self, list: &mut [u8], root: bool) -> usize {
         let (mut from, mut to) = (0, 0);
         while let Some(length) = list.get(from..).and_then(|rest| rest.iter().position(|&byte| byte == 0)) {
             let end = from + length;
             let name = list.get(from..end).unwrap_or_default();
-            let private = name.strip_prefix(PRIVATE).filter(|name| name.starts_with(TRUSTED));
+            let private = name.strip_prefix(PRIVATE).filter(|name| root && name.starts_with(TRUSTED));
             let start = match private {
                 Some(_) => from + PRIVATE.len(),
                 None if self.is_shown(name) => from,

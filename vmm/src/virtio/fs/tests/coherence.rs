@@ -97,7 +97,7 @@ fn how_long_things_are_believed() {
     assert_eq!(valid(&guest.lookup(root, "file").unwrap()), (second, Duration::from_millis(50)));
     assert_eq!(guest.lookup(root, "missing").unwrap_err(), libc::ENOENT);
 
-    let (mut guest, _directory, root) = guest_of(Cache { valid: Duration::ZERO, exclusive: false });
+    let (mut guest, _directory, root) = guest_of(Cache { valid: Duration::ZERO, exclusive: false, host_locks: false });
     assert_eq!(valid(&guest.lookup(root, "file").unwrap()), (Duration::ZERO, Duration::ZERO));
 }
 
@@ -114,7 +114,7 @@ fn a_share_that_is_a_file_is_believed_shortly() {
 #[test]
 fn where_nobody_else_writes_all_is_kept() {
     let hour = Duration::from_secs(3600);
-    let (mut guest, directory, root) = guest_of(Cache { valid: hour, exclusive: true });
+    let (mut guest, directory, root) = guest_of(Cache { valid: hour, exclusive: true, host_locks: false });
     let missing = guest.lookup(root, "missing").unwrap();
     assert_eq!((missing.nodeid, valid(&missing).0), (0, hour));
     let file = guest.lookup(root, "file").unwrap();

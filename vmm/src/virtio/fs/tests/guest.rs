@@ -61,7 +61,7 @@ pub fn path(path: &Path) -> OwnedFd {
 }
 
 /// What a test's guest keeps unless the test says otherwise.
-pub const CACHE: Cache = Cache { valid: Duration::from_secs(1), exclusive: false };
+pub const CACHE: Cache = Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: false };
 
 /// Waits until what was changed before is no longer a change of just now.
 pub fn age() {

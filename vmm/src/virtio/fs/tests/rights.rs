@@ -73,6 +73,7 @@ fn writing_drops_setuid_when_the_caller_has_no_right_to_keep_it() {
     guest.write_with(kill, b"by a user").unwrap();
     assert_eq!(mode(), 0o755);
     set();
+    guest.lookup(root, "file").unwrap();
     let truncate = OpenIn { flags: (libc::O_WRONLY | libc::O_TRUNC) as u32, open_flags: OPEN_KILL_SUIDGID };
     guest.call::<_, OpenOut>(opcode::OPEN, file.nodeid, &truncate, &[]).unwrap();
     assert_eq!((mode(), at(&directory, "file").metadata().unwrap().len()), (0o755, 0));
@@ -84,6 +85,53 @@ fn writing_drops_setuid_when_the_caller_has_no_right_to_keep_it() {
     assert_eq!(guest.getxattr(file.nodeid, "security.capability", 100).unwrap(), capability);
     guest.write(open.fh, 0, b"anybody").unwrap();
     assert_eq!(guest.getxattr(file.nodeid, "security.capability", 100).unwrap_err(), libc::ENODATA);
+}
+
+#[test]
+fn space_and_copies_drop_setuid_but_not_for_root() {
+    let (mut guest, directory, root) = Guest::with_share();
+    let fh = guest.create(root, "file", libc::O_RDWR, 0o600).unwrap().1.fh;
+    guest.write(fh, 0, b"content").unwrap();
+    let file = guest_node(&mut guest, root);
+    let from = guest.open(file, libc::O_RDONLY).unwrap().fh;
+    let mode = || at(&directory, "file").metadata().unwrap().mode() & 0o7777;
+    for (uid, left) in [(0, 0o6755), (5, 0o755)] {
+        guest.uid = uid;
+        fs::set_permissions(at(&directory, "file"), fs::Permissions::from_mode(0o6755)).unwrap();
+        guest.tell(opcode::FALLOCATE, 0, &FallocateIn { fh, length: 100, ..FallocateIn::default() }, &[]).unwrap();
+        assert_eq!(mode(), left);
+        fs::set_permissions(at(&directory, "file"), fs::Permissions::from_mode(0o6755)).unwrap();
+        let copy = CopyFileRangeIn { fh_in: from, fh_out: fh, off_out: 50, len: 4, ..CopyFileRangeIn::default() };
+        guest.call::<_, WriteOut>(opcode::COPY_FILE_RANGE, 0, &copy, &[]).unwrap();
+        assert_eq!(mode(), left);
+    }
+}
+
+fn guest_node(guest: &mut Guest, root: u64) -> u64 {
+    guest.lookup(root, "file").unwrap().nodeid
+}
+
+#[test]
+fn setuid_stays_in_a_read_only_share_whatever_the_guest_asks_for() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(at(&directory, "file"), "content").unwrap();
+    fs::set_permissions(at(&directory, "file"), fs::Permissions::from_mode(0o6755)).unwrap();
+    let shares = vec![share("s", directory.path(), true), share("w", directory.path(), false)];
+    let mut guest = Guest::of(Fs::new("test", shares).unwrap());
+    let root = guest.lookup(1, "s").unwrap().nodeid;
+    let file = guest_node(&mut guest, root);
+    let fh = guest.open(file, libc::O_RDONLY).unwrap().fh;
+    guest.uid = 5;
+    let write = WriteIn { fh, write_flags: WRITE_KILL_SUIDGID, ..WriteIn::default() };
+    assert_eq!(guest.write_with(write, b"x").unwrap_err(), libc::EBADF);
+    let space = FallocateIn { fh, length: 1, ..FallocateIn::default() };
+    assert_eq!(guest.tell(opcode::FALLOCATE, file, &space, &[]).unwrap_err(), libc::EBADF);
+    // A handle of the one share with a node of the other.
+    let writable = guest.lookup(1, "w").unwrap().nodeid;
+    let other = guest.lookup(writable, "file").unwrap().nodeid;
+    let valid = fattr::SIZE | fattr::FH | fattr::KILL_SUIDGID;
+    assert!(guest.setattr(other, SetattrIn { valid, fh, ..SetattrIn::default() }).is_err());
+    assert_eq!(at(&directory, "file").metadata().unwrap().mode() & 0o7777, 0o6755);
 }
 
 #[test]
@@ -139,6 +187,9 @@ fn extended_attributes_keep_to_their_policy() {
     let mut names: Vec<_> = list.split(|&byte| byte == 0).map(|name| String::from_utf8_lossy(name)).collect();
     names.sort();
     assert_eq!(names, ["", "trusted.overlay.opaque", "user.colour", "user.empty"]);
+    guest.uid = 5;
+    assert_eq!(guest.listxattr(file, 1000).unwrap().iter().filter(|&&byte| byte == 0).count(), 2);
+    guest.uid = 0;
     guest.tell(opcode::REMOVEXATTR, file, &(), &z("user.colour")).unwrap();
     assert_eq!(guest.getxattr(file, "user.colour", 9).unwrap_err(), libc::ENODATA);
     let path = at(&directory, "file");
