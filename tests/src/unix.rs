@@ -1,4 +1,4 @@
-//! Unix sockets of the host, and a program that connects to them from within a container.
+//! Unix sockets of the host, and a program that connects to them from within a container, or locks files.
 
 use std::fs;
 use std::net::Shutdown;
@@ -52,7 +52,8 @@ pub const CLIENT: &str = "/opt/client";
 
 /// `connect PATH`: standard input goes to the socket, which is then half closed, and what comes from it to standard
 /// output; `connect PATH wait` goes on sending after the other side has ended. `hold PATH N`: opens so many connections,
-/// says so, and waits for a line before it closes each. Exit code 7: it could not connect.
+/// says so, and waits for a line before it closes each. Exit code 7: it could not connect. `lock FILE flock|posix|ofd
+/// try|wait`: locks a file for itself, says `locked` or `busy`, and waits for a line before it ends.
 const SCRIPT: &str = r#"
 sub dial {
     socket(my $s, 1, 1, 0) or die "socket: $!";
@@ -71,6 +72,16 @@ if ($what eq "hold") {
     my @held = map { my $s = dial($path); syswrite($s, "x"); $s } 1 .. $how;
     print "open\n";
     while (@held && <STDIN>) { close(shift @held); print "closed\n" }
+    exit 0;
+}
+if ($what eq "lock") {
+    my $wait = $ARGV[3] eq "wait";
+    open(my $file, "+<", $path) or die "open: $!";
+    # fcntl.h: F_WRLCK is 1, F_SETLK 6, F_SETLKW 7, F_OFD_SETLK 37, F_OFD_SETLKW 38.
+    my $done = $how eq "flock" ? flock($file, $wait ? 2 : 6)
+        : fcntl($file, ($how eq "ofd" ? 37 : 6) + $wait, pack("s s x4 q q i x4", 1, 0, 0, 0, 0));
+    print $done ? "locked\n" : $!+0 == 11 ? "busy\n" : "$!\n";
+    <STDIN>;
     exit 0;
 }
 my $s = dial($path);
@@ -99,7 +110,7 @@ pub fn client() -> &'static Path {
             }
         }
         let run = format!("#!/bin/sh\nexec {CLIENT}/{loader} --library-path {CLIENT} {CLIENT}/perl {CLIENT}/script");
-        for what in ["connect", "hold"] {
+        for what in ["connect", "hold", "lock"] {
             fs::write(folder.join(what), format!("{run} {what} \"$@\"\n")).unwrap();
             fs::set_permissions(folder.join(what), fs::Permissions::from_mode(0o755)).unwrap();
         }
