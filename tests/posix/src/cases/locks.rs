@@ -202,6 +202,8 @@ fn waiting_for_a_range() {
 }
 
 fn waiting_in_a_circle() {
+    // SAFETY: no pointers. Where nobody notices the circle, it would go on for as long as a case may take.
+    unsafe { libc::alarm(20) };
     let fd = opened();
     set(&fd, libc::F_WRLCK, (0, 1)).unwrap();
     let ready = Gate::new();

@@ -46,11 +46,10 @@ impl Cache {
 impl Inode {
     /// The guest gets these attributes, or has made them so itself.
     pub(super) fn told(&mut self, stat: &Stat) {
-        // Without a name, there is none to look up again.
-        self.known = if stat.stx_nlink == 0 { NOTHING } else { change_time(stat) };
+        self.known = change_time(stat);
     }
 
-    /// The guest has changed it, and nobody can say into what.
+    /// The guest has changed it, and nobody can say into what, or has taken its last name, so that there is none to look up.
     pub(super) fn changed(&mut self) {
         self.known = NOTHING;
     }

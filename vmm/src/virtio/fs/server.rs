@@ -254,8 +254,8 @@ impl Server {
         let stat = self.inodes.peek(nodeid).and_then(|inode| sys::stat(inode.fd()?));
         if let Ok(inode) = self.inodes.get_mut(nodeid) {
             match stat {
-                Ok(stat) => inode.told(&stat),
-                Err(_) => inode.changed(),
+                Ok(stat) if stat.stx_nlink > 0 => inode.told(&stat),
+                _ => inode.changed(),
             }
         }
     }

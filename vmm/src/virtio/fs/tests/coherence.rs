@@ -52,6 +52,21 @@ fn nothing_is_truncated_before_the_guest_has_looked_again() {
 }
 
 #[test]
+fn a_file_that_was_replaced_is_looked_up_again_even_if_the_guest_asked_about_it_since() {
+    let (mut guest, directory, root) = guest_of(CACHE);
+    let file = guest.lookup(root, "file").unwrap().nodeid;
+    fs::write(at(&directory, "new"), "new").unwrap();
+    fs::rename(at(&directory, "new"), at(&directory, "file")).unwrap();
+    assert_eq!(guest.getattr(file).unwrap().nlink, 0);
+    assert_eq!(guest.open(file, READ).unwrap_err(), libc::ESTALE);
+    assert_ne!(guest.lookup(root, "file").unwrap().nodeid, file);
+    // One that the guest removed itself has no name to look up.
+    let own = guest.lookup(root, "file").unwrap().nodeid;
+    guest.tell(opcode::UNLINK, root, &(), &z("file")).unwrap();
+    guest.open(own, READ).unwrap();
+}
+
+#[test]
 fn a_file_that_changes_all_the_time_can_be_opened() {
     let (mut guest, directory, root) = guest_of(CACHE);
     let file = guest.lookup(root, "file").unwrap().nodeid;
