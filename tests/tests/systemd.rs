@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tests::command::Outcome;
 use tests::podman::Podman;
+use tests::process::wait_until;
 use tests::{Scene, place};
 
 const IMAGE: &str = "runvm-test-systemd";
@@ -113,7 +114,8 @@ fn scopes_are_units_of_systemd() {
     let again = host.runtime(&["run", "--bundle", &bundle, "--detach", &id]);
     again.success();
     host.runtime(&["delete", "--force", &id]).success();
-    assert_eq!(host.property(&unit, "LoadState"), "not-found");
+    // systemd forgets a unit when it has time for that.
+    wait_until("the unit is forgotten", || host.property(&unit, "LoadState") == "not-found");
     host.run(&["sh", "-c", &format!("! ls -d /sys/fs/cgroup/own.slice/{slice}/{unit}")]).success();
 
     podman.run(&["rm", "--force", "--time", "0", HOST]).success();
