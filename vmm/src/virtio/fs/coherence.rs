@@ -54,12 +54,10 @@ impl Inode {
         self.known = NOTHING;
     }
 
-    /// Whether a guest that opens it must look again first. Never says so twice in a row: a file that changes all the
-    /// time can be opened, and so can one that the guest reaches without looking its name up.
-    pub(super) fn is_outdated(&mut self, stat: &Stat) -> bool {
-        let outdated = self.known != NOTHING && (self.known != change_time(stat) || stat.stx_nlink == 0);
-        self.known = if outdated { NOTHING } else { self.known };
-        outdated
+    /// Whether a guest that opens it should look again first. Not at a share's root: no name leads there in the guest.
+    pub(super) fn is_outdated(&self, stat: &Stat) -> bool {
+        let changed = self.known != change_time(stat) || stat.stx_nlink == 0;
+        !self.pinned && self.known != NOTHING && changed
     }
 
     /// Whether the guest's pages of it are still right, and notes what they are right for from now on.
@@ -67,6 +65,29 @@ impl Inode {
         let (now, before) = (change_time(stat), self.opened_at);
         self.opened_at = if is_recent(stat) { UNKNOWN } else { now };
         before == now || before == NOTHING
+    }
+}
+
+/// Who was sent to look again lately: by nodeid and process. Nobody is sent twice in a row, so that a file can be opened
+/// that changes all the time, or that is reached without looking up a name (`/proc/self/fd`, a bind mount).
+#[derive(Default)]
+pub(super) struct Sent {
+    latest: [(u64, u32); 16],
+    next: usize,
+}
+
+impl Sent {
+    /// Notes an open, and whether it is `outdated`. Returns whether to send it to look again.
+    pub fn again(&mut self, opener: (u64, u32), outdated: bool) -> bool {
+        let before = self.latest.iter_mut().find(|sent| **sent == opener);
+        let again = outdated && before.is_none();
+        if let Some(sent) = before {
+            *sent = (0, 0);
+        } else if again && let Some(sent) = self.latest.get_mut(self.next) {
+            *sent = opener;
+            self.next = (self.next + 1) % self.latest.len();
+        }
+        again
     }
 }
 

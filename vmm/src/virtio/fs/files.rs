@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::fuse::{
     Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_SERVER_LOCKS, FSYNC_FDATASYNC,
-    FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn,
+    FallocateIn, FlushIn, FsyncIn, InHeader, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn,
     WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use super::handles::Handle;
@@ -36,7 +36,7 @@ impl Server {
     /// `OPEN`.
     pub(super) fn open(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: OpenIn = request.take()?;
-        let keeps = self.check_known(request.header.nodeid)?;
+        let keeps = self.check_known(&request.header)?;
         let file = self.open_inode(request.header.nodeid, args.flags, args.open_flags)?;
         let opened = self.opened(request.header.nodeid, file, args.flags, keeps)?;
         self.reply_opened(opened, output)
@@ -44,14 +44,14 @@ impl Server {
 
     /// Checks that the guest knows what it opens, before the open changes anything; `ESTALE` sends it to look again. Returns
     /// whether its pages are still right.
-    fn check_known(&mut self, nodeid: u64) -> Served<bool> {
-        let inode = self.inode(nodeid)?;
+    fn check_known(&mut self, header: &InHeader) -> Served<bool> {
+        let inode = self.inode(header.nodeid)?;
         let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.share()).exclusive);
-        let inode = self.inodes.get_mut(nodeid)?;
-        if inode.is_outdated(&stat) && !exclusive {
+        let outdated = inode.is_outdated(&stat) && !exclusive;
+        if self.sent.again((header.nodeid, header.pid), outdated) {
             return Err(Errno(libc::ESTALE));
         }
-        Ok(inode.keeps_pages(&stat) || exclusive)
+        Ok(self.inodes.get_mut(header.nodeid)?.keeps_pages(&stat) || exclusive)
     }
 
     fn reply_opened(&mut self, opened: OpenOut, output: &mut Output) -> Served {

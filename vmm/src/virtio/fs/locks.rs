@@ -18,12 +18,13 @@ use super::request::{Errno, Output, Request, Served};
 use super::server::Server;
 use super::sys;
 
-/// Most owners of locks at a time; each has a descriptor.
-const MOST: usize = 4096;
+/// Most owners of locks at a time, however many descriptors there are; each has one.
+pub(super) const MOST: usize = 4096;
 
 /// Who has locks.
-#[derive(Default)]
 pub(super) struct Locks {
+    /// Most owners.
+    limit: usize,
     /// By nodeid and owner.
     owners: HashMap<(u64, u64), Owner>,
     /// Handles with a `flock` lock.
@@ -39,6 +40,16 @@ struct Owner {
 }
 
 impl Locks {
+    /// None, and at most so many owners.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, owners: HashMap::new(), flocked: HashSet::new() }
+    }
+
+    /// Drops all.
+    pub fn clear(&mut self) {
+        self.keep(|_| false);
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.owners.is_empty() && self.flocked.is_empty()
@@ -72,13 +83,13 @@ impl Server {
     /// `GETLK`: what is in the way of a lock.
     pub(super) fn getlk(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: LkIn = request.take()?;
-        let (nodeid, handle) = self.locked_file(args.fh)?;
+        let nodeid = self.locked_object(args.fh)?;
         let own = self.locks.owners.get(&(nodeid, args.owner)).map(|owner| owner.file.as_fd());
         let opened;
         let file = match own {
             Some(file) => file,
             None => {
-                opened = self.own_file(handle)?;
+                opened = self.own_file(nodeid, args.fh)?;
                 opened.as_fd()
             }
         };
@@ -97,7 +108,7 @@ impl Server {
         if args.lk_flags & LK_FLOCK != 0 {
             return self.flock(&args);
         }
-        let (nodeid, _) = self.locked_file(args.fh)?;
+        let nodeid = self.locked_object(args.fh)?;
         let mut lock = range(&args)?;
         let (key, unlock) = ((nodeid, args.owner), args.typ == libc::F_UNLCK as u32);
         if unlock && !self.locks.owners.contains_key(&key) {
@@ -126,18 +137,18 @@ impl Server {
         Ok(())
     }
 
-    fn locked_file(&self, fh: u64) -> Served<(u64, BorrowedFd<'_>)> {
-        let file = self.handles.file(fh)?;
-        Ok((self.handles.nodeid(fh).ok_or(Errno(libc::EBADF))?, file))
+    fn locked_object(&self, fh: u64) -> Served<u64> {
+        self.handles.file(fh)?;
+        self.handles.nodeid(fh).ok_or(Errno(libc::EBADF))
     }
 
     /// The open file of an owner, made with its first lock.
     fn owners_file(&mut self, key: (u64, u64), args: &LkIn) -> Served<BorrowedFd<'_>> {
         if !self.locks.owners.contains_key(&key) {
-            if self.locks.owners.len() >= MOST {
+            if self.locks.owners.len() >= self.locks.limit {
                 return Err(Errno(libc::ENOLCK));
             }
-            let file = self.own_file(self.handles.file(args.fh)?)?;
+            let file = self.own_file(key.0, args.fh)?;
             self.locks.owners.insert(key, Owner { file, fh: args.fh, pid: args.pid });
         }
         let owner = self.locks.owners.get_mut(&key).ok_or(Errno(libc::ENOLCK))?;
@@ -148,9 +159,12 @@ impl Server {
     }
 
     /// Opens what a handle is of once more; for both kinds of locks where that can be had, since later ones are set on it, too.
-    fn own_file(&self, handle: BorrowedFd<'_>) -> Served<OwnedFd> {
+    fn own_file(&self, nodeid: u64, fh: u64) -> Served<OwnedFd> {
+        let handle = self.handles.file(fh)?;
         let mode = rustix::fs::fcntl_getfl(handle)? & OFlags::ACCMODE;
-        sys::reopen(&self.proc_fd, handle, OFlags::RDWR).or_else(|_| sys::reopen(&self.proc_fd, handle, mode))
+        // What may not be written there may not be opened for it either.
+        let both = self.writable(nodeid).and_then(|_| sys::reopen(&self.proc_fd, handle, OFlags::RDWR));
+        both.or_else(|_| sys::reopen(&self.proc_fd, handle, mode))
     }
 }
 

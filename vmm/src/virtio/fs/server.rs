@@ -9,12 +9,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 use zerocopy::IntoBytes;
 
+use super::coherence::Sent;
 use super::directories::Listings;
 use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
 use super::handles::{Handle, Handles};
 use super::identity::{ActingAs, Identity};
 use super::inodes::{Inode, Inodes};
-use super::locks::Locks;
+use super::locks::{self, Locks};
 use super::request::{Errno, NAME_MAX, Output, Request, Served};
 use super::session::Session;
 use super::{Cache, Counters, Share, sys};
@@ -54,6 +55,8 @@ pub(super) struct Server {
     pub session: Session,
     /// Locks that hold on the host.
     pub locks: Locks,
+    /// Whose opens were refused, for the guest to look again.
+    pub sent: Sent,
     /// Directory entries read ahead.
     pub listings: Listings,
     /// `/proc/self/fd`, `O_PATH`.
@@ -70,11 +73,15 @@ type Operation = fn(&mut Server, &mut Request, &mut Output) -> Served;
 
 impl Server {
     /// A server of these shares. It takes three quarters of the descriptors that `RLIMIT_NOFILE` allows
-    /// for inodes and the rest, but a reserve, for handles.
+    /// for inodes and the rest, but a reserve and a share for locks, for handles.
     pub fn new(shares: Vec<Share>) -> Result<Self, Error> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS);
         let descriptors = limit.saturating_sub(RESERVED_DESCRIPTORS).max(RESERVED_DESCRIPTORS) as usize;
-        Self::with_limits(shares, descriptors - descriptors / 4, descriptors / 4)
+        let locks = locks::MOST.min(descriptors / 16);
+        let descriptors = descriptors - locks;
+        let mut server = Self::with_limits(shares, descriptors - descriptors / 4, descriptors / 4)?;
+        server.locks = Locks::new(locks);
+        Ok(server)
     }
 
     /// A server with at most so many descriptors of known objects and of open files.
@@ -87,7 +94,8 @@ impl Server {
             inodes: Inodes::new(MAX_INODES, inodes, Arc::clone(&proc_fd)),
             handles: Handles::new(handles),
             session: Session::default(),
-            locks: Locks::default(),
+            locks: Locks::new(locks::MOST),
+            sent: Sent::default(),
             listings: Listings::default(),
             proc_fd,
             scratch: Vec::new(),
@@ -156,8 +164,9 @@ impl Server {
     /// Forgets all that the guest knows and has open, and what was agreed on.
     pub fn forget_guest(&mut self) {
         self.handles.close_all();
-        self.locks = Locks::default();
+        self.locks.clear();
         self.inodes.forget_all();
+        self.sent = Sent::default();
         self.listings = Listings::default();
         self.session = Session::default();
     }

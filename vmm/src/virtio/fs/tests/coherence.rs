@@ -79,6 +79,44 @@ fn a_file_that_changes_all_the_time_can_be_opened() {
 }
 
 #[test]
+fn nobody_is_sent_to_look_twice_in_a_row() {
+    let (mut guest, directory, root) = guest_of(CACHE);
+    let file = guest.lookup(root, "file").unwrap().nodeid;
+    let change = |text: &str| {
+        age();
+        fs::write(at(&directory, "file"), text).unwrap();
+    };
+    for text in ["one", "two", "three"] {
+        change(text);
+        assert_eq!(guest.open(file, READ).unwrap_err(), libc::ESTALE);
+        // It looks, but then the file changes once more.
+        guest.lookup(root, "file").unwrap();
+        change("another");
+        guest.open(file, READ).unwrap();
+        // That was this one; who looks in time is sent again for every change.
+        assert_eq!(guest.open(file, READ).unwrap_err(), libc::ESTALE);
+        guest.lookup(root, "file").unwrap();
+        guest.open(file, READ).unwrap();
+    }
+    // Reached without a name, and attributes asked for in between.
+    fs::remove_file(at(&directory, "file")).unwrap();
+    for _ in 0..3 {
+        guest.getattr(file).unwrap();
+        assert_eq!(guest.open(file, READ).unwrap_err(), libc::ESTALE);
+        guest.getattr(file).unwrap();
+        guest.open(file, READ).unwrap();
+    }
+    // For others it is news.
+    change("text");
+    let file = guest.lookup(root, "file").unwrap().nodeid;
+    change("new text");
+    for pid in [1, 2] {
+        guest.pid = pid;
+        assert_eq!(guest.open(file, READ).unwrap_err(), libc::ESTALE);
+    }
+}
+
+#[test]
 fn what_the_guest_does_itself_is_no_surprise() {
     let (mut guest, _directory, root) = guest_of(CACHE);
     let file = guest.lookup(root, "file").unwrap().nodeid;
@@ -123,7 +161,17 @@ fn a_share_that_is_a_file_is_believed_shortly() {
     age();
     let file = share("hosts", &at(&directory, "hosts"), false);
     let mut guest = Guest::of(Fs::new("test", vec![file]).unwrap());
-    assert_eq!(valid(&guest.lookup(1, "hosts").unwrap()).1, Duration::from_millis(50));
+    let root = guest.lookup(1, "hosts").unwrap();
+    assert_eq!(valid(&root).1, Duration::from_millis(50));
+    // No name is looked up on the way there, so none can be looked up again.
+    for text in ["new", "newer"] {
+        fs::write(at(&directory, "hosts"), text).unwrap();
+        guest.open(root.nodeid, READ).unwrap();
+        age();
+    }
+    fs::remove_file(at(&directory, "hosts")).unwrap();
+    guest.getattr(root.nodeid).unwrap();
+    guest.open(root.nodeid, READ).unwrap();
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Watcher for Silent {
 pub struct Guest {
     pub device: Fs,
     pub uid: u32,
+    pub pid: u32,
     pub gid: u32,
     memory: GuestMemoryMmap,
     rings: Vec<Ring>,
@@ -96,7 +97,7 @@ impl Guest {
         let mut rings = vec![idle, Ring::new(queue, interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
         device.activate(0, &mut context).unwrap();
-        Self { device, uid: 0, gid: 0, memory, rings, available: 0 }
+        Self { device, uid: 0, gid: 0, pid: 0, memory, rings, available: 0 }
     }
 
     /// A guest with one writable share `s` of an empty directory, and its nodeid.
@@ -161,8 +162,16 @@ impl Guest {
     /// One request with room for `room` bytes after the reply's header: its body, or an errno.
     pub fn request(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Result<Vec<u8>, i32> {
         let len = (40 + body.len()) as u32;
-        let header =
-            InHeader { len, opcode: code, unique: 77, nodeid, uid: self.uid, gid: self.gid, ..Default::default() };
+        let header = InHeader {
+            len,
+            opcode: code,
+            unique: 77,
+            nodeid,
+            uid: self.uid,
+            gid: self.gid,
+            pid: self.pid,
+            ..Default::default()
+        };
         let reply = self.raw(&[header.as_bytes(), body].concat(), 16 + room).unwrap();
         if reply.is_empty() {
             return Ok(reply);
