@@ -89,6 +89,16 @@ impl Cgroup {
         open_directory(&self.directory).context(|| format!("open cgroup {}", self.directory.display()))
     }
 
+    /// The directory of the cgroup that a process of the container is in, open: the container's own or one below it.
+    pub fn open_where(&self, root: &Path, pid: i32) -> Result<OwnedFd> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let directory = root.join(path);
+        let below = directory != self.directory && directory.starts_with(&self.directory);
+        // It may have gone meanwhile.
+        below.then(|| open_directory(&directory).ok()).flatten().map_or_else(|| self.open(), Ok)
+    }
+
     /// How often the kernel killed a process here because memory ran out.
     pub fn oom_kills(&self) -> u64 {
         let events = std::fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
@@ -159,13 +169,6 @@ impl MemoryEvents {
             self.file.ready(Interest::PRIORITY).await.context(|| "wait for memory.events")?.clear_ready();
         }
     }
-}
-
-/// The directory of the cgroup2 that a process is in.
-pub fn of_process(root: &Path, pid: i32) -> Result<OwnedFd> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context(|| "read cgroup of init")?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    open_directory(&root.join(path.trim_start_matches('/'))).context(|| "open cgroup of init")
 }
 
 fn open_directory(path: &Path) -> std::result::Result<OwnedFd, Errno> {

@@ -4,7 +4,6 @@
 //! names the container's as the one for its next child and takes that back afterwards. It has one
 //! thread, so no other child comes between. The child joins the other namespaces itself.
 
-use crate::cgroup;
 use crate::container::{Containers, Process, Shape};
 use crate::create::{begin, set_personality, settle};
 use crate::error::{Context, Error, Result};
@@ -70,17 +69,22 @@ impl Joiner<'_> {
             };
             link.failed(&error);
         };
-        let mut result = self.spawn_in(&self.shape.cgroup.open()?, child)?;
+        let mut result = self.spawn_in(&self.cgroup()?, child)?;
         if result.as_ref().is_err_and(|&errno| errno == Errno::BUSY) {
-            // The container hands controllers to cgroups of its own: its init is in one of them.
-            let cgroup = cgroup::of_process(&self.containers.places.cgroup_root, self.init.pid)?;
-            result = self.spawn_in(&cgroup, child)?;
+            // Init has moved since, and handed the controllers to where it is now.
+            result = self.spawn_in(&self.cgroup()?, child)?;
         }
         match result {
             // No process can be born in a pid namespace whose init is gone.
             Err(Errno::NOMEM) if !sys::is_alive(&self.init.pidfd) => Err(stopped()),
             result => result.context(|| "clone process"),
         }
+    }
+
+    /// Init's cgroup. An init that shares its cgroup out (systemd, a dind script) leaves the container's own for one
+    /// below it, and can hand controllers down only while nothing else is in the container's own.
+    fn cgroup(&self) -> Result<OwnedFd> {
+        self.shape.cgroup.open_where(&self.containers.places.cgroup_root, self.init.pid)
     }
 
     /// Clones into the container's pid namespace, and puts the agent's own back in any case.

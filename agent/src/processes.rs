@@ -25,7 +25,8 @@ pub fn list(proc: &Path, pids: &[u32]) -> Vec<ProcessEntry> {
 pub fn uptime(proc: &Path) -> u64 {
     let text = std::fs::read_to_string(proc.join("uptime")).unwrap_or_default();
     let seconds: f64 = text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
-    (seconds * 100.0) as u64
+    // It has two decimals, which are not binary fractions.
+    (seconds * 100.0).round() as u64
 }
 
 /// All memory of the guest, in bytes.
@@ -109,6 +110,16 @@ mod tests {
         let mut entry = ProcessEntry::default();
         from_status(&mut entry, "Uid:\t1\t1000\t1\t1\nNSpid:\t40\t3\nNSpgid:\t40\t2\nNSsid:\t40\t1\n");
         assert_eq!((entry.pid, entry.pgid, entry.sid, entry.uid), (3, 2, 1, 1000));
+    }
+
+    #[test]
+    fn uptimes_are_whole_hundredths() {
+        let proc = tempfile::tempdir().unwrap();
+        for hundredths in (0..2_000_000).step_by(9_973) {
+            let text = format!("{}.{:02} 1.00\n", hundredths / 100, hundredths % 100);
+            std::fs::write(proc.path().join("uptime"), text).unwrap();
+            assert_eq!(uptime(proc.path()), hundredths);
+        }
     }
 
     #[test]

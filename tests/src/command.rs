@@ -31,6 +31,13 @@ impl Outcome {
         self
     }
 
+    /// Insists on this exit code.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}", self.describe());
+        self
+    }
+
     /// Insists on an exit code other than 0.
     #[track_caller]
     pub fn failure(self) -> Self {

@@ -56,7 +56,7 @@ fn an_engine_in_a_privileged_container() {
     inside(&docker, &["import", "/image.tar", IMAGE]).success();
 
     // A container of the inner engine: code, limits, network.
-    assert_eq!(inside(&docker, &["run", "--rm", IMAGE, "sh", "-c", "exit 7"]).code, 7);
+    inside(&docker, &["run", "--rm", IMAGE, "sh", "-c", "exit 7"]).exits(7);
     let limits = [
         "run",
         "--rm",

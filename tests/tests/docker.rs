@@ -12,7 +12,7 @@ use tests::{Terminal, process};
 fn exit_codes() {
     let docker = Docker::new();
     for wanted in [0, 3] {
-        assert_eq!(docker.once(&["sh", "-c", &format!("exit {wanted}")]).code, wanted);
+        docker.once(&["sh", "-c", &format!("exit {wanted}")]).exits(wanted);
     }
     let missing = docker.once(&["no-such-program"]);
     assert_eq!(missing.code, 127, "{missing:?}");

@@ -254,7 +254,7 @@ fn an_exec_has_settings_of_its_own() {
     let outcome = run_with_input(&mut command, File::open(&path).unwrap());
     std::fs::remove_file(&path).unwrap();
     assert_eq!((outcome.code, outcome.stdout.as_str()), (6, "said\n"));
-    assert_eq!(docker.run(&["exec", name, "sh", "-c", "kill -TERM $$"]).code, 143);
+    docker.run(&["exec", name, "sh", "-c", "kill -TERM $$"]).exits(143);
     docker.run(&["exec", "--detach", name, "sh", "-c", "echo later >/later"]).success();
     process::wait_until("the detached exec", || docker.run(&["exec", name, "cat", "/later"]).stdout == "later\n");
     remove(&docker, name);

@@ -29,8 +29,8 @@ fn exit_codes_and_streams() {
         let outcome = container.exec_sh(&format!("echo out; echo err >&2; exit {code}"));
         assert_eq!((outcome.code, outcome.stdout.as_str(), outcome.stderr.as_str()), (code, "out\n", "err\n"));
     }
-    assert_eq!(container.exec_sh("kill -TERM $$").code, 143);
-    assert_eq!(container.exec_sh("kill -KILL $$").code, 137);
+    container.exec_sh("kill -TERM $$").exits(143);
+    container.exec_sh("kill -KILL $$").exits(137);
     container.end(&up);
 }
 

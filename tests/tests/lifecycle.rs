@@ -18,7 +18,7 @@ const TELLS_SIGNALS: &str = "
 fn run_exits_with_the_containers_code() {
     let scene = Scene::new();
     for code in [0, 3, 126, 127, 255] {
-        assert_eq!(scene.sh(&format!("exit {code}")).code, code);
+        scene.sh(&format!("exit {code}")).exits(code);
     }
 }
 
@@ -431,6 +431,6 @@ fn spec_writes_a_bundle_that_runs() {
     container.spec = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
     assert_eq!(container.spec["process"]["args"], json!(["sh"]));
     container.set("/process/terminal", json!(false));
-    assert_eq!(container.sh("exit 9").run().code, 9);
+    container.sh("exit 9").run().exits(9);
     run(Command::new(place::runtime()).arg("spec").arg("--bundle").arg(container.bundle())).failure();
 }

@@ -11,7 +11,7 @@ use tests::{Terminal, process};
 fn exit_codes() {
     let podman = Podman::new();
     for wanted in [0, 3] {
-        assert_eq!(podman.once(&["sh", "-c", &format!("exit {wanted}")]).code, wanted);
+        podman.once(&["sh", "-c", &format!("exit {wanted}")]).exits(wanted);
     }
     let missing = podman.once(&["no-such-program"]);
     assert_eq!(missing.code, 127, "{missing:?}");
@@ -84,7 +84,7 @@ fn the_life_of_a_detached_container() {
     wait_for_logs(&podman, name, "started\n");
     let outcome = podman.run(&["exec", name, "sh", "-c", "echo from exec; echo data >/file; exit 4"]);
     assert_eq!((outcome.code, outcome.stdout.as_str()), (4, "from exec\n"));
-    assert_eq!(podman.run(&["exec", name, "no-such-program"]).code, 127);
+    podman.run(&["exec", name, "no-such-program"]).exits(127);
     podman.run(&["stop", name]).success();
     assert_eq!(podman.inspect(name, ".State.ExitCode"), "9");
     assert_ne!(podman.run(&["exec", name, "true"]).code, 0);
@@ -143,7 +143,7 @@ fn a_health_check_says_what_the_container_is() {
     let flags = [&flags[..], &["--health-cmd", "test -e /healthy"]].concat();
     run(&mut podman.container(&flags, &["sleep", "100000"])).success();
     assert_eq!(podman.inspect(name, ".State.Health.Status"), "starting");
-    assert_eq!(podman.run(&["healthcheck", "run", name]).code, 1);
+    podman.run(&["healthcheck", "run", name]).exits(1);
     assert_eq!(podman.inspect(name, ".State.Health.Status"), "unhealthy");
     podman.run(&["exec", name, "touch", "/healthy"]).success();
     podman.run(&["healthcheck", "run", name]).success();

@@ -148,7 +148,7 @@ fn systemd_is_its_first_process() {
     let unit = ["systemd-run", "--quiet", "--wait", "--pipe", "--unit=limited", "--property=MemoryMax=64M"];
     let unit = inside(&[&unit[..], &["sh", "-c", limits]].concat()).success();
     assert_eq!(unit.stdout, "67108864\n0::/system.slice/limited.service\n");
-    assert_eq!(inside(&["systemd-run", "--quiet", "--wait", "sh", "-c", "exit 3"]).code, 3);
+    inside(&["systemd-run", "--quiet", "--wait", "sh", "-c", "exit 3"]).exits(3);
 
     // The journal holds what a unit wrote.
     inside(&["systemd-run", "--quiet", "--wait", "--unit=speaks", "echo", "words of a unit"]).success();

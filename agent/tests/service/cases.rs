@@ -40,6 +40,7 @@ cases![
     a_second_process,
     a_second_process_that_can_not_run,
     a_second_process_with_a_terminal,
+    a_second_process_goes_where_init_went,
     exec_in_a_stopped_container,
     signals_find_their_process,
     processes_are_listed,
@@ -380,6 +381,20 @@ async fn a_second_process_with_a_terminal(host: &mut Host) {
     drop((stdin, stdout));
     assert_eq!(host.wait(&id, "t").await.unwrap(), 128 + 1);
     host.kill(&id).await;
+}
+
+async fn a_second_process_goes_where_init_went(host: &mut Host) {
+    let own = "mkdir /sys/fs/cgroup/own && echo $$ >/sys/fs/cgroup/own/cgroup.procs && echo moved; exec sleep 1000";
+    let mut request = host.request(own);
+    request.mounts.push(mount("/sys/fs/cgroup", "cgroup2", "", 0));
+    let (stdout, _stderr) = host.capture(request.process.mut_or_insert_default());
+    host.launch(&request).await.unwrap();
+    assert_eq!(until(&stdout, "\n").await, "moved\n");
+    // Or else it would be in the way of controllers that init hands down.
+    let script = "cat /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.procs";
+    let (code, text) = host.exec_output(&request.container_id, "e", process(&["sh", "-c", script])).await;
+    assert_eq!((code, text.lines().last()), (0, Some("0::/own")), "{text}");
+    host.kill(&request.container_id).await;
 }
 
 async fn exec_in_a_stopped_container(host: &mut Host) {
