@@ -15,6 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::Fd;
 use crate::link::Link;
 use crate::namespaces::Namespaces;
+use crate::resolver::{Bound, Resolver};
 use crate::rootfs::Places;
 use crate::scheduling::Scheduling;
 use crate::sockets::{Queue, Sockets};
@@ -110,6 +111,8 @@ struct Container {
     shape: Arc<Shape>,
     init: Arc<Process>,
     sockets: Sockets,
+    /// Of its network, if that has one.
+    resolver: Option<Resolver>,
     /// To the init process that waits to be started.
     gate: Option<Link>,
     execs: HashMap<String, Arc<Process>>,
@@ -187,8 +190,15 @@ impl Containers {
     /// Enters a container whose init process has just been made.
     pub fn insert(&self, id: &str, shape: Arc<Shape>, init: Arc<Process>, sockets: Sockets) -> Result<()> {
         self.check_free(id)?;
-        let container =
-            Container { shape, init, sockets, gate: None, execs: HashMap::new(), finished: VecDeque::new() };
+        let container = Container {
+            shape,
+            init,
+            sockets,
+            resolver: None,
+            gate: None,
+            execs: HashMap::new(),
+            finished: VecDeque::new(),
+        };
         self.lock().insert(id.to_owned(), container);
         Ok(())
     }
@@ -219,6 +229,24 @@ impl Containers {
                 Some(gate) => Ok((gate, container.shape.clone())),
                 None => Err(Error::precondition("cannot start an already running container")),
             }
+        })
+    }
+
+    /// What does not change of it.
+    pub fn shape(&self, id: &str) -> Result<Arc<Shape>> {
+        self.with(id, |container| Ok(container.shape.clone()))
+    }
+
+    /// Whether its network's resolver is served.
+    pub fn has_resolver(&self, id: &str) -> Result<bool> {
+        self.with(id, |container| Ok(container.resolver.is_some()))
+    }
+
+    /// Serves its network's resolver from now on.
+    pub fn set_resolver(&self, id: &str, bound: Bound) -> Result<()> {
+        self.with(id, |container| {
+            container.resolver = Some(Resolver::serve(bound, container.sockets.door())?);
+            Ok(())
         })
     }
 

@@ -8,6 +8,7 @@
 //!               │            │ ├─ scheduling
 //!               │            │ ├─ visit
 //!               │            │ ├─ sockets ─ relay
+//!               ├─ network ─ netlink, resolver
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -37,12 +38,15 @@ mod lookup;
 mod machine;
 mod mounts;
 mod namespaces;
+mod netlink;
+mod network;
 mod path;
 mod process;
 mod processes;
 mod pump;
 mod reaper;
 mod relay;
+mod resolver;
 pub mod rootfs;
 mod scheduling;
 mod service;

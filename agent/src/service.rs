@@ -4,7 +4,7 @@ use crate::container::{Containers, Process};
 use crate::error::{Error, Result};
 use crate::rootfs::Places;
 use crate::streams::Streams;
-use crate::{create, exec, machine, processes};
+use crate::{create, exec, machine, network, processes};
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -140,6 +140,11 @@ impl Agent for Service {
     async fn accept_socket(&self, _: &TtrpcContext, request: AcceptSocketRequest) -> Reply<AcceptSocketResponse> {
         let queue = self.containers.socket_queue(&request.container_id)?;
         Ok(queue.next().await?)
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {
+        network::set(&self.containers, &request)?;
+        Ok(Empty::new())
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {

@@ -10,7 +10,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
-use crate::streams::{Streams, accept};
+use crate::streams::{Expected, Streams, accept};
 use crate::{log, relay};
 use protocol::{AcceptSocketResponse, CreateContainerRequest, MAX_SOCKET_CONNECTIONS, Socket};
 use rustix::fd::OwnedFd;
@@ -45,6 +45,7 @@ impl Queue {
 /// The listeners of one container, and what came in by them. All of it ends when this is dropped.
 pub struct Sockets {
     queue: Queue,
+    door: Door,
     paths: Vec<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -54,14 +55,15 @@ impl Sockets {
     pub fn open(request: &mut CreateContainerRequest, directory: &Path, streams: &Arc<Streams>) -> Result<Self> {
         let (wanted, queue) = mpsc::channel(MAX_SOCKET_CONNECTIONS);
         let queue = Queue(Arc::new(Mutex::new(queue)));
-        let mut sockets = Self { queue, paths: Vec::new(), tasks: Vec::new() };
         let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
+        let door = Door { number: 0, wanted, free, streams: streams.clone() };
+        let mut sockets = Self { queue, door, paths: Vec::new(), tasks: Vec::new() };
         let mounts = request.mounts.iter_mut().filter_map(|mount| Some((mount.socket.as_ref()?, &mut mount.source)));
         for (number, (socket, source)) in (0..).zip(mounts) {
             let path = directory.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
             let listener = sockets.listen(&path, socket).context(|| "make a socket for one of the host")?;
-            let door = Door { number, wanted: wanted.clone(), free: free.clone(), streams: streams.clone() };
-            sockets.tasks.push(tokio::spawn(door.serve(watch(listener, Interest::READABLE)?)));
+            let listener = watch(listener, Interest::READABLE)?;
+            sockets.tasks.push(tokio::spawn(sockets.door.of(number).serve(listener)));
             *source = path.to_string_lossy().into_owned();
         }
         Ok(sockets)
@@ -70,6 +72,11 @@ impl Sockets {
     /// Where the host hears of connections.
     pub fn queue(&self) -> Queue {
         self.queue.clone()
+    }
+
+    /// Where others than the bundle's mounts come in.
+    pub fn door(&self) -> &Door {
+        &self.door
     }
 
     /// With owner and mode of the host's, so that the same processes may connect.
@@ -94,7 +101,8 @@ impl Drop for Sockets {
 }
 
 /// What serves one listener.
-struct Door {
+#[derive(Clone)]
+pub struct Door {
     number: u32,
     wanted: mpsc::Sender<AcceptSocketResponse>,
     /// Room for connections, of all sockets of the container.
@@ -103,7 +111,24 @@ struct Door {
 }
 
 impl Door {
-    async fn serve(self, listener: Fd) {
+    /// The same for the socket of this number.
+    pub fn of(&self, number: u32) -> Self {
+        Self { number, ..self.clone() }
+    }
+
+    /// A stream that ends at the socket; `None` when the host has none.
+    pub async fn stream(&self) -> Option<OwnedFd> {
+        self.ask(self.streams.expect()).await
+    }
+
+    async fn ask(&self, expected: Expected) -> Option<OwnedFd> {
+        let wish = AcceptSocketResponse { socket: self.number, stream: expected.id(), ..Default::default() };
+        self.wanted.send(wish).await.ok()?;
+        tokio::time::timeout(PATIENCE, expected.stream()).await.ok()?.ok()
+    }
+
+    /// Serves connections to it, for ever.
+    pub async fn serve(self, listener: Fd) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -132,16 +157,10 @@ impl Door {
 
     /// A connection from its beginning to its end.
     fn converse(&self, client: OwnedFd, permit: OwnedSemaphorePermit) -> impl Future<Output = ()> + use<> {
-        let expected = self.streams.expect();
-        let wish = AcceptSocketResponse { socket: self.number, stream: expected.id(), ..Default::default() };
-        let wanted = self.wanted.clone();
+        let (expected, door) = (self.streams.expect(), self.clone());
         async move {
             let _permit = permit;
-            if wanted.send(wish).await.is_err() {
-                return;
-            }
-            let stream = tokio::time::timeout(PATIENCE, expected.stream()).await;
-            let Ok(Ok(stream)) = stream else { return };
+            let Some(stream) = door.ask(expected).await else { return };
             if let Err(error) = relay::both_ways(client, stream).await {
                 log::error(&error.message);
             }

@@ -29,7 +29,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
 pub const GUEST_CID: u32 = 3;
@@ -48,6 +48,42 @@ pub const SOCKET_STREAM: u64 = 1 << 63;
 
 /// How many connections to sockets of the host one container may have at a time. More wait.
 pub const MAX_SOCKET_CONNECTIONS: usize = 256;
+
+/// In the place of a socket's number: the resolver of the container's network, by TCP. Its address here and there is
+/// [`RESOLVER`].
+pub const RESOLVER_STREAM: u32 = u32::MAX;
+
+/// The same by UDP: the stream carries datagrams of all processes, each with a [`DatagramHeader`], to the resolver and
+/// back from it.
+pub const RESOLVER_DATAGRAMS: u32 = u32::MAX - 1;
+
+/// Where the resolver of a user-defined network is, in a namespace of Docker's.
+pub const RESOLVER: std::net::SocketAddrV4 = std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(127, 0, 0, 11), 53);
+
+/// Before each datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatagramHeader {
+    /// Bytes that follow.
+    pub length: u16,
+    /// Whose it is: an answer has that of its question.
+    pub tag: u16,
+}
+
+impl DatagramHeader {
+    /// Size on the wire in bytes.
+    pub const SIZE: usize = 4;
+
+    /// Encodes, little endian.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let ([a, b], [c, d]) = (self.length.to_le_bytes(), self.tag.to_le_bytes());
+        [a, b, c, d]
+    }
+
+    /// Decodes.
+    pub fn from_bytes([a, b, c, d]: [u8; Self::SIZE]) -> Self {
+        Self { length: u16::from_le_bytes([a, b]), tag: u16::from_le_bytes([c, d]) }
+    }
+}
 
 /// What the agent sends to [`READY_PORT`]: fixed 16 bytes, then it closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +152,12 @@ mod tests {
         let hello = Hello { version: VERSION, main_us: 7, ready_us: 9 };
         assert_eq!(Hello::from_bytes(hello.to_bytes()), Some(hello));
         assert_eq!(Hello::from_bytes([0; 16]), None);
+    }
+
+    #[test]
+    fn datagram_header_survives_the_wire() {
+        let header = DatagramHeader { length: 0x0102, tag: 0xfffe };
+        assert_eq!(DatagramHeader::from_bytes(header.to_bytes()), header);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use protocol::*;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -49,6 +49,9 @@ cases![
     a_container_is_deleted_and_another_stays,
     what_cannot_be_shared,
     sockets_of_the_host,
+    a_network_is_set_up,
+    a_network_that_can_not_be_set_up,
+    the_networks_resolver_is_asked,
     without_a_pid_namespace_nothing_is_left,
     closing_stdout_breaks_the_pipe,
     nothing_leaks_per_exec,
@@ -552,6 +555,142 @@ async fn what_cannot_be_shared(host: &mut Host) {
     let request = neighbour(host, &id, &[NamespaceKind::IPC], "true");
     let message = sentence(host.create(&request).await).1;
     assert_eq!(message, format!("container {id}, whose namespaces are to be shared, has stopped"));
+}
+
+/// A request of rtnetlink(7).
+fn netlink(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16;
+    let length = (16 + body.len()) as u32;
+    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], body].concat()
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// An interface of this index that is up.
+fn new_link(index: u32, name: &str) -> Vec<u8> {
+    let (up, kind) = (1u32.to_ne_bytes(), attribute(18, &attribute(1, b"veth")));
+    let header = [&[0; 4][..], &index.to_ne_bytes(), &up, &up].concat();
+    netlink(libc::RTM_NEWLINK, libc::NLM_F_CREATE, &[header, attribute(3, name.as_bytes()), kind].concat())
+}
+
+fn new_address(index: u32, address: [u8; 4]) -> Vec<u8> {
+    let header = [&[libc::AF_INET as u8, 24, 0, 0][..], &index.to_ne_bytes()].concat();
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    netlink(libc::RTM_NEWADDR, flags, &[header, attribute(2, &address), attribute(1, &address)].concat())
+}
+
+async fn a_network_is_set_up(host: &mut Host) {
+    let id = host.sleeper().await;
+    let messages = vec![new_link(40, "net0"), new_address(40, [10, 9, 8, 7])];
+    let request = SetNetworkRequest { container_id: id.clone(), messages, ..Default::default() };
+    // What is there already stays.
+    for _ in 0..2 {
+        host.client.set_network(context(), &request).await.unwrap();
+    }
+    let show = process(&["sh", "-c", "ip -o -4 addr show net0; ip route"]);
+    let (_, text) = host.exec_output(&id, "e", show).await;
+    assert!(text.starts_with("40: net0    inet 10.9.8.7/24") && text.contains("10.9.8.0/24 dev net0"), "{text}");
+    host.kill(&id).await;
+}
+
+async fn a_network_that_can_not_be_set_up(host: &mut Host) {
+    let mut request = host.request("sleep 1000");
+    request.namespaces.retain(|namespace| namespace.kind != NamespaceKind::NETWORK.into());
+    host.launch(&request).await.unwrap();
+    let ask = |id: &str| SetNetworkRequest { container_id: id.into(), ..Default::default() };
+    let without = ask(&request.container_id);
+    let (code, text) = sentence(host.client.set_network(context(), &without).await);
+    assert!(
+        code == ttrpc::Code::FAILED_PRECONDITION && text.ends_with("has no network namespace of its own"),
+        "{text}"
+    );
+    let id = host.sleeper().await;
+    let before = host.agent_descriptors();
+    for message in [new_address(77, [1, 2, 3, 4]), b"short".to_vec(), Vec::new()] {
+        let request = SetNetworkRequest { messages: vec![message], ..ask(&id) };
+        let (_, text) = sentence(host.client.set_network(context(), &request).await);
+        assert!(text.starts_with("set up the container's network (rtnetlink request"), "{text}");
+    }
+    let card = Card { device: 4000, plug: "nonsense".into(), name: "eth0".into(), ..Default::default() };
+    let request = SetNetworkRequest { plugged: vec![card], ..ask(&id) };
+    let (_, text) = sentence(host.client.set_network(context(), &request).await);
+    assert!(text.starts_with("tell the guest's kernel of device nonsense"), "{text}");
+    let unknown = SetNetworkRequest { unplugged: vec![55], ..ask(&id) };
+    host.client.set_network(context(), &unknown).await.unwrap();
+    assert_eq!(host.agent_descriptors(), before);
+    host.kill(&id).await;
+    host.kill(&without.container_id).await;
+}
+
+fn read_datagram(stream: &mut UnixStream) -> (u16, Vec<u8>) {
+    let mut header = [0; DatagramHeader::SIZE];
+    stream.read_exact(&mut header).unwrap();
+    let header = DatagramHeader::from_bytes(header);
+    let mut bytes = vec![0; header.length.into()];
+    stream.read_exact(&mut bytes).unwrap();
+    (header.tag, bytes)
+}
+
+fn write_datagram(stream: &mut UnixStream, tag: u16, bytes: &[u8]) {
+    let header = DatagramHeader { length: bytes.len() as u16, tag };
+    stream.write_all(&[&header.to_bytes(), bytes].concat()).unwrap();
+}
+
+/// 10.1.2.3 for a question of type A, nothing for others.
+fn dns_answer(question: &[u8]) -> Vec<u8> {
+    let is_a = question[question.len() - 3] == 1;
+    let counts = [0, 1, 0, u8::from(is_a), 0, 0, 0, 0];
+    let mut answer = [&question[..2], &[0x81, 0x80], &counts, &question[12..]].concat();
+    if is_a {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 1, 2, 3]);
+    }
+    answer
+}
+
+async fn the_networks_resolver_is_asked(host: &mut Host) {
+    let id = host.sleeper().await;
+    let request = SetNetworkRequest { container_id: id.clone(), resolver: true, ..Default::default() };
+    for _ in 0..2 {
+        host.client.set_network(context(), &request).await.unwrap();
+    }
+    let accept = AcceptSocketRequest { container_id: id.clone(), ..Default::default() };
+    // All datagrams share a stream.
+    let mut stream = None;
+    for exec in ["first", "second"] {
+        let mut asker = process(&["nslookup", "db.test", "127.0.0.11"]);
+        let (stdout, _stderr) = host.capture(&mut asker);
+        host.exec(&id, exec, asker).await.unwrap();
+        if stream.is_none() {
+            let wish = host.client.accept_socket(context(), &accept).await.unwrap();
+            assert_eq!(wish.socket, RESOLVER_DATAGRAMS);
+            stream = Some(host.stream_of(wish.stream));
+        }
+        let stream = stream.as_mut().unwrap();
+        // It asks for an address of either kind.
+        let questions = [read_datagram(stream), read_datagram(stream)];
+        for (tag, question) in questions.iter().rev() {
+            write_datagram(stream, tag.wrapping_add(100), b"nobody's");
+            write_datagram(stream, *tag, &dns_answer(question));
+        }
+        assert_eq!(host.wait(&id, exec).await.unwrap(), 0);
+        let text = reader(stdout).await;
+        assert!(text.contains("10.1.2.3"), "{text}");
+    }
+    let mut asker = process(&["sh", "-c", "echo question | nc 127.0.0.11 53"]);
+    let (stdout, _stderr) = host.capture(&mut asker);
+    host.exec(&id, "tcp", asker).await.unwrap();
+    let wish = host.client.accept_socket(context(), &accept).await.unwrap();
+    assert_eq!(wish.socket, RESOLVER_STREAM);
+    let mut connection = host.stream_of(wish.stream);
+    assert_eq!(until(&connection, "\n").await, "question\n");
+    connection.write_all(b"answer\n").unwrap();
+    drop(connection);
+    assert_eq!(until(&stdout, "\n").await, "answer\n");
+    host.kill(&id).await;
 }
 
 async fn without_a_pid_namespace_nothing_is_left(host: &mut Host) {

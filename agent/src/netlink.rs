@@ -1,0 +1,119 @@
+//! rtnetlink(7), as little as the agent needs: it executes what the host has composed, and moves cards.
+
+use crate::error::{Context, Result};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+/// `struct nlmsghdr`: length, type, flags, sequence number, port.
+const HEADER: usize = 16;
+/// Where in it the sequence number is.
+const SEQUENCE: std::ops::Range<usize> = 8..12;
+/// Most of an answer that is looked at: an error comes first, what it is about behind it.
+const ANSWER: usize = 256;
+/// Attributes of a link (`linux/if_link.h`).
+const IFLA_IFNAME: u16 = 3;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NEW_IFINDEX: u16 = 49;
+
+/// A socket in the network namespace of whoever opened it.
+pub struct Netlink {
+    socket: OwnedFd,
+}
+
+impl Netlink {
+    /// Opens one in the caller's namespace.
+    pub fn open() -> std::result::Result<Self, Errno> {
+        // The protocol of number 0 is NETLINK_ROUTE.
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket })
+    }
+
+    /// Executes one request, and waits for the kernel's answer.
+    pub fn execute(&self, request: &[u8]) -> std::result::Result<(), Errno> {
+        let mut request = request.to_vec();
+        // One request at a time, so all can have the same number.
+        request.get_mut(SEQUENCE).ok_or(Errno::INVAL)?.copy_from_slice(&1u32.to_ne_bytes());
+        rustix::net::send(&self.socket, &request, SendFlags::empty())?;
+        loop {
+            let mut answer = [0; ANSWER];
+            let (length, _) = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+            if let Some(result) = outcome(answer.get(..length).unwrap_or_default()) {
+                return result;
+            }
+        }
+    }
+
+    /// Moves an interface, which it sets down, to another namespace. There it has this name, and this index if that is
+    /// not 0.
+    pub fn move_link(&self, index: u32, to: BorrowedFd, (name, new_index): (&str, u32)) -> Result<()> {
+        let mut attributes = attribute(IFLA_NET_NS_FD, &to.as_raw_fd().to_ne_bytes());
+        attributes.extend(attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat()));
+        if new_index != 0 {
+            attributes.extend(attribute(IFLA_NEW_IFINDEX, &new_index.to_ne_bytes()));
+        }
+        let moved = self.execute(&change_link(index, &attributes));
+        moved.context(|| format!("make network card {index} interface {name}"))
+    }
+}
+
+/// The result that an answer holds, if it is one to a request.
+fn outcome(answer: &[u8]) -> Option<std::result::Result<(), Errno>> {
+    let kind = answer.get(4..6)?.first_chunk().map(|kind| u16::from_ne_bytes(*kind))?;
+    if i32::from(kind) != libc::NLMSG_ERROR {
+        return None;
+    }
+    let code = answer.get(HEADER..)?.first_chunk().map(|code| i32::from_ne_bytes(*code))?;
+    Some(if code == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(code.saturating_neg())) })
+}
+
+/// `RTM_NEWLINK` for an interface that there is: down, and with these attributes.
+fn change_link(index: u32, attributes: &[u8]) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend(index.to_ne_bytes());
+    body.extend(0u32.to_ne_bytes());
+    body.extend((libc::IFF_UP as u32).to_ne_bytes());
+    body.extend(attributes);
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    message
+}
+
+/// An attribute, padded as its successor needs it.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_apart() {
+        let message = |kind: i32, code: i32| {
+            let mut bytes = vec![0; HEADER];
+            bytes[4..6].copy_from_slice(&(kind as u16).to_ne_bytes());
+            [bytes, code.to_ne_bytes().to_vec()].concat()
+        };
+        assert_eq!(outcome(&message(libc::NLMSG_ERROR, 0)), Some(Ok(())));
+        assert_eq!(outcome(&message(libc::NLMSG_ERROR, -libc::EEXIST)), Some(Err(Errno::EXIST)));
+        assert_eq!(outcome(&message(libc::NLMSG_DONE, 0)), None);
+        assert_eq!(outcome(&message(libc::NLMSG_ERROR, 0)[..18]), None);
+        assert_eq!(outcome(&[]), None);
+    }
+
+    #[test]
+    fn the_kernel_takes_what_is_sent() {
+        let netlink = Netlink::open().unwrap();
+        assert_eq!(netlink.execute(&change_link(u32::MAX >> 1, &attribute(IFLA_IFNAME, b"x\0"))), Err(Errno::NODEV));
+        assert_eq!(netlink.execute(b"short"), Err(Errno::INVAL));
+    }
+}

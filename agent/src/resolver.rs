@@ -1,0 +1,153 @@
+//! The resolver of the container's network, which only the host can reach.
+//!
+//! ```text
+//!  process ── 127.0.0.11:53, udp ── datagrams ══ one stream for all of them ══ the host's 127.0.0.11:53
+//!             127.0.0.11:53, tcp ── a stream for each connection, as to sockets of the host
+//! ```
+
+use crate::error::{Context, Result};
+use crate::event::watch;
+use crate::sockets::Door;
+use protocol::{DatagramHeader, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::task::JoinHandle;
+
+/// How many processes may wait for an answer; the oldest is forgotten for one more.
+const WAITING: usize = 512;
+
+/// Sockets at the resolver's address, in a container's network.
+pub struct Bound {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+/// What serves them, until it is dropped.
+pub struct Resolver {
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Resolver {
+    /// Binds the sockets in the caller's network namespace.
+    pub fn bind() -> std::result::Result<Bound, Errno> {
+        let bind = || {
+            let (udp, tcp) = (UdpSocket::bind(RESOLVER)?, TcpListener::bind(RESOLVER)?);
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            Ok(Bound { udp, tcp })
+        };
+        bind().map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    /// Serves them by streams that come in by this door.
+    pub fn serve(bound: Bound, door: &Door) -> Result<Self> {
+        let socket = tokio::net::UdpSocket::from_std(bound.udp).context(|| "event loop")?;
+        let listener = watch(OwnedFd::from(bound.tcp), Interest::READABLE)?;
+        let datagrams = Datagrams { socket, door: door.of(RESOLVER_DATAGRAMS), askers: vec![None; WAITING], next: 0 };
+        let streams = door.of(RESOLVER_STREAM);
+        Ok(Self { tasks: [tokio::spawn(datagrams.serve()), tokio::spawn(streams.serve(listener))] })
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+struct Datagrams {
+    socket: tokio::net::UdpSocket,
+    door: Door,
+    /// Who asked, by tag.
+    askers: Vec<Option<SocketAddr>>,
+    next: usize,
+}
+
+impl Datagrams {
+    /// The stream is made for the first question, and made again when it broke.
+    async fn serve(mut self) {
+        let mut question = vec![0; usize::from(u16::MAX)];
+        loop {
+            let Ok((length, asker)) = self.socket.recv_from(&mut question).await else { continue };
+            let Some(stream) = self.door.stream().await else { continue };
+            let stream = std::os::unix::net::UnixStream::from(stream);
+            let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) else { continue };
+            let first = self.framed(question.get(..length).unwrap_or_default(), asker);
+            self.converse(stream, first).await;
+        }
+    }
+
+    /// Until the stream ends.
+    async fn converse(&mut self, stream: UnixStream, first: Vec<u8>) {
+        let (mut answers, mut questions) = stream.into_split();
+        if questions.write_all(&first).await.is_err() {
+            return;
+        }
+        let (mut question, mut answer) = (vec![0; usize::from(u16::MAX)], Answer::default());
+        loop {
+            tokio::select! {
+                received = self.socket.recv_from(&mut question) => {
+                    let Ok((length, asker)) = received else { continue };
+                    let framed = self.framed(question.get(..length).unwrap_or_default(), asker);
+                    if questions.write_all(&framed).await.is_err() {
+                        return;
+                    }
+                }
+                whole = answer.read_on(&mut answers) => match whole {
+                    Ok(Some((tag, bytes))) => self.deliver(tag, &bytes).await,
+                    Ok(None) => {}
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn framed(&mut self, question: &[u8], asker: SocketAddr) -> Vec<u8> {
+        let tag = self.next;
+        self.next = (tag + 1) % WAITING;
+        if let Some(place) = self.askers.get_mut(tag) {
+            *place = Some(asker);
+        }
+        let header = DatagramHeader { length: question.len() as u16, tag: tag as u16 };
+        [&header.to_bytes(), question].concat()
+    }
+
+    /// Who does not listen any more misses it.
+    async fn deliver(&mut self, tag: u16, answer: &[u8]) {
+        if let Some(asker) = self.askers.get_mut(usize::from(tag)).and_then(Option::take) {
+            let _ = self.socket.send_to(answer, asker).await;
+        }
+    }
+}
+
+/// What has come of an answer so far: nothing of it is lost when somebody stops waiting for the rest.
+#[derive(Default)]
+struct Answer {
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    /// Reads some more; gives tag and content once it is whole.
+    async fn read_on(&mut self, stream: &mut OwnedReadHalf) -> std::io::Result<Option<(u16, Vec<u8>)>> {
+        let mut wanted = DatagramHeader::SIZE;
+        let header = self.bytes.first_chunk().map(|bytes| DatagramHeader::from_bytes(*bytes));
+        if let Some(header) = header {
+            wanted += usize::from(header.length);
+        }
+        let missing = wanted.saturating_sub(self.bytes.len());
+        if missing > 0 && (&mut *stream).take(missing as u64).read_buf(&mut self.bytes).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        match header {
+            Some(header) if self.bytes.len() >= wanted => {
+                let bytes = std::mem::take(&mut self.bytes);
+                Ok(Some((header.tag, bytes.get(DatagramHeader::SIZE..).unwrap_or_default().to_vec())))
+            }
+            _ => Ok(None),
+        }
+    }
+}
