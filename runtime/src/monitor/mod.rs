@@ -20,6 +20,7 @@ mod machine;
 mod members;
 mod motion;
 mod oom;
+mod resolver;
 mod server;
 mod sockets;
 mod stand_in;
@@ -159,7 +160,7 @@ struct Container {
     witness: Option<Witness>,
     /// The host's /proc.
     proc: OwnedFd,
-    sockets: Option<Sockets>,
+    sockets: Sockets,
 }
 
 async fn create(

@@ -79,7 +79,7 @@ impl Server {
 
     /// Serves until the container has ended and its output is delivered; returns its exit code. The machine can be
     /// stopped then.
-    pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio, sockets: Option<Sockets>) -> u8 {
+    pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio, sockets: Sockets) -> u8 {
         tokio::task::spawn_local(Rc::clone(&self.machine).keep_time(self.agent.clone()));
         // Commands are answered until there is nothing left to ask about.
         let _tasks = self.begin(listener, sockets);
@@ -112,7 +112,7 @@ impl Server {
     }
 
     /// The same for one that joined: nothing of it is left in the guest.
-    pub async fn run_member(self: &Rc<Self>, listener: UnixListener, stdio: Stdio, sockets: Option<Sockets>) -> u8 {
+    pub async fn run_member(self: &Rc<Self>, listener: UnixListener, stdio: Stdio, sockets: Sockets) -> u8 {
         let _tasks = self.begin(listener, sockets);
         let code = self.ended().await;
         if code.is_ok() {
@@ -125,13 +125,11 @@ impl Server {
     }
 
     /// What goes on until it is dropped.
-    fn begin(self: &Rc<Self>, listener: UnixListener, sockets: Option<Sockets>) -> JoinSet<()> {
+    fn begin(self: &Rc<Self>, listener: UnixListener, sockets: Sockets) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(Rc::clone(self).accept(listener));
         tasks.spawn_local(Rc::clone(self).watch_oom());
-        if let Some(sockets) = sockets {
-            tasks.spawn_local(sockets.serve(self.machine.vm.vsock().clone(), self.agent.clone()));
-        }
+        tasks.spawn_local(sockets.serve(self.machine.vm.vsock().clone(), self.agent.clone()));
         tasks
     }
 

@@ -1,30 +1,40 @@
-//! Connections of a container's processes to sockets of the host.
+//! Connections of a container's processes to sockets of the host, and to the resolver of its network.
 //!
 //! The guest names a socket by its number among those that the bundle mounts, and a stream; what is dialed here becomes
 //! that stream, and from then on is the vsock device's alone. So nothing of a connection passes through this thread.
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use protocol::{AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, STREAM_PORT, StreamHeader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use protocol::{
+    AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT,
+    StreamHeader,
+};
+use rustix::net::Shutdown;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::agent_client::Agent;
+use super::resolver;
 use crate::{log, sockets};
+
+/// How long the resolver may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The sockets of one container. When this is dropped its connections end.
 pub struct Sockets {
     dialer: Arc<Dialer>,
     free: Arc<Semaphore>,
     connections: Connections,
+    /// Told when the container's network has a resolver.
+    resolver: Rc<Notify>,
 }
 
 /// What the threads that connect have in common.
@@ -36,7 +46,7 @@ struct Dialer {
 
 /// A connection, as long as the device has it.
 struct Connection {
-    stream: UnixStream,
+    stream: OwnedFd,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -50,18 +60,24 @@ impl AsFd for Connection {
 type Connections = Rc<RefCell<Vec<Weak<Connection>>>>;
 
 impl Sockets {
-    /// None if there are none.
-    pub fn new(proc: &OwnedFd, sockets: Vec<OwnedFd>) -> anyhow::Result<Option<Self>> {
-        if sockets.is_empty() {
-            return Ok(None);
-        }
+    /// These, and the resolver if there will be one.
+    pub fn new(proc: &OwnedFd, sockets: Vec<OwnedFd>) -> anyhow::Result<Self> {
         let proc = proc.try_clone().context("copy the descriptor of /proc")?;
         let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
-        Ok(Some(Self { dialer: Arc::new(Dialer { proc, sockets }), free, connections: Rc::default() }))
+        let dialer = Arc::new(Dialer { proc, sockets });
+        Ok(Self { dialer, free, connections: Rc::default(), resolver: Rc::default() })
+    }
+
+    /// To be told once the container's network has a resolver.
+    pub fn resolver(&self) -> Rc<Notify> {
+        Rc::clone(&self.resolver)
     }
 
     /// Connects whoever wants to be connected; until the container's end, or until this is dropped.
     pub async fn serve(self, vsock: Handle, agent: Agent) {
+        if self.dialer.sockets.is_empty() {
+            self.resolver.notified().await;
+        }
         let mut answers = JoinSet::new();
         loop {
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return };
@@ -80,7 +96,7 @@ impl Drop for Sockets {
     fn drop(&mut self) {
         for connection in self.connections.borrow().iter().filter_map(Weak::upgrade) {
             // The device sees that, tells the guest and lets go.
-            let _ = connection.stream.shutdown(Shutdown::Both);
+            let _ = rustix::net::shutdown(&connection.stream, Shutdown::Both);
         }
     }
 }
@@ -92,6 +108,9 @@ async fn answer(
     (wish, permit): (AcceptSocketResponse, OwnedSemaphorePermit),
 ) {
     let header = StreamHeader { id: wish.stream }.to_bytes();
+    if wish.socket == RESOLVER_DATAGRAMS {
+        return resolver::serve(&vsock, &header).await;
+    }
     let joined = match dial(dialer, wish.socket).await {
         Ok(stream) => {
             let connection = Arc::new(Connection { stream, _permit: permit });
@@ -111,10 +130,15 @@ async fn answer(
     }
 }
 
-async fn dial(dialer: Arc<Dialer>, number: u32) -> anyhow::Result<UnixStream> {
+async fn dial(dialer: Arc<Dialer>, number: u32) -> anyhow::Result<OwnedFd> {
     let dial = move || {
+        if number == RESOLVER_STREAM {
+            let connected = TcpStream::connect_timeout(&SocketAddr::V4(RESOLVER), PATIENCE);
+            return connected.map(OwnedFd::from).context("connect to the resolver of the container's network");
+        }
         let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
-        sockets::dial(&dialer.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)
+        let stream = sockets::dial(&dialer.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
+        Ok(stream.into())
     };
     // It may take a while, and wants a working directory of its own.
     tokio::task::spawn_blocking(dial).await?

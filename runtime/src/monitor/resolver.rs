@@ -1,0 +1,111 @@
+//! Questions of a container's processes to the resolver of its network, by UDP.
+//!
+//! They come down one stream, each with a tag, and are asked from here: the monitor lives in the namespace in whose
+//! loopback the resolver is. Each has a socket of its own for as long as it may be answered, so nobody can answer
+//! another's.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use protocol::{DatagramHeader, RESOLVER, STREAM_PORT};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, Semaphore};
+use vmm::virtio::vsock::Handle;
+
+use crate::log;
+
+/// How long an answer is waited for: longer than who asks does.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Questions without an answer; with more of them the next one is dropped, as networks do.
+const WAITING: usize = 256;
+/// Ports that questions come from.
+const PORTS: RangeInclusive<u16> = 20_000..=28_000;
+/// How many of them are tried.
+const TRIES: usize = 16;
+
+/// Opens a stream to the guest, which waits for it by this header, and serves it to its end.
+pub async fn serve(vsock: &Handle, header: &[u8]) {
+    let opened = open(vsock, header);
+    match opened {
+        Ok(stream) => {
+            let (questions, answers) = stream.into_split();
+            // The guest closes it when the container ends.
+            let end = Questions { waiting: Arc::new(Semaphore::new(WAITING)), answers: Rc::new(Mutex::new(answers)) };
+            if let Err(error) = end.ask(questions).await {
+                log::debug(&format!("questions to the resolver of the container's network: {error}"));
+            }
+        }
+        Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
+    }
+}
+
+fn open(vsock: &Handle, header: &[u8]) -> std::io::Result<tokio::net::UnixStream> {
+    let mut stream: UnixStream = vsock.connect(STREAM_PORT)?;
+    std::io::Write::write_all(&mut stream, header)?;
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
+}
+
+struct Questions {
+    waiting: Arc<Semaphore>,
+    answers: Rc<Mutex<OwnedWriteHalf>>,
+}
+
+impl Questions {
+    async fn ask(&self, mut stream: OwnedReadHalf) -> std::io::Result<()> {
+        loop {
+            let mut header = [0; DatagramHeader::SIZE];
+            stream.read_exact(&mut header).await?;
+            let header = DatagramHeader::from_bytes(header);
+            let mut question = vec![0; header.length.into()];
+            stream.read_exact(&mut question).await?;
+            let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { continue };
+            let answers = Rc::clone(&self.answers);
+            tokio::task::spawn_local(async move {
+                let _place = place;
+                // Without an answer the process asks again.
+                if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, answer(&question)).await {
+                    let _ = deliver(&answers, header.tag, &answer).await;
+                }
+            });
+        }
+    }
+}
+
+async fn answer(question: &[u8]) -> std::io::Result<Vec<u8>> {
+    let socket = bind().await?;
+    socket.connect(RESOLVER).await?;
+    socket.send(question).await?;
+    let mut answer = vec![0; usize::from(u16::MAX)];
+    let length = socket.recv(&mut answer).await?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+/// A socket at a port of our own choice: those that the kernel would choose are few in such a namespace, and the
+/// resolver needs them for questions to others.
+async fn bind() -> std::io::Result<UdpSocket> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let mut result = Err(std::io::ErrorKind::AddrInUse.into());
+    for _ in 0..TRIES {
+        let port = PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end() - PORTS.start());
+        result = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+async fn deliver(answers: &Mutex<OwnedWriteHalf>, tag: u16, answer: &[u8]) -> std::io::Result<()> {
+    let length = u16::try_from(answer.len()).unwrap_or(u16::MAX);
+    let header = DatagramHeader { length, tag }.to_bytes();
+    answers.lock().await.write_all(&[&header, answer].concat()).await
+}
