@@ -1,0 +1,266 @@
+//! The network of a container: whatever is in the namespace that its engine has set up.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use tests::command::{self, start};
+use tests::dns::NameServer;
+use tests::netns::{Netns, veth};
+use tests::{Container, Created, Scene, process};
+
+fn in_namespace<'a>(scene: &'a Scene, namespace: &Netns) -> Container<'a> {
+    let mut container = scene.container();
+    container.namespace("network", Some(json!({"type": "network", "path": namespace.path()})));
+    container.set("/process/capabilities", all_capabilities());
+    container
+}
+
+fn all_capabilities() -> serde_json::Value {
+    let caps = ["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
+    json!({"bounding": caps, "effective": caps, "permitted": caps})
+}
+
+/// A shell script on the host, which must succeed.
+#[track_caller]
+fn host(script: &str) -> String {
+    command::run(Command::new("sh").args(["-ec", script])).success().stdout
+}
+
+#[test]
+fn links_and_what_is_configured_on_them() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    namespace.ip("link set eth0 mtu 1400 address 02:11:22:33:44:55");
+    namespace.ip("addr add 10.78.0.5/32 dev eth0");
+    namespace.ip("route add 10.99.0.0/16 via 10.77.0.1 mtu 1300");
+    namespace.ip("neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
+    namespace.ip("link add d0 type dummy");
+    namespace.ip("link set d0 up");
+    namespace.ip("addr add 10.79.0.1/24 dev d0");
+    let before = namespace.traffic_control();
+    let mut container = in_namespace(&scene, &namespace);
+    let script = "for l in eth0 d0; do cat /sys/class/net/$l/mtu /sys/class/net/$l/address | tr '\\n' ' '; done; echo
+        ip -o addr | grep -v ': lo' | sed 's/.*inet/inet/; s/ scope.*//; s/ brd.*//' | grep -v fe80 | sort
+        ip route | sed 's/  */ /g; s/ $//' | sort; ip -6 route | grep default | sed 's/ pref.*//; s/  */ /g'
+        ip neigh | grep PERMANENT
+        ping -c 1 -W 5 10.77.0.1 >/dev/null && ping -c 1 -W 5 fd77::1 >/dev/null && echo reached";
+    let outcome = container.sh(script).run().success();
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    let first: Vec<_> = lines[0].split(' ').collect();
+    assert_eq!(first[..3], ["1400", "02:11:22:33:44:55", "1500"], "{outcome:?}");
+    for wanted in [
+        "inet 10.77.0.2/24",
+        "inet 10.78.0.5/32",
+        "inet 10.79.0.1/24",
+        "inet6 fd77::2/64",
+        "default via 10.77.0.1 dev eth0 metric 77",
+        "10.77.0.0/24 dev eth0 scope link src 10.77.0.2",
+        "default via fd77::1 dev eth0 metric 77",
+        "reached",
+    ] {
+        assert!(lines.contains(&wanted), "{wanted}: {outcome:?}");
+    }
+    assert!(lines.iter().any(|line| line.starts_with("10.99.0.0/16 via 10.77.0.1 dev eth0")), "{outcome:?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("10.77.0.9 ") && line.contains("02:00:00:00:00:09")),
+        "{outcome:?}"
+    );
+    assert_eq!(namespace.traffic_control(), before);
+}
+
+#[test]
+fn a_new_namespace_is_filled_between_create_and_start() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/process/capabilities", all_capabilities());
+    container.sh(
+        "ip -o -4 addr show eth0 | sed 's/.*inet //; s/ .*//'; ping -c 1 -W 5 10.77.0.1 >/dev/null && echo reached",
+    );
+    let mut created = container.create();
+    veth("rvt0", (&format!("/proc/{}/ns/net", created.pid), "eth0"), 77);
+    container.start().success();
+    assert_eq!((created.stdout.line(), created.stdout.line()), ("10.77.0.2/24".to_owned(), "reached".to_owned()));
+    assert_eq!(process::wait_orphan(created.pid), 0);
+    container.delete().success();
+    process::wait_until("the link to go with its namespace", || !fs::exists("/sys/class/net/rvt0").unwrap());
+}
+
+#[test]
+fn links_come_and_go_while_it_runs() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    let mut container = in_namespace(&scene, &namespace);
+    let created = container.idle();
+    let count = || container.exec_sh("ls /sys/class/net | grep -c eth").stdout.trim().to_owned();
+    assert_eq!(count(), "0");
+    for (number, host) in [(77, "rvt0"), (78, "rvt1")] {
+        namespace.veth(number, (host, &format!("eth{number}")));
+        process::wait_until("the link to come", || {
+            container.exec_sh(&format!("ping -c 1 -W 2 10.{number}.0.1")).code == 0
+        });
+    }
+    assert_eq!(count(), "2");
+    // What changes on a link changes in the guest.
+    namespace.ip("addr add 10.77.0.3/24 dev eth77");
+    namespace.ip("addr del 10.77.0.2/24 dev eth77");
+    let addresses = || container.exec_sh("ip -o -4 addr show eth77 | sed 's/.*inet //; s/ .*//'").stdout;
+    process::wait_until("the other address", || addresses() == "10.77.0.3/24\n");
+    // A place that became free is used again.
+    for _ in 0..3 {
+        host("ip link del rvt0");
+        process::wait_until("the link to go", || count() == "1");
+        namespace.veth(77, ("rvt0", "eth77"));
+        process::wait_until("the link to come again", || container.exec_sh("ping -c 1 -W 2 10.77.0.1").code == 0);
+    }
+    container.exec_sh("ping -c 1 -W 5 10.78.0.1").success();
+    container.end(&created);
+}
+
+#[test]
+fn much_goes_both_ways() {
+    const BYTES: usize = 48 << 20;
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let file = scene.dir().join("data");
+    let data: Vec<u8> =
+        (0..BYTES / 8).flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+    fs::write(&file, &data).unwrap();
+    let sum = host(&format!("md5sum <{}", file.display()));
+    let mut container = in_namespace(&scene, &namespace);
+    let created = container.idle();
+    let listener = start(container.named("exec", &["sh", "-c", "nc -l -p 5000 | md5sum"]).stdin(Stdio::null()));
+    host(&format!("until busybox nc -w 5 10.77.0.2 5000 <{} 2>/dev/null; do sleep 0.2; done", file.display()));
+    assert_eq!(listener.finish().success().stdout, sum);
+    let listener = start(Command::new("sh").args(["-c", "busybox nc -l -p 5001 | md5sum"]));
+    container.exec_sh("dd if=/dev/zero bs=1M count=48 2>/dev/null | nc -w 5 10.77.0.1 5001").success();
+    let zeros = host("dd if=/dev/zero bs=1M count=48 2>/dev/null | md5sum");
+    assert_eq!(listener.finish().success().stdout, zeros);
+    // A datagram larger than the link's frames.
+    container.exec_sh("ping -c 1 -W 5 -s 20000 10.77.0.1").success();
+    host("ping -c 1 -W 5 -s 20000 10.77.0.2");
+    container.end(&created);
+}
+
+/// A container with a resolver in its namespace, as user-defined networks of Docker have.
+fn with_resolver<'a>(scene: &'a Scene, namespace: &Netns) -> (Container<'a>, Created, NameServer) {
+    namespace.veth(77, ("rvt0", "eth0"));
+    let server = NameServer::new(Some(&namespace.path()), "127.0.0.11:53".parse().unwrap(), [10, 1, 2, 3]);
+    let resolv = scene.dir().join("resolv.conf");
+    fs::write(&resolv, "nameserver 127.0.0.11\noptions ndots:0\n").unwrap();
+    let mut container = in_namespace(scene, namespace);
+    container.mount("bind", &resolv, "/etc/resolv.conf", &["bind"]);
+    let created = container.idle();
+    (container, created, server)
+}
+
+#[test]
+fn the_resolver_of_its_network_answers() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    let ports = namespace.sh("cat /proc/sys/net/ipv4/ip_local_port_range").stdout;
+    let (mut container, created, _server) = with_resolver(&scene, &namespace);
+    for _ in 0..3 {
+        let found = container.exec_sh("nslookup db.test").success().stdout;
+        assert!(found.contains("10.1.2.3"), "{found}");
+    }
+    let missing = container.exec_sh("nslookup nowhere.example");
+    assert!(missing.code != 0 && missing.stdout.contains("NXDOMAIN"), "{missing:?}");
+    // By TCP: length, id, flags, counts, a question.
+    let question = "\\0\\031\\1\\2\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\2db\\4test\\0\\0\\1\\0\\1";
+    let ask = format!("printf '{question}' | nc 127.0.0.11 53 | od -An -tu1 | tr -s ' \\n' ' '");
+    let answer = container.exec_sh(&ask).success().stdout;
+    assert!(answer.trim_end().ends_with("10 1 2 3"), "{answer}");
+    // Many at once.
+    let many = "for i in $(seq 40); do nslookup db.test >/tmp/$i & done; wait; cat /tmp/* | grep -c 10.1.2.3";
+    assert_eq!(container.exec_sh(many).stdout, "40\n");
+    container.end(&created);
+    assert_eq!(namespace.sh("cat /proc/sys/net/ipv4/ip_local_port_range").stdout, ports);
+}
+
+#[test]
+fn the_resolver_can_ask_others_from_inside_of_the_namespace() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    let (mut container, created, _server) = with_resolver(&scene, &namespace);
+    let _upstream = NameServer::new(None, "10.77.0.1:53".parse().unwrap(), [10, 9, 8, 7]);
+    let _upstream6 = NameServer::new(None, "[fd77::1]:53".parse().unwrap(), [10, 9, 8, 6]);
+    // As dockerd does it: sockets of its own, whose answers come in by the container's link.
+    for (server, address) in [("10.77.0.1", "10.9.8.7"), ("fd77::1", "10.9.8.6")] {
+        let found = namespace.sh(&format!("busybox nslookup out.test {server}")).stdout;
+        assert!(found.contains(address), "{found}");
+        let found = container.exec_sh(&format!("nslookup out.test {server}")).success().stdout;
+        assert!(found.contains(address), "{found}");
+    }
+    // Neighbours are found anew by both.
+    host("ip neigh flush dev rvt0");
+    namespace.ip("neigh flush dev eth0");
+    container.exec_sh("ip neigh flush dev eth0; ping -c 1 -W 5 10.77.0.1 && ping -c 1 -W 5 fd77::1").success();
+    namespace.sh("busybox nslookup out.test 10.77.0.1 && busybox nslookup out.test fd77::1");
+    container.end(&created);
+}
+
+#[test]
+fn a_killed_monitor_leaves_the_links_as_they_were() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let before = namespace.traffic_control();
+    let mut container = in_namespace(&scene, &namespace);
+    let created = container.idle();
+    process::signal(created.pid, rustix::process::Signal::KILL);
+    assert_eq!(process::wait_orphan(created.pid), 137);
+    container.force_delete().success();
+    assert_eq!(namespace.traffic_control(), before);
+    // And can be used again.
+    in_namespace(&scene, &namespace).sh("ping -c 1 -W 5 10.77.0.1").run().success();
+    assert_eq!(namespace.traffic_control(), before);
+}
+
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let before = namespace.traffic_control();
+    let mut container = in_namespace(&scene, &namespace);
+    container.args(&["no-such-program"]);
+    let outcome = container.try_create();
+    if outcome.code == 0 {
+        container.start().failure();
+        container.force_delete().success();
+    }
+    assert_eq!(namespace.traffic_control(), before);
+    for (path, word) in [("/run/netns/no-such", "no such file"), ("/etc/passwd", "not a namespace")] {
+        let mut container = scene.container();
+        container.namespace("network", Some(json!({"type": "network", "path": path})));
+        scene.refused(&container.try_create(), &[path, word]);
+    }
+}
+
+#[test]
+fn vm_more_links_than_cards() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    for number in 0..5 {
+        namespace.ip(&format!("link add d{number} type dummy"));
+    }
+    let before = namespace.traffic_control();
+    let outcome = in_namespace(&scene, &namespace).try_create();
+    scene.refused(&outcome, &["5 links", "at most 4"]);
+    assert_eq!(namespace.traffic_control(), before);
+}
+
+#[test]
+fn vm_a_link_that_somebody_redirects_already() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    namespace.sh("tc qdisc add dev eth0 ingress");
+    let before = namespace.traffic_control();
+    let outcome = in_namespace(&scene, &namespace).try_create();
+    scene.refused(&outcome, &["eth0", "ingress"]);
+    assert_eq!(namespace.traffic_control(), before);
+}
