@@ -63,6 +63,8 @@ pub struct MachineSetup {
     pub kernel: PathBuf,
     /// Initial RAM disk with the agent.
     pub initrd: PathBuf,
+    /// Whether the kernel is ours, which can be told of devices later.
+    pub kernel_is_ours: bool,
     /// KVM. Cgroups of engines may keep a process in them from opening it.
     pub kvm: RawFd,
 }

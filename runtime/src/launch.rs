@@ -21,11 +21,11 @@ use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
 use crate::handover::{Home, MachineSetup, Numbers, Pipes, pipe};
 use crate::hooks::{self, Kind};
-use crate::plan::{self, CgroupPlan, Plan};
+use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, disks, facts, log, sandbox, shares, sockets, state};
+use crate::{control, disks, facts, log, network, sandbox, shares, sockets, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +128,7 @@ impl Destination {
                 plan: plan.machine.clone(),
                 kernel: kernel.clone(),
                 initrd: initrd.clone(),
+                kernel_is_ours: plan.kernel.is_none(),
                 kvm: kvm.as_raw_fd(),
             }),
             Self::Sandbox { monitor, .. } => Home::Sandbox(monitor.as_raw_fd()),
@@ -234,6 +235,7 @@ impl Drop for Launch {
             let _ = child.wait();
         }
         sandbox::left(&self.dir, &self.state);
+        network::clean_after(&self.state);
         let undone = self.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.remove());
         for error in [undone, self.dir.remove()].into_iter().filter_map(Result::err) {
             log::warning(&format!("clean up after a failed create: {error:#}"));
@@ -259,8 +261,17 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         memory_mib: plan.machine.memory_mib,
         vcpus: plan.machine.vcpus,
         sandbox: plan.sandbox.clone(),
+        network: network_to_clean(plan),
         shared: false,
         hooks: plan.hooks.clone(),
+    }
+}
+
+/// A namespace that outlives the container, and is not another container's.
+fn network_to_clean(plan: &Plan) -> Option<PathBuf> {
+    match (&plan.network, &plan.sandbox) {
+        (NetworkPlan::Path(path), None) => Some(path.clone()),
+        _ => None,
     }
 }
 

@@ -87,6 +87,9 @@ pub struct State {
     /// The container whose VM it is in, if it has none of its own.
     #[serde(default)]
     pub sandbox: Option<String>,
+    /// A network namespace that was there before it and stays.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
     /// Whether others came into its VM.
     #[serde(default)]
     pub shared: bool,

@@ -8,7 +8,7 @@ use super::kill;
 use crate::cli::{DeleteArgs, Global};
 use crate::hooks::{self, Kind};
 use crate::state::{Dir, State, Status};
-use crate::{log, sandbox};
+use crate::{log, network, sandbox};
 
 /// Longer than any single command holds the lock, unless it is stopped itself.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,6 +50,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
 /// Undoes what a container whose monitor is gone left on the host.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
     sandbox::left(dir, state);
+    network::clean_after(state);
     if let Some(cgroup) = &state.cgroup {
         cgroup.remove()?;
     }

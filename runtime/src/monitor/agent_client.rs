@@ -7,8 +7,8 @@ use anyhow::{Context, anyhow};
 use protocol::{
     AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, CreateContainerRequest,
     DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process, ProcessEntry,
-    ReadCgroupRequest, ResizeTerminalRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
-    WaitOomRequest, WaitProcessRequest,
+    ReadCgroupRequest, ResizeTerminalRequest, SetNetworkRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -124,6 +124,13 @@ impl Agent {
             ..Default::default()
         };
         self.client.signal_process(within(Duration::from_secs(4)), &request).await.map_err(sentence)?;
+        Ok(())
+    }
+
+    /// Changes its network.
+    pub async fn set_network(&self, mut request: SetNetworkRequest) -> anyhow::Result<()> {
+        request.container_id = self.container_id.clone();
+        self.client.set_network(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
 

@@ -19,6 +19,7 @@ mod lifecycle;
 mod machine;
 mod members;
 mod motion;
+mod network;
 mod oom;
 mod resolver;
 mod server;
@@ -42,6 +43,7 @@ use crate::{console, log};
 use agent_client::Agent;
 use confine::View;
 use machine::Machine;
+use network::Network;
 use oom::Witness;
 use server::Server;
 use sockets::Sockets;
@@ -161,6 +163,7 @@ struct Container {
     /// The host's /proc.
     proc: OwnedFd,
     sockets: Sockets,
+    network: Network,
 }
 
 async fn create(
@@ -180,6 +183,7 @@ async fn create(
     let witness = Witness::find(&setup.cgroups)?;
     let proc = crate::sockets::open_proc()?;
     let sockets = Sockets::new(&proc, sockets)?;
+    let network = Network::open(&proc, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
@@ -188,7 +192,9 @@ async fn create(
     // While the guest boots.
     let mut view = View::new(&request, &copies)?;
     view.enter()?;
-    let agent = vm.agent().await?;
+    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare());
+    let agent = agent?;
+    prepared?;
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
     let process = request.process.mut_or_insert_default();
     stdio.name_in(process);
@@ -197,8 +203,10 @@ async fn create(
     }
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
+    vm.or_death(network.update(&vm, &agent)).await?;
+    vm.mark("network set up");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal, witness, proc, sockets })
+    Ok(Container { vm, agent, stdio, terminal, witness, proc, sockets, network })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
@@ -214,8 +222,8 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
             return u8::MAX;
         }
     };
-    let Container { vm, agent, stdio, terminal, witness, proc, sockets } = container;
-    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, proc)), agent, witness));
+    let Container { vm, agent, stdio, terminal, witness, proc, sockets, network } = container;
+    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, proc)), agent, witness, network));
     server::follow_signals(&server, terminal);
     let code = server.run(listener, stdio, sockets).await;
     if print_timeline {

@@ -19,6 +19,7 @@ use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
 use super::machine::Machine;
 use super::members;
+use super::network::Network;
 use super::oom::Witness;
 use super::sockets::Sockets;
 use super::stdio::Stdio;
@@ -49,6 +50,8 @@ enum Herald {
 pub struct Server {
     machine: Rc<Machine>,
     agent: Agent,
+    /// None for one that joined: it has that of another, or an empty one.
+    network: Option<Rc<Network>>,
     phase: Cell<Phase>,
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
@@ -62,19 +65,20 @@ pub struct Server {
 
 impl Server {
     /// A server for the container that the machine was made for, created and not started.
-    pub fn new(machine: Rc<Machine>, agent: Agent, witness: Option<Witness>) -> Self {
-        Self::of(machine, agent, Herald::Own(witness))
+    pub fn new(machine: Rc<Machine>, agent: Agent, witness: Option<Witness>, network: Network) -> Self {
+        Self::of(machine, agent, Herald::Own(witness), Some(network))
     }
 
     /// A server for one that joined.
     pub fn of_member(machine: Rc<Machine>, agent: Agent) -> Self {
-        Self::of(machine, agent, Herald::StandIn(Notify::new()))
+        Self::of(machine, agent, Herald::StandIn(Notify::new()), None)
     }
 
-    fn of(machine: Rc<Machine>, agent: Agent, herald: Herald) -> Self {
+    fn of(machine: Rc<Machine>, agent: Agent, herald: Herald, network: Option<Network>) -> Self {
         let (phase, execs, told) = (Cell::new(Phase::Created), Cell::new(0), Cell::new(false));
         let (oom_kills, waiting) = (watch::Sender::new(0), RefCell::default());
-        Self { machine, agent, phase, execs, waiting, oom_kills, herald, told }
+        let network = network.map(Rc::new);
+        Self { machine, agent, network, phase, execs, waiting, oom_kills, herald, told }
     }
 
     /// Serves until the container has ended and its output is delivered; returns its exit code. The machine can be
@@ -129,6 +133,9 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(Rc::clone(self).accept(listener));
         tasks.spawn_local(Rc::clone(self).watch_oom());
+        if let Some(network) = &self.network {
+            tasks.spawn_local(Rc::clone(network).follow(Rc::clone(&self.machine), self.agent.clone()));
+        }
         tasks.spawn_local(sockets.serve(self.machine.vm.vsock().clone(), self.agent.clone()));
         tasks
     }
@@ -244,6 +251,9 @@ impl Server {
     async fn start(&self) -> anyhow::Result<Reply> {
         self.apply(Event::Start)?;
         self.machine.vm.mark("start asked");
+        if let Some(network) = &self.network {
+            self.ask(network.update(&self.machine.vm, &self.agent)).await?;
+        }
         self.ask(self.agent.start()).await?;
         self.machine.vm.mark("started");
         Ok(Reply::Done)

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use protocol::{Hello, READY_PORT, RPC_PORT};
+use protocol::{Card, Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
+use vmm::virtio::net::{Net, Plug};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use super::agent_client::Agent;
 use crate::handover::{Home, Setup};
-use crate::plan::OWN_DEVICES;
+use crate::plan::{CARDS, OWN_DEVICES};
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -39,6 +40,16 @@ pub struct Vm {
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
     sharing: Sharing,
+    cards: Cards,
+}
+
+/// Network cards, connected to nothing at first.
+struct Cards {
+    plugs: Vec<Plug>,
+    /// Number of the first one among the machine's devices.
+    first: usize,
+    /// The kernel is told of each when it is needed. One that cannot be told later finds all of them as it boots.
+    late: bool,
 }
 
 impl Vm {
@@ -62,7 +73,12 @@ impl Vm {
         };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
-        let machine = Machine::build(spec, own.into_iter().chain(blocks(disks)?).collect())?;
+        let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
+        let (mut nets, cards) = cards(devices.len(), machine.kernel_is_ours)?;
+        if !cards.late {
+            devices.append(&mut nets);
+        }
+        let machine = Machine::build(spec, devices, nets)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -80,6 +96,7 @@ impl Vm {
             timeline: RefCell::new(timeline),
             requests,
             sharing,
+            cards,
         })
     }
 
@@ -109,6 +126,21 @@ impl Vm {
     /// Where shares are added and taken away.
     pub fn sharing(&self) -> &Sharing {
         &self.sharing
+    }
+
+    /// Connects a network card with a tap. Returns how the guest finds it.
+    pub fn plug(&self, card: usize, tap: OwnedFd) -> anyhow::Result<Card> {
+        let Cards { plugs, first, late } = &self.cards;
+        let plug = plugs.get(card).with_context(|| format!("there is no network card {card}"))?;
+        let device = first + card;
+        let text = if *late { format!("{}:{device}", self.running.attach(card)?) } else { String::new() };
+        plug.plug(tap)?;
+        Ok(Card { device: u32::try_from(device)?, plug: text, ..Default::default() })
+    }
+
+    /// Disconnects it.
+    pub fn unplug(&self, card: usize) -> anyhow::Result<()> {
+        Ok(self.cards.plugs.get(card).map_or(Ok(()), Plug::unplug)?)
     }
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
@@ -178,6 +210,17 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
+}
+
+/// Their addresses only matter until they are connected to something.
+fn cards(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Cards)> {
+    let (mut devices, mut plugs) = (Vec::<Box<dyn Device>>::new(), Vec::new());
+    for number in (0..=u8::MAX).take(CARDS) {
+        let (device, plug) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
+        devices.push(Box::new(device));
+        plugs.push(plug);
+    }
+    Ok((devices, Cards { plugs, first, late }))
 }
 
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {

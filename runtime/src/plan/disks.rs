@@ -15,8 +15,10 @@ use crate::facts::{DiskFact, Facts};
 
 /// Devices that every VM has: files, sockets, random numbers, the balloon.
 pub const OWN_DEVICES: usize = 4;
+/// Network cards of a VM, each for a link of the container's network namespace.
+pub const CARDS: usize = 4;
 /// Most disks of a VM: what its interrupts leave.
-const MOST: usize = vmm::MAX_DEVICES - OWN_DEVICES;
+const MOST: usize = vmm::MAX_DEVICES - OWN_DEVICES - CARDS;
 
 /// A disk to be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]

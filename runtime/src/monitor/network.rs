@@ -1,0 +1,224 @@
+//! The network of the container's namespace on the host is made the guest's: when the container is created, when it is
+//! started, and whenever it changes after that.
+//!
+//! ```text
+//!  the engine's link ── tc ── tap ── card of the VM ── interface of the same name, index and configuration
+//! ```
+//!
+//! The monitor lives in that namespace. What it does there may wait for the kernel's lock of all network
+//! configuration, so it is done on threads that may wait.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use protocol::SetNetworkRequest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use super::agent_client::Agent;
+use super::machine::Machine;
+use super::vm::Vm;
+use crate::log;
+use crate::network::{Link, Namespace, mirror};
+use crate::plan::CARDS;
+
+/// Engines do several things to a link, one after the other; they are passed on together.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// The container's network.
+pub struct Network {
+    host: Arc<Mutex<Namespace>>,
+    changes: AsyncFd<OwnedFd>,
+    /// Told when there is a resolver.
+    resolver: Rc<Notify>,
+    state: tokio::sync::Mutex<State>,
+    /// Found while the guest booted.
+    early: RefCell<Option<Found>>,
+}
+
+/// What the guest was told last.
+#[derive(Default)]
+struct State {
+    /// The link that each card is connected to.
+    cards: [Option<Link>; CARDS],
+    resolver: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+struct Steps {
+    /// Cards whose links are gone.
+    gone: Vec<usize>,
+    /// Cards and what their links are now.
+    changed: Vec<(usize, Link)>,
+    /// Cards that are free, for links that are new.
+    new: Vec<(usize, Link)>,
+}
+
+/// The same with taps for what is new.
+struct Found {
+    gone: Vec<usize>,
+    changed: Vec<(usize, Link)>,
+    new: Vec<(usize, Link, OwnedFd)>,
+    resolver: bool,
+}
+
+impl Network {
+    /// That of the namespace that this process is in.
+    pub fn open(proc: &OwnedFd, resolver: Rc<Notify>) -> anyhow::Result<Self> {
+        let (namespace, changes) = Namespace::open(proc)?;
+        // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.
+        let changes = unsafe { AsyncFd::register(changes) }.map_err(std::io::Error::from)?;
+        Ok(Self {
+            host: Arc::new(Mutex::new(namespace)),
+            changes,
+            resolver,
+            state: tokio::sync::Mutex::default(),
+            early: RefCell::default(),
+        })
+    }
+
+    /// Connects what there is already with taps, while the guest boots.
+    pub async fn prepare(&self) -> anyhow::Result<()> {
+        let found = self.find([const { None }; CARDS]).await?;
+        self.early.replace(Some(found));
+        Ok(())
+    }
+
+    /// Makes the guest's network what the host's is now.
+    pub async fn update(&self, vm: &Vm, agent: &Agent) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        let early = self.early.take();
+        let found = match early {
+            Some(found) => found,
+            None => self.find(state.cards.clone()).await?,
+        };
+        let begins = found.resolver && !state.resolver;
+        if found.is_nothing() && !begins {
+            return Ok(());
+        }
+        let request = state.apply(found, vm)?;
+        agent.set_network(request).await.context("set up the container's network")?;
+        if begins {
+            self.resolver.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Follows changes, for ever.
+    pub async fn follow(self: Rc<Self>, machine: Rc<Machine>, agent: Agent) {
+        loop {
+            match self.changed().await {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error:#}")),
+            }
+            if let Err(error) = machine.ask(self.update(&machine.vm, &agent)).await {
+                log::warning(&format!("follow a change of the network: {error:#}"));
+            }
+        }
+    }
+
+    /// Waits until something was done to the namespace's network; whether it may matter.
+    async fn changed(&self) -> anyhow::Result<bool> {
+        let mut ready = self.changes.readable().await?;
+        tokio::time::sleep(GATHER).await;
+        ready.clear_ready();
+        drop(ready);
+        self.on_host(|host| Ok(host.has_changed())).await
+    }
+
+    async fn find(&self, cards: [Option<Link>; CARDS]) -> anyhow::Result<Found> {
+        self.on_host(move |host| find(host, &cards)).await
+    }
+
+    async fn on_host<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Namespace) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let host = Arc::clone(&self.host);
+        let work = move || work(&mut host.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(work).await?
+    }
+}
+
+fn find(host: &mut Namespace, cards: &[Option<Link>; CARDS]) -> anyhow::Result<Found> {
+    let steps = Steps::between(cards, host.scan()?)?;
+    let resolver = host.has_resolver();
+    for index in steps.gone.iter().filter_map(|&card| cards.get(card)?.as_ref()).map(|link| link.index) {
+        host.unwire(index);
+    }
+    let mut new = Vec::new();
+    for (card, link) in steps.new {
+        let tap = host.wire(&link)?;
+        new.push((card, link, tap));
+    }
+    if resolver {
+        host.keep_replies()?;
+    }
+    Ok(Found { gone: steps.gone, changed: steps.changed, new, resolver })
+}
+
+impl Found {
+    fn is_nothing(&self) -> bool {
+        self.gone.is_empty() && self.changed.is_empty() && self.new.is_empty()
+    }
+}
+
+impl Steps {
+    fn between(cards: &[Option<Link>; CARDS], links: Vec<Link>) -> anyhow::Result<Self> {
+        let mut steps = Self::default();
+        let count = links.len();
+        for (card, known) in cards.iter().enumerate() {
+            let Some(known) = known else { continue };
+            match links.iter().find(|link| link.index == known.index) {
+                None => steps.gone.push(card),
+                Some(link) if link != known => steps.changed.push((card, link.clone())),
+                Some(_) => {}
+            }
+        }
+        let is_known = |link: &Link| cards.iter().flatten().any(|known| known.index == link.index);
+        let is_free = |card: &usize| steps.gone.contains(card) || cards.get(*card).is_some_and(Option::is_none);
+        let mut free: Vec<usize> = (0..CARDS).filter(is_free).rev().collect();
+        for link in links.into_iter().filter(|link| !is_known(link)) {
+            let card = free.pop().with_context(|| {
+                format!("link {}: the network namespace has {count} links, and a VM at most {CARDS} cards", link.name)
+            })?;
+            steps.new.push((card, link));
+        }
+        Ok(steps)
+    }
+}
+
+impl State {
+    /// Connects the cards, and says what the guest has to do.
+    fn apply(&mut self, found: Found, vm: &Vm) -> anyhow::Result<SetNetworkRequest> {
+        let mut request = SetNetworkRequest { resolver: found.resolver, ..Default::default() };
+        self.resolver |= found.resolver;
+        for card in found.gone {
+            vm.unplug(card)?;
+            request.unplugged.extend(self.cards.get_mut(card).and_then(Option::take).map(|link| link.index));
+        }
+        for (card, link, tap) in found.new {
+            let mut plugged = vm.plug(card, tap).with_context(|| format!("connect link {}", link.name))?;
+            (plugged.index, plugged.name) = (link.index, link.name.clone());
+            request.plugged.push(plugged);
+            self.set(card, link, &mut request);
+        }
+        for (card, link) in found.changed {
+            self.set(card, link, &mut request);
+        }
+        Ok(request)
+    }
+
+    fn set(&mut self, card: usize, link: Link, request: &mut SetNetworkRequest) {
+        if let Some(place) = self.cards.get_mut(card) {
+            request.messages.extend(mirror(place.as_ref(), &link));
+            *place = Some(link);
+        }
+    }
+}
