@@ -129,6 +129,7 @@ impl Destination {
                 kernel: kernel.clone(),
                 initrd: initrd.clone(),
                 kernel_is_ours: plan.kernel.is_none(),
+                network_stays: matches!(plan.network, NetworkPlan::Path(_)),
                 kvm: kvm.as_raw_fd(),
             }),
             Self::Sandbox { monitor, .. } => Home::Sandbox(monitor.as_raw_fd()),

@@ -183,7 +183,8 @@ async fn create(
     let witness = Witness::find(&setup.cgroups)?;
     let proc = crate::sockets::open_proc()?;
     let sockets = Sockets::new(&proc, sockets)?;
-    let network = Network::open(&proc, sockets.resolver())?;
+    let stays = matches!(&setup.home, Home::Machine(machine) if machine.network_stays);
+    let network = Network::open(&proc, stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],

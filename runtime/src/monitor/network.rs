@@ -9,7 +9,7 @@
 //! configuration, so it is done on threads that may wait.
 
 use std::cell::RefCell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::agent_client::Agent;
 use super::machine::Machine;
 use super::vm::Vm;
 use crate::log;
-use crate::network::{Link, Namespace, mirror};
+use crate::network::{Changes, Link, Namespace, mirror};
 use crate::plan::CARDS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
@@ -32,7 +32,11 @@ const GATHER: Duration = Duration::from_millis(5);
 /// The container's network.
 pub struct Network {
     host: Arc<Mutex<Namespace>>,
-    changes: AsyncFd<OwnedFd>,
+    /// Whether the namespace outlives the container.
+    stays: bool,
+    changes: RefCell<Changes>,
+    /// The same, to be waited for.
+    change: AsyncFd<OwnedFd>,
     /// Told when there is a resolver.
     resolver: Rc<Notify>,
     state: tokio::sync::Mutex<State>,
@@ -68,14 +72,18 @@ struct Found {
 }
 
 impl Network {
-    /// That of the namespace that this process is in.
-    pub fn open(proc: &OwnedFd, resolver: Rc<Notify>) -> anyhow::Result<Self> {
-        let (namespace, changes) = Namespace::open(proc)?;
+    /// That of the namespace that this process is in. Before it leaves the host's files.
+    pub fn open(proc: &OwnedFd, stays: bool, resolver: Rc<Notify>) -> anyhow::Result<Self> {
+        let namespace = Namespace::open(proc.try_clone().context("copy the descriptor of /proc")?)?;
+        let changes = Changes::open().context("watch the network")?;
+        let change = changes.as_fd().try_clone_to_owned().context("watch the network")?;
         // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.
-        let changes = unsafe { AsyncFd::register(changes) }.map_err(std::io::Error::from)?;
+        let change = unsafe { AsyncFd::register(change) }.map_err(std::io::Error::from)?;
         Ok(Self {
             host: Arc::new(Mutex::new(namespace)),
-            changes,
+            stays,
+            changes: RefCell::new(changes),
+            change,
             resolver,
             state: tokio::sync::Mutex::default(),
             early: RefCell::default(),
@@ -115,7 +123,7 @@ impl Network {
             match self.changed().await {
                 Ok(false) => continue,
                 Ok(true) => {}
-                Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error:#}")),
+                Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
             }
             if let Err(error) = machine.ask(self.update(&machine.vm, &agent)).await {
                 log::warning(&format!("follow a change of the network: {error:#}"));
@@ -124,12 +132,20 @@ impl Network {
     }
 
     /// Waits until something was done to the namespace's network; whether it may matter.
-    async fn changed(&self) -> anyhow::Result<bool> {
-        let mut ready = self.changes.readable().await?;
+    async fn changed(&self) -> std::io::Result<bool> {
+        let mut ready = self.change.readable().await?;
         tokio::time::sleep(GATHER).await;
         ready.clear_ready();
-        drop(ready);
-        self.on_host(|host| Ok(host.has_changed())).await
+        self.changes.borrow_mut().drain()
+    }
+
+    /// The container has ended: a namespace that stays is as it was.
+    pub async fn end(&self) {
+        if self.stays
+            && let Err(error) = self.on_host(Namespace::unwire_all).await
+        {
+            log::warning(&format!("clean up the container's network: {error:#}"));
+        }
     }
 
     async fn find(&self, cards: [Option<Link>; CARDS]) -> anyhow::Result<Found> {
@@ -147,18 +163,20 @@ impl Network {
 }
 
 fn find(host: &mut Namespace, cards: &[Option<Link>; CARDS]) -> anyhow::Result<Found> {
-    let steps = Steps::between(cards, host.scan()?)?;
-    let resolver = host.has_resolver();
+    let links = host.scan()?;
+    let resolver = host.resolver()?;
+    let steps = Steps::between(cards, links.clone())?;
     for index in steps.gone.iter().filter_map(|&card| cards.get(card)?.as_ref()).map(|link| link.index) {
-        host.unwire(index);
+        host.unwire(index)?;
     }
+    steps.changed.iter().try_for_each(|(_, link)| host.follow(link))?;
     let mut new = Vec::new();
     for (card, link) in steps.new {
         let tap = host.wire(&link)?;
         new.push((card, link, tap));
     }
     if resolver {
-        host.keep_replies()?;
+        links.iter().try_for_each(|link| host.keep_replies(link))?;
     }
     Ok(Found { gone: steps.gone, changed: steps.changed, new, resolver })
 }

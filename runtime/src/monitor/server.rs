@@ -100,6 +100,9 @@ impl Server {
                     log::warning(&format!("stop the guest: {error:#}"));
                 }
                 self.machine.vm.mark("guest synced");
+                if let Some(network) = &self.network {
+                    network.end().await;
+                }
                 code
             }
             Err(error) => {
