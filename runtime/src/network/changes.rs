@@ -1,0 +1,100 @@
+//! What engines change in a namespace while a container runs: the kernel tells.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteAttribute;
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::{links, netlink};
+
+/// Links, addresses and routes.
+const GROUPS: [u32; 5] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV6_ROUTE,
+];
+
+/// A descriptor that becomes readable when something changes. Open it before the first look at the namespace.
+pub struct Changes {
+    socket: netlink_sys::Socket,
+    taps: BTreeSet<u32>,
+    buffer: Vec<u8>,
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Changes {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Changes {
+    /// Of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, taps: BTreeSet::new(), buffer: Vec::new() })
+    }
+
+    /// Forgets what has been told, and says whether any of it was somebody else's doing than ours.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn drain(&mut self) -> io::Result<bool> {
+        let mut changed = false;
+        loop {
+            match netlink::receive(&self.socket, &mut self.buffer) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
+                // More than the socket holds.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    changed = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            for message in netlink::messages(&self.buffer) {
+                let ours = message.is_ok_and(|message| is_ours(&mut self.taps, &message.payload));
+                changed |= !ours;
+            }
+        }
+    }
+}
+
+/// Whether a message is about a tap of ours.
+fn is_ours(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage as M;
+    let NetlinkPayload::InnerMessage(message) = payload else { return false };
+    match message {
+        M::NewLink(link) | M::DelLink(link) => {
+            let ours = links::is_ours(link);
+            if ours && matches!(message, M::NewLink(_)) {
+                taps.insert(link.header.index);
+            }
+            ours
+        }
+        M::NewAddress(address) | M::DelAddress(address) => taps.contains(&address.header.index),
+        M::NewRoute(route) | M::DelRoute(route) => {
+            let tap =
+                |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(index) if taps.contains(index));
+            route.attributes.iter().any(tap)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,225 @@
+//! The links of a network namespace with all that is configured on them, as messages that can be sent again.
+//!
+//! What the kernel makes by itself (routes of an address's own network, what a router announces) is left out: the guest's
+//! kernel makes it as well. What changes with time is left out too, so that two looks at the same link are equal.
+
+use std::io;
+
+use anyhow::Context;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::Socket;
+
+/// How the names of our taps begin.
+pub const TAP_PREFIX: &str = "runvm";
+
+/// A link of an engine's and its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, the same in the guest.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it has no ARP.
+    pub no_arp: bool,
+    /// Whether the kernel gives it an IPv6 address of its own making.
+    pub link_local: bool,
+    /// In the order in which they are to be added.
+    pub addresses: Vec<AddressMessage>,
+    /// In the order in which they are to be added.
+    pub routes: Vec<RouteMessage>,
+    /// The permanent ones.
+    pub neighbours: Vec<NeighbourMessage>,
+}
+
+/// The Ethernet-like links of the socket's namespace but our own, by their numbers.
+pub fn scan(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
+    let mut links = list(socket).context("list the links")?.into_iter().filter_map(link).collect::<Vec<_>>();
+    links.sort_by_key(|link| link.index);
+    if links.is_empty() {
+        return Ok(links);
+    }
+    let dump = |socket: &mut Socket, message, what| socket.dump(&message).context(what);
+    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    for message in dump(socket, addresses, "list the addresses")? {
+        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+        let Some(link) = by_index(&mut links, message.header.index) else { continue };
+        link.addresses.extend(address(message));
+    }
+    let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    for message in dump(socket, routes, "list the routes")? {
+        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        let Some((index, route)) = route(message) else { continue };
+        by_index(&mut links, index).into_iter().for_each(|link| link.routes.push(route.clone()));
+    }
+    let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    for message in dump(socket, neighbours, "list the neighbours")? {
+        let RouteNetlinkMessage::NewNeighbour(message) = message else { continue };
+        let Some(link) = by_index(&mut links, message.header.ifindex) else { continue };
+        link.neighbours.extend(neighbour(message));
+    }
+    links.iter_mut().for_each(order);
+    Ok(links)
+}
+
+/// All links as the kernel lists them.
+pub fn list(socket: &mut Socket) -> io::Result<Vec<LinkMessage>> {
+    let mut wanted = LinkMessage::default();
+    wanted.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let found = socket.dump(&RouteNetlinkMessage::GetLink(wanted))?.into_iter();
+    let link = |message| if let RouteNetlinkMessage::NewLink(link) = message { Some(link) } else { None };
+    Ok(found.filter_map(link).collect())
+}
+
+/// Whether this is a tap that we made, in whatever process.
+pub fn is_ours(message: &LinkMessage) -> bool {
+    let name = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(n) if n.starts_with(TAP_PREFIX));
+    let tun = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Tun));
+    let kind = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(info) if info.iter().any(tun));
+    message.attributes.iter().any(name) && message.attributes.iter().any(kind)
+}
+
+fn by_index(links: &mut [Link], index: u32) -> Option<&mut Link> {
+    links.iter_mut().find(|link| link.index == index)
+}
+
+/// The kernel gives every namespace tunnels that lead nowhere; those like Ethernet have an address of zeros.
+fn link(message: LinkMessage) -> Option<Link> {
+    let flags = message.header.flags;
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether && !flags.contains(LinkFlags::Loopback);
+    if !ethernet || is_ours(&message) {
+        return None;
+    }
+    let mut found = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        no_arp: flags.contains(LinkFlags::Noarp),
+        link_local: false,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name = name,
+            LinkAttribute::Address(mac) => found.mac = mac.try_into().ok()?,
+            LinkAttribute::Mtu(mtu) => found.mtu = mtu,
+            LinkAttribute::AfSpecUnspec(families) => found.link_local = families.iter().any(makes_addresses),
+            _ => {}
+        }
+    }
+    (found.mac != [0; 6]).then_some(found)
+}
+
+fn makes_addresses(family: &AfSpecUnspec) -> bool {
+    let AfSpecUnspec::Inet6(settings) = family else { return false };
+    let mode = |setting: &AfSpecInet6| matches!(setting, AfSpecInet6::AddrGenMode(In6AddrGenMode::Eui64));
+    let off = |setting: &AfSpecInet6| matches!(setting, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0);
+    settings.iter().any(mode) && !settings.iter().any(off)
+}
+
+fn address(mut message: AddressMessage) -> Option<AddressMessage> {
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::Protocol(AddressProtocol::RouterAnnouncement) => return None,
+            _ => {}
+        }
+    }
+    if flags.contains(AddressFlags::Dadfailed) {
+        return None;
+    }
+    flags &= AddressFlags::Noprefixroute | AddressFlags::Mcautojoin | AddressFlags::Homeaddress;
+    if message.header.family == AddressFamily::Inet6 {
+        // The host has seen that nobody else has it, and it is to be of use at once.
+        flags |= AddressFlags::Nodad;
+    }
+    message.attributes.retain(|attribute| {
+        use AddressAttribute as A;
+        matches!(attribute, A::Address(_) | A::Local(_) | A::Label(_) | A::Broadcast(_) | A::RoutePriority(_))
+    });
+    message.attributes.push(AddressAttribute::Flags(flags));
+    message.header.flags = AddressHeaderFlags::from_bits_truncate(flags.bits().to_le_bytes()[0]);
+    Some(message)
+}
+
+/// With the link that it belongs to. One with several ways belongs to the link that comes last.
+fn route(mut message: RouteMessage) -> Option<(u32, RouteMessage)> {
+    let made_by_kernel = matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+    if made_by_kernel || message.header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    message.header.flags &= RouteFlags::Onlink;
+    message.attributes.retain(is_settable);
+    let mut index = None;
+    for attribute in &mut message.attributes {
+        match attribute {
+            RouteAttribute::Oif(link) => index = Some(*link),
+            RouteAttribute::MultiPath(ways) => {
+                ways.iter_mut().for_each(plain);
+                index = ways.iter().map(|way| way.interface_index).max();
+            }
+            _ => {}
+        }
+    }
+    Some((index?, message))
+}
+
+fn plain(way: &mut RouteNextHop) {
+    way.flags &= RouteNextHopFlags::Onlink;
+    way.attributes.retain(is_settable);
+}
+
+fn is_settable(attribute: &RouteAttribute) -> bool {
+    use RouteAttribute as A;
+    let place = matches!(attribute, A::Destination(_) | A::Source(_) | A::Table(_) | A::Priority(_) | A::Oif(_));
+    let way = matches!(attribute, A::Gateway(_) | A::Via(_) | A::MultiPath(_) | A::Encap(_) | A::EncapType(_));
+    place || way || matches!(attribute, A::PrefSource(_) | A::Metrics(_) | A::Preference(_) | A::Realm(_))
+}
+
+fn neighbour(mut message: NeighbourMessage) -> Option<NeighbourMessage> {
+    let of_ip = matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6);
+    if !of_ip || message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    message.header.flags &= NeighbourFlags::Router;
+    message.attributes.retain(|attribute| {
+        matches!(attribute, NeighbourAttribute::Destination(_) | NeighbourAttribute::LinkLayerAddress(_))
+    });
+    Some(message)
+}
+
+/// The kernel puts the newest IPv6 address first, and takes no gateway before the way to it.
+fn order(link: &mut Link) {
+    let newest_first = |address: &AddressMessage| address.header.family == AddressFamily::Inet6;
+    let (mut v6, v4) = link.addresses.drain(..).partition::<Vec<_>, _>(newest_first);
+    v6.reverse();
+    link.addresses = v4.into_iter().chain(v6).collect();
+    link.routes.sort_by_key(|route| {
+        let far = |attribute: &RouteAttribute| {
+            matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_))
+        };
+        route.attributes.iter().any(far)
+    });
+}

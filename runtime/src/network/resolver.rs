@@ -1,0 +1,68 @@
+//! Docker's name server at 127.0.0.11 of a container's namespace.
+//!
+//! It asks other name servers from inside of the namespace, with the link's own address. The answers come in by the link, and
+//! are told from the guest's packets by their port: the host's own sockets get ports that a guest's never get by themselves.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+
+use anyhow::Context;
+use rustix::fs::{Mode, OFlags};
+
+/// What the host's own sockets in the namespace get: 0xff00 to 0xffff.
+pub const PORTS: &str = "65280\t65535";
+/// What a new namespace has.
+const DEFAULT: &str = "32768\t60999";
+/// The file, below /proc. It is that of the namespace of whoever opens it.
+const RANGE: &str = "sys/net/ipv4/ip_local_port_range";
+/// The sockets of the thread's namespace, below /proc.
+const SOCKETS: &str = "thread-self/net/udp";
+/// 127.0.0.11 as the kernel prints it.
+const ADDRESS: &str = "0B00007F:";
+
+/// Whether a socket is bound to the name server's address.
+///
+/// # Errors
+/// The sockets cannot be listed.
+pub fn is_there(proc: &OwnedFd) -> anyhow::Result<bool> {
+    let sockets = read(proc, SOCKETS)?;
+    let local = |line: &str| line.split_whitespace().nth(1).is_some_and(|address| address.starts_with(ADDRESS));
+    Ok(sockets.lines().any(local))
+}
+
+/// Gives new sockets of the namespace's ports of their own, and says what they had.
+///
+/// # Errors
+/// The setting cannot be read or written.
+pub fn set_apart(proc: &OwnedFd) -> anyhow::Result<String> {
+    let old = read(proc, RANGE)?.trim().to_owned();
+    // Left by somebody who could not give it back.
+    let old = if old == PORTS { DEFAULT.to_owned() } else { old };
+    write(proc, PORTS).map(|()| old)
+}
+
+/// Undoes [`set_apart`]. Somebody else's change since then stays.
+///
+/// # Errors
+/// The setting cannot be read or written.
+pub fn give_back(proc: &OwnedFd, old: &str) -> anyhow::Result<()> {
+    if read(proc, RANGE)?.trim() == PORTS { write(proc, old) } else { Ok(()) }
+}
+
+fn read(proc: &OwnedFd, path: &str) -> anyhow::Result<String> {
+    let what = || format!("read /proc/{path}");
+    let mut file = open(proc, path, OFlags::RDONLY).with_context(what)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).with_context(what)?;
+    Ok(text)
+}
+
+fn write(proc: &OwnedFd, range: &str) -> anyhow::Result<()> {
+    let written = open(proc, RANGE, OFlags::WRONLY).and_then(|mut file| file.write_all(range.as_bytes()));
+    written.with_context(|| format!("write {range:?} to /proc/{RANGE}"))
+}
+
+fn open(proc: &OwnedFd, path: &str, access: OFlags) -> std::io::Result<File> {
+    Ok(rustix::fs::openat(proc, path, access | OFlags::CLOEXEC, Mode::empty())?.into())
+}

@@ -1,0 +1,84 @@
+//! Taps: what the guest's network devices read and write.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::Context;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::links::{Link, TAP_PREFIX};
+use super::mirror::address_mode;
+use super::netlink::Socket;
+
+/// The largest that a tap can have; packets beyond it pass all the same.
+const MAX_MTU: u32 = 65521;
+/// Packets that wait for the guest.
+const QUEUE: u32 = 1000;
+
+/// A tap, which lives as long as its descriptor.
+pub struct Tap {
+    /// What is read and written.
+    pub file: OwnedFd,
+    /// Its number.
+    pub index: u32,
+}
+
+/// The directory of the tun device; taps can be made with it where /dev is not seen.
+///
+/// # Errors
+/// There is none.
+pub fn open_devices() -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/net", flags, Mode::empty()).context("open /dev/net (is the kernel's tun module loaded?)")
+}
+
+/// Makes a tap in the calling thread's namespace. It is not up.
+pub fn make(devices: &OwnedFd, socket: &Socket) -> anyhow::Result<Tap> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(devices, "tun", flags, Mode::empty()).context("open /dev/net/tun")?;
+    // SAFETY: a structure of numbers, for which zeros are good.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(format!("{TAP_PREFIX}%d").bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the request reads and writes one ifreq, which lives across the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error()).context("make a tap");
+    }
+    let name: Vec<u8> = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    let name = String::from_utf8(name).context("the name of a tap")?;
+    let index = rustix::net::netdevice::name_to_index(socket, &name).with_context(|| format!("find tap {name}"))?;
+    Ok(Tap { file, index })
+}
+
+/// Makes a tap fit a link, and has it go up. The host has nothing to say on it: no addresses, no ARP.
+pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
+    let mut quiet = LinkMessage::default();
+    quiet.header.index = tap;
+    quiet.attributes = vec![address_mode(false)];
+    match socket.request(RouteNetlinkMessage::SetLink(quiet), 0) {
+        // A kernel, or a link, without IPv6.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+        done => done?,
+    }
+    let mut up = LinkMessage::default();
+    up.header.index = tap;
+    up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+    up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+    up.attributes = vec![LinkAttribute::Mtu(link.mtu.min(MAX_MTU)), LinkAttribute::TxQueueLen(QUEUE)];
+    socket.request(RouteNetlinkMessage::SetLink(up), 0)
+}
+
+/// Removes a tap, whoever still has its descriptor.
+pub fn remove(socket: &mut Socket, tap: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = tap;
+    match socket.request(RouteNetlinkMessage::DelLink(message), 0) {
+        Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,222 @@
+use super::*;
+
+#[test]
+fn wiring_leaves_nothing_behind() {
+    isolated(|| {
+        let (inside, outside) = (Place::new(), Place::new());
+        inside.plug(&outside);
+        inside.sh("ip tuntap add eth1 mode tap; ip link set eth1 up mtu 1400");
+        let before = inside.dump();
+        let mut namespace = inside.namespace(2);
+        let links = namespace.scan().unwrap();
+        assert_eq!(links.len(), 2);
+        let taps: Vec<OwnedFd> = links.iter().map(|link| namespace.wire(link).unwrap()).collect();
+        for link in &links {
+            namespace.keep_replies(link).unwrap();
+            let once = inside.dump();
+            namespace.keep_replies(link).unwrap();
+            assert_eq!(once, inside.dump(), "not idempotent");
+        }
+        let wired = inside.dump();
+        assert!(
+            wired.contains("65280\t65535") && wired.contains("mirred (Egress Mirror to device runvm0) pass"),
+            "{wired}"
+        );
+        assert!(wired.contains("mtu 1400") && wired.contains("runvm1"), "{wired}");
+        // Our own taps are none of the engine's links, and change nothing of these.
+        assert_eq!(namespace.scan().unwrap(), links);
+        namespace.unwire(links[0].index).unwrap();
+        assert!(inside.dump().contains("65280\t65535"), "the other link still needs them");
+        namespace.unwire_all().unwrap();
+        assert_eq!(inside.dump(), before);
+        drop(taps);
+    });
+}
+
+#[test]
+fn what_takes_packets_already_is_left_alone() {
+    isolated(|| {
+        let place = Place::new();
+        for qdisc in ["ingress", "clsact"] {
+            place.sh("ip tuntap add eth0 mode tap");
+            place.sh(&format!("tc qdisc add dev eth0 {qdisc}"));
+            place.sh("tc filter add dev eth0 ingress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
+            let before = place.dump();
+            let mut namespace = place.namespace(1);
+            let link = named(namespace.scan().unwrap(), "eth0");
+            let error = format!("{:#}", namespace.wire(&link).unwrap_err());
+            assert!(error.contains("connect link eth0 to the VM: something else takes packets off it"), "{error}");
+            assert_eq!(place.dump(), before);
+            clean().unwrap();
+            namespace.unwire_all().unwrap();
+            assert_eq!(place.dump(), before);
+            place.sh("ip link del eth0");
+        }
+    });
+}
+
+#[test]
+fn limits_are_told() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("for n in 0 1 2 3; do ip tuntap add eth$n mode tap; done");
+        place.sh("ip link set eth3 mtu 68");
+        let mut namespace = place.namespace(1);
+        let before = place.dump();
+        let mut links = namespace.scan().unwrap();
+        (links[0].mtu, links[1].mtu, links[2].mtu) = (65535, 67, 65536);
+        let failed = |namespace: &mut Namespace, at: usize| namespace.wire(&links[at]).unwrap_err().to_string();
+        let range = "a VM's network device can have 68 to 65535";
+        assert_eq!(failed(&mut namespace, 1), format!("link eth1 has an MTU of 67: {range}"));
+        assert_eq!(failed(&mut namespace, 2), format!("link eth2 has an MTU of 65536: {range}"));
+        let tap = namespace.wire(&links[0]).unwrap();
+        assert_eq!(failed(&mut namespace, 0), "link eth0 leads to the VM already");
+        let many = "link eth3 is one too many: the VM has 1 network devices, and all are in use";
+        assert_eq!(failed(&mut namespace, 3), many);
+        assert!(namespace.follow(&links[3]).is_err() && namespace.keep_replies(&links[3]).is_err());
+        namespace.unwire(links[0].index).unwrap();
+        drop(tap);
+        let tap = namespace.wire(&links[3]).unwrap();
+        assert!(place.dump().contains("runvm0: <BROADCAST,MULTICAST,NOARP,UP,LOWER_UP> mtu 68"), "{}", place.dump());
+        place.sh("ip link set eth3 mtu 1280");
+        let grown = namespace.scan().unwrap().remove(3);
+        namespace.follow(&grown).unwrap();
+        assert!(place.sh("ip link show runvm0").contains("mtu 1280"));
+        place.sh("ip link set eth3 mtu 68");
+        namespace.unwire_all().unwrap();
+        drop(tap);
+        assert_eq!(place.dump(), before);
+    });
+}
+
+#[test]
+fn a_link_may_be_gone_or_another_one() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip link add eth0 type veth peer name far0");
+        let mut namespace = place.namespace(1);
+        let link = named(namespace.scan().unwrap(), "eth0");
+        let _tap = namespace.wire(&link).unwrap();
+        place.sh("ip link del eth0");
+        namespace.unwire(link.index).unwrap();
+        assert!(!place.dump().contains("runvm"));
+        place.sh(&format!("ip link add eth0 index {} type veth peer name far0", link.index));
+        let _tap = namespace.wire(&link).unwrap();
+        place.sh(&format!(
+            "ip link del eth0; ip link add eth5 index {} type veth peer name far0; tc qdisc add dev eth5 ingress",
+            link.index
+        ));
+        namespace.unwire(link.index).unwrap();
+        assert!(place.sh("tc qdisc show dev eth5").contains("ingress"), "somebody else's qdisc was removed");
+    });
+}
+
+#[test]
+fn leftovers_are_cleaned_and_nothing_else() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("for n in 0 1 2 3; do ip tuntap add eth$n mode tap; done");
+        // Somebody else's, of which one leads nowhere, as ours will.
+        place.sh("ip tuntap add away mode tap; tc qdisc add dev eth2 ingress; tc qdisc add dev eth3 ingress");
+        place.sh("tc filter add dev eth2 ingress protocol all prio 100 u32 match u32 0 0 action mirred egress redirect dev away");
+        place.sh("ip link del away");
+        let before = place.dump();
+        let mut namespace = place.namespace(4);
+        let links = namespace.scan().unwrap();
+        let dead = namespace.wire(&links[0]).unwrap();
+        namespace.keep_replies(&links[0]).unwrap();
+        let alive = namespace.wire(&links[1]).unwrap();
+        let wired = place.dump();
+        clean().unwrap();
+        assert_eq!(place.dump(), wired, "what leads to a living tap was removed");
+        drop(dead);
+        clean().unwrap();
+        let ingress = |name: &str| place.sh(&format!("tc qdisc show dev {name}")).contains("ingress");
+        assert_eq!(["eth0", "eth1", "eth2", "eth3"].map(ingress), [false, true, true, true]);
+        drop((alive, namespace));
+        clean().unwrap();
+        place.sh("printf '32768\\t60999' > /proc/sys/net/ipv4/ip_local_port_range");
+        assert_eq!(place.dump(), before);
+    });
+}
+
+#[test]
+fn only_links_like_ethernet_are_found() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip tuntap add tun0 mode tun; ip tuntap add tap0 mode tap; ip tuntap add dum0 mode tap");
+        place.sh("ip tuntap add runvm7 mode tap; ip link add v0 type veth peer name v1");
+        place.sh("ip link add mac0 link v0 type macvlan || true; ip link add sit1 type sit local 10.0.0.1 || true");
+        let found = place.namespace(1).scan().unwrap();
+        let mut names: Vec<&str> = found.iter().map(|link| link.name.as_str()).filter(|name| *name != "mac0").collect();
+        assert!(found.is_sorted_by_key(|link| link.index));
+        names.sort_unstable();
+        assert_eq!(names, ["dum0", "tap0", "v0", "v1"]);
+    });
+}
+
+#[test]
+fn a_monitor_without_dev_and_proc_can_do_it() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip tuntap add eth0 mode tap");
+        let _resolver = std::net::UdpSocket::bind("127.0.0.11:0").unwrap();
+        let mut namespace = place.namespace(1);
+        // As the monitor is: with a root that has nothing.
+        let root = tempfile::tempdir().unwrap();
+        rustix::mount::mount("none", root.path(), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        std::env::set_current_dir("/").unwrap();
+        nix::sched::unshare(CloneFlags::CLONE_FS).unwrap();
+        rustix::process::chdir(root.path()).unwrap();
+        rustix::process::pivot_root(".", ".").unwrap();
+        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert!(open_devices().is_err() && crate::sockets::open_proc().is_err());
+        let link = named(namespace.scan().unwrap(), "eth0");
+        let tap = namespace.wire(&link).unwrap();
+        assert!(namespace.resolver().unwrap());
+        namespace.keep_replies(&link).unwrap();
+        assert_eq!(resolver::set_apart(&namespace.proc).unwrap(), "32768\t60999", "what it was is forgotten");
+        assert!(namespace.ports.is_some());
+        namespace.unwire_all().unwrap();
+        assert!(traffic::busy(&mut namespace.socket).unwrap().is_empty());
+        drop(tap);
+    });
+}
+
+#[test]
+fn changes_of_others_are_told() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up; sleep 0.1");
+        let mut changes = Changes::open().unwrap();
+        assert!(!changes.drain().unwrap());
+        let mut namespace = place.namespace(1);
+        let link = named(namespace.scan().unwrap(), "eth0");
+        let tap = namespace.wire(&link).unwrap();
+        namespace.keep_replies(&link).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!changes.drain().unwrap(), "our own doing");
+        namespace.unwire_all().unwrap();
+        drop(tap);
+        assert!(!changes.drain().unwrap(), "our own undoing");
+        let others = [
+            "ip link add eth1 type veth peer name far1",
+            "ip addr add 10.0.0.1/24 dev eth0",
+            "ip route add 10.1.0.0/16 via 10.0.0.9",
+            "ip -6 addr add fd00::1/64 dev eth0 nodad",
+            "ip -6 route add fd01::/64 via fd00::9",
+            "ip addr del 10.0.0.1/24 dev eth0",
+            "ip link set eth0 mtu 1300",
+            "ip link del eth1",
+        ];
+        for other in others {
+            place.sh(other);
+            assert!(changes.drain().unwrap(), "{other}");
+            assert!(!changes.drain().unwrap(), "told twice");
+        }
+        // More than the socket holds.
+        place
+            .sh("for n in $(seq 300); do echo link add x$n type veth peer name y$n; echo link del x$n; done | ip -b -");
+        assert!(changes.drain().unwrap() && !changes.drain().unwrap());
+    });
+}

@@ -1,0 +1,285 @@
+//! Traffic control: what comes in by a link goes out by another, with nothing rarer than u32 and mirred.
+//!
+//! Filters of ours bear a mark where others have a class, so that they are told from somebody else's whoever has ended
+//! without removing them.
+
+use std::io;
+
+use anyhow::{Context, anyhow};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
+    TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
+    TcU32Selector, TcU32SelectorFlags,
+};
+
+use super::netlink::Socket;
+
+/// The handle of every ingress qdisc.
+const INGRESS: TcHandle = TcHandle { major: u16::MAX, minor: 0 };
+/// The class that no qdisc has and our filters name: "rv".
+const MARK: TcHandle = TcHandle { major: u16::MAX, minor: 0x7276 };
+/// Of the filter that takes everything; those that see packets before it have lower ones.
+const LAST: u16 = 100;
+
+const ALL: u16 = libc::ETH_P_ALL as u16;
+const ARP: u16 = libc::ETH_P_ARP as u16;
+const IPV4: u16 = libc::ETH_P_IP as u16;
+const IPV6: u16 = libc::ETH_P_IPV6 as u16;
+
+/// Packets of a kind: a place among the filters, a protocol, and patterns of which any will do.
+type Kind = (u16, u16, &'static [&'static [Word]]);
+
+/// Four bytes at an offset from the network header.
+struct Word {
+    at: i32,
+    mask: u32,
+    value: u32,
+}
+
+const fn word(at: i32, mask: u32, value: u32) -> Word {
+    Word { at, mask, value }
+}
+
+/// From a name server's port to those that only the host's own sockets have: see [`super::resolver::PORTS`].
+const ANSWER: (u32, u32) = (0xffff_ff00, 0x0035_ff00);
+/// A header without options; no later fragment, which has no ports.
+const SHORT: Word = word(0, 0xff00_0000, 0x4500_0000);
+const FIRST: Word = word(4, 0x0000_1fff, 0);
+
+/// Answers to the host's own questions, which go to the host alone.
+const ANSWERS: [Kind; 2] = [
+    (
+        1,
+        IPV4,
+        &[
+            &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0011_0000), word(20, ANSWER.0, ANSWER.1)],
+            &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0006_0000), word(20, ANSWER.0, ANSWER.1)],
+        ],
+    ),
+    (
+        2,
+        IPV6,
+        &[
+            &[word(4, 0x0000_ff00, 0x0000_1100), word(40, ANSWER.0, ANSWER.1)],
+            &[word(4, 0x0000_ff00, 0x0000_0600), word(40, ANSWER.0, ANSWER.1)],
+        ],
+    ),
+];
+
+/// Who has which address: for the host as well as for the guest.
+const NEIGHBOURS: [Kind; 2] = [
+    (3, ARP, &[&[]]),
+    (
+        4,
+        IPV6,
+        &[
+            &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8700_0000)],
+            &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8800_0000)],
+        ],
+    ),
+];
+
+/// What becomes of a packet.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It goes out by a link and nowhere else.
+    Redirect(u32),
+    /// It goes out by a link and on to the host.
+    Copy(u32),
+    /// It goes on to the host.
+    Pass,
+}
+
+/// Joins a link and a tap. What takes packets off the link already is left as it is.
+///
+/// # Errors
+/// Something takes packets off the link already, or the kernel cannot do it. Then the link is as it was.
+pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
+    add_qdisc(socket, tap).context("add an ingress qdisc to its tap")?;
+    redirect(socket, tap, link).context("redirect what comes from its tap")?;
+    add_qdisc(socket, link).map_err(|error| match error.raw_os_error() {
+        Some(libc::EEXIST) => anyhow!(
+            "something else takes packets off it already (an ingress or clsact qdisc); remove that, or give the \
+             container a link of its own"
+        ),
+        _ => anyhow::Error::new(error).context("add an ingress qdisc (is the kernel's sch_ingress there?)"),
+    })?;
+    redirect(socket, link, tap).context("redirect what comes in").inspect_err(|_| {
+        // The error at hand says more than one of cleaning up.
+        let _ = remove_qdisc(socket, link);
+    })
+}
+
+fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
+    // Nothing to match: even a mask of zeros passes over packets that are shorter than it.
+    add_filter(socket, from, (LAST, ALL), &[], Fate::Redirect(to))
+}
+
+/// Gives the host what it waits for itself.
+///
+/// # Errors
+/// The kernel cannot do it. Then the link is as it was.
+pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
+    let kinds = ANSWERS.iter().map(|kind| (kind, Fate::Pass));
+    let kinds = kinds.chain(NEIGHBOURS.iter().map(|kind| (kind, Fate::Copy(tap))));
+    for ((place, protocol, patterns), fate) in kinds {
+        for pattern in *patterns {
+            if let Err(error) = add_filter(socket, link, (*place, *protocol), pattern, fate) {
+                let _ = give(socket, link);
+                return Err(error).context("filter what is for the host's own resolver");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Undoes [`keep`].
+///
+/// # Errors
+/// The first filter that stays.
+pub fn give(socket: &mut Socket, link: u32) -> io::Result<()> {
+    let mut result = Ok(());
+    for (place, protocol, _) in ANSWERS.iter().chain(&NEIGHBOURS) {
+        let mut message = at_link(link, TcHandle::UNSPEC, INGRESS);
+        message.header.info = info(*place, *protocol);
+        match socket.request(RouteNetlinkMessage::DelTrafficFilter(message), 0) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => result = result.and(Err(error)),
+            _ => {}
+        }
+    }
+    result
+}
+
+/// Removes what is ours of a link, if that leads to this tap or to nowhere.
+///
+/// # Errors
+/// The kernel's.
+pub fn part(socket: &mut Socket, link: u32, tap: Option<u32>) -> io::Result<bool> {
+    let target = ours(socket, link)?;
+    if target != Some(0) && (tap.is_none() || target != tap) {
+        return Ok(false);
+    }
+    remove_qdisc(socket, link).map(|()| true)
+}
+
+/// Links that have an ingress qdisc.
+pub fn busy(socket: &mut Socket) -> io::Result<Vec<u32>> {
+    let found = socket.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+    let ingress = |message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(message) if message.header.parent == TcHandle::INGRESS => {
+            let kind = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "ingress"));
+            kind.then_some(message.header.index.cast_unsigned())
+        }
+        _ => None,
+    };
+    Ok(found.into_iter().filter_map(ingress).collect())
+}
+
+/// Where the ingress filters of a link lead (0: nowhere any more) if all of them are ours.
+fn ours(socket: &mut Socket, link: u32) -> io::Result<Option<u32>> {
+    let asked = at_link(link, TcHandle::UNSPEC, INGRESS);
+    let mut target = None;
+    for message in socket.dump(&RouteNetlinkMessage::GetTrafficFilter(asked))? {
+        let RouteNetlinkMessage::NewTrafficFilter(message) = message else { continue };
+        let u32s = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == TcFilterU32::KIND));
+        let options = message.attributes.iter().find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options.as_slice()),
+            _ => None,
+        });
+        let options = options.unwrap_or_default();
+        let has =
+            |wanted: fn(&TcFilterU32Option) -> bool| options.iter().any(|o| matches!(o, TcOption::U32(o) if wanted(o)));
+        // The table that a filter is in is listed as well.
+        let is_filter = has(|option| matches!(option, TcFilterU32Option::Selector(_)));
+        if !u32s || is_filter && !has(|option| *option == TcFilterU32Option::ClassId(MARK)) {
+            return Ok(None);
+        }
+        target = options.iter().find_map(redirected).or(target);
+    }
+    Ok(target)
+}
+
+fn redirected(option: &TcOption) -> Option<u32> {
+    let TcOption::U32(TcFilterU32Option::Action(actions)) = option else { return None };
+    let options = actions.iter().flat_map(|action| &action.attributes).filter_map(|attribute| match attribute {
+        TcActionAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options.flatten().find_map(|option| match option {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(to)) if to.eaction == TcMirrorActionType::EgressRedir => {
+            Some(to.ifindex)
+        }
+        _ => None,
+    })
+}
+
+fn at_link(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
+    let mut message = TcMessage::with_index(link.cast_signed());
+    (message.header.handle, message.header.parent) = (handle, parent);
+    message
+}
+
+fn add_qdisc(socket: &mut Socket, link: u32) -> io::Result<()> {
+    let mut message = at_link(link, INGRESS, TcHandle::INGRESS);
+    message.attributes.push(TcAttribute::Kind("ingress".to_owned()));
+    socket.request(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn remove_qdisc(socket: &mut Socket, link: u32) -> io::Result<()> {
+    socket.request(RouteNetlinkMessage::DelQueueDiscipline(at_link(link, INGRESS, TcHandle::INGRESS)), 0)
+}
+
+fn add_filter(
+    socket: &mut Socket,
+    link: u32,
+    (place, protocol): (u16, u16),
+    pattern: &[Word],
+    fate: Fate,
+) -> io::Result<()> {
+    let mut message = at_link(link, TcHandle::UNSPEC, INGRESS);
+    message.header.info = info(place, protocol);
+    let mut options = vec![TcFilterU32Option::ClassId(MARK), TcFilterU32Option::Selector(selector(pattern))];
+    options.extend(action(fate).map(|action| TcFilterU32Option::Action(vec![action])));
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
+        TcAttribute::Options(options.into_iter().map(TcOption::U32).collect()),
+    ];
+    socket.request(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// The kernel wants the protocol as it is on the wire.
+fn info(place: u16, protocol: u16) -> u32 {
+    u32::from(place) << 16 | u32::from(protocol.to_be())
+}
+
+fn selector(pattern: &[Word]) -> TcU32Selector {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = u8::try_from(pattern.len()).unwrap_or(u8::MAX);
+    let key = |word: &Word| {
+        let mut key = TcU32Key::default();
+        (key.off, key.mask, key.val) = (word.at, word.mask, word.value);
+        key
+    };
+    selector.keys = pattern.iter().map(key).collect();
+    selector
+}
+
+/// A filter without an action ends the search, and the packet goes on to the host.
+fn action(fate: Fate) -> Option<TcAction> {
+    let (kind, then, to) = match fate {
+        Fate::Redirect(to) => (TcMirrorActionType::EgressRedir, TcActionType::Stolen, to),
+        Fate::Copy(to) => (TcMirrorActionType::EgressMirror, TcActionType::Ok, to),
+        Fate::Pass => return None,
+    };
+    let mut mirror = TcMirror::default();
+    (mirror.eaction, mirror.ifindex, mirror.generic.action) = (kind, to, then);
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
+    ];
+    Some(action)
+}
