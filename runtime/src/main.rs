@@ -24,7 +24,6 @@ mod hooks;
 mod launch;
 mod log;
 mod monitor;
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the monitor does not call it yet"))]
 mod network;
 mod plan;
 mod sandbox;

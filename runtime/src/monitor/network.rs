@@ -23,7 +23,7 @@ use super::agent_client::Agent;
 use super::machine::Machine;
 use super::vm::Vm;
 use crate::log;
-use crate::network::{Changes, Link, Namespace, mirror};
+use crate::network::{self, Changes, Link, Namespace, mirror};
 use crate::plan::CARDS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
@@ -74,7 +74,8 @@ struct Found {
 impl Network {
     /// That of the namespace that this process is in. Before it leaves the host's files.
     pub fn open(proc: &OwnedFd, stays: bool, resolver: Rc<Notify>) -> anyhow::Result<Self> {
-        let namespace = Namespace::open(proc.try_clone().context("copy the descriptor of /proc")?)?;
+        let namespace =
+            Namespace::open(network::open_devices(), proc.try_clone().context("copy the descriptor of /proc")?, CARDS)?;
         let changes = Changes::open().context("watch the network")?;
         let change = changes.as_fd().try_clone_to_owned().context("watch the network")?;
         // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.

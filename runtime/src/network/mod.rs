@@ -17,15 +17,20 @@ mod tap;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::thread::JoinHandle;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 pub use changes::Changes;
 pub use links::Link;
 pub use mirror::mirror;
 use netlink::Socket;
 pub use tap::open_devices;
+
+use crate::log;
+use crate::state::State;
 
 /// What a network device of the guest can have.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
@@ -34,7 +39,8 @@ const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// blocks. When this is dropped what was done stays, but for the taps: see [`Namespace::unwire_all`].
 pub struct Namespace {
     socket: Socket,
-    devices: OwnedFd,
+    /// Why there are none is said when one is needed.
+    devices: anyhow::Result<OwnedFd>,
     proc: OwnedFd,
     slots: usize,
     wired: BTreeMap<u32, Wire>,
@@ -55,7 +61,7 @@ impl Namespace {
     ///
     /// # Errors
     /// The kernel gives no netlink socket.
-    pub fn open(devices: OwnedFd, proc: OwnedFd, slots: usize) -> anyhow::Result<Self> {
+    pub fn open(devices: anyhow::Result<OwnedFd>, proc: OwnedFd, slots: usize) -> anyhow::Result<Self> {
         let socket = Socket::open().context("open a netlink socket")?;
         Ok(Self { socket, devices, proc, slots, wired: BTreeMap::new(), ports: None })
     }
@@ -76,7 +82,8 @@ impl Namespace {
     pub fn wire(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
         self.check(link)?;
         let what = || format!("connect link {} to the VM", link.name);
-        let tap = tap::make(&self.devices, &self.socket).with_context(what)?;
+        let devices = self.devices.as_ref().map_err(|error| anyhow!("{error:#}")).with_context(what)?;
+        let tap = tap::make(devices, &self.socket).with_context(what)?;
         tap::set_up(&mut self.socket, tap.index, link).context("set its tap up").with_context(what)?;
         traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
         self.wired.insert(link.index, Wire { tap: tap.index, replies: false });
@@ -186,6 +193,24 @@ pub fn clean() -> anyhow::Result<()> {
     };
     let results: Vec<_> = busy.into_iter().map(&mut part).collect();
     results.into_iter().collect()
+}
+
+/// The same in the namespace of a container that has ended and did not make it. Where that is gone, so is all that was
+/// in it.
+pub fn clean_after(state: &State) {
+    let Some(namespace) = state.network.as_ref().and_then(|path| File::open(path).ok()) else { return };
+    let there = move || {
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).context("enter it")?;
+        clean()
+    };
+    // A thread that nobody needs afterwards, since it stays there.
+    let cleaned = match std::thread::Builder::new().spawn(there).map(JoinHandle::join) {
+        Ok(joined) => joined.unwrap_or_else(|_| Err(anyhow!("a thread panicked"))),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = cleaned {
+        log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));
+    }
 }
 
 fn check_mtu(link: &Link) -> anyhow::Result<()> {
