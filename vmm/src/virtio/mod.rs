@@ -17,6 +17,8 @@
 
 pub mod balloon;
 pub mod block;
+#[cfg(test)]
+mod driver;
 pub mod fs;
 mod io;
 pub mod mmio;
