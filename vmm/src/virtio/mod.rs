@@ -22,6 +22,7 @@ mod driver;
 pub mod fs;
 mod io;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod registers;
 pub mod rng;
