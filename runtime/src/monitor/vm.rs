@@ -62,7 +62,7 @@ impl Vm {
         };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
-        let machine = Machine::build(spec, own.into_iter().chain(blocks(disks)?).collect())?;
+        let machine = Machine::build(spec, own.into_iter().chain(blocks(disks)?).collect(), Vec::new())?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
