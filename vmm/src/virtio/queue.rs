@@ -1,4 +1,4 @@
-//! The one ring loop: pop → serve → used → notify.
+//! The ring loop of requests: pop → serve → used → notify. ([`Ring::fill`] is that of messages that come by themselves.)
 //!
 //! `virtio_queue` checks the ring and walks the chains; this module turns each chain into two lists of
 //! host buffers, checked once against guest memory, and decides when the driver is interrupted.
