@@ -73,7 +73,7 @@ fn boot(options: &Options) -> Result<Duration> {
         console,
     };
     let begin = Instant::now();
-    let running = Machine::build(spec, vec![Box::new(Rng)])?.start()?;
+    let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;
     if options.save {
         return save(running, begin);
     }

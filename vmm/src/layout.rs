@@ -95,6 +95,12 @@ pub fn virtio_slot(slot: usize) -> (u64, u32) {
     (VIRTIO + slot as u64 * VIRTIO_SIZE, VIRTIO_IRQ + slot as u32)
 }
 
+/// What Linux is told of that device: a value of its parameter `virtio_mmio.device`.
+pub fn virtio_parameter(slot: usize) -> String {
+    let (address, irq) = virtio_slot(slot);
+    format!("{}K@{address:#x}:{irq}", VIRTIO_SIZE >> 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +117,10 @@ mod tests {
     fn slots_stay_below_the_ioapic() {
         let (address, irq) = virtio_slot(VIRTIO_MAX - 1);
         assert!(address + VIRTIO_SIZE <= IOAPIC.into() && irq == IRQS - 1);
+    }
+
+    #[test]
+    fn slots_are_told_as_the_kernel_reads_them() {
+        assert_eq!(virtio_parameter(5), "4K@0xd0005000:10");
     }
 }

@@ -13,7 +13,7 @@
 //!     cmdline: String::new(),
 //!     console: None,
 //! };
-//! let running = Machine::build(spec, vec![Box::new(Rng)])?.start()?;
+//! let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;
 //! // Poll `running.ended()`, then:
 //! println!("{:?} {:?}", running.exit(), running.last_words());
 //! let state = running.stop().state()?;
@@ -56,6 +56,7 @@ mod machine;
 mod memory;
 mod mptable;
 pub mod probe;
+mod slots;
 pub mod snapshot;
 mod spec;
 mod timeline;

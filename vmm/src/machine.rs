@@ -4,26 +4,22 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::console::Console;
 use crate::error::{Error, kvm};
-use crate::interrupt::Interrupt;
 use crate::layout::{self, MIB};
+use crate::slots::{self, Devices, Late, Slot, SlotBuilder};
 use crate::snapshot::{self, MachineState};
 use crate::spec::MachineSpec;
 use crate::timeline::Timeline;
 use crate::vcpu::{Exit, ExitCounts, Shared, Vcpus};
-use crate::virtio::Device;
-use crate::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport};
+use crate::virtio::mmio::Transport;
 use crate::virtio::registers::Window;
-use crate::virtio::worker::{OnFault, Wiring};
+use crate::virtio::worker::OnFault;
 use crate::{boot, cpu_setup, last_words, memory, mptable};
-
-type Slot = Arc<Mutex<Transport>>;
 
 /// A machine that is built and has not run yet.
 pub struct Machine {
@@ -39,6 +35,7 @@ struct Body {
     memory: GuestMemoryMmap,
     memory_mib: u32,
     devices: Vec<Slot>,
+    late: Vec<Late>,
     shared: Arc<Shared>,
     on_fault: Arc<OnceLock<OnFault>>,
     timeline: Timeline,
@@ -60,41 +57,41 @@ impl Machine {
     /// Builds everything: memory, interrupt controllers, kernel and initrd, vCPUs, and a virtio-mmio
     /// slot for each device, in order.
     ///
+    /// The kernel finds `devices` as it boots. It is not told of the `late` ones, whose slots follow, until somebody
+    /// does, after [`Running::attach`]: until then they cost next to nothing. A kernel that can't be told later has to
+    /// have them among `devices`.
+    ///
     /// # Errors
     /// The specification is wrong, a file is unusable, or KVM or the host refuse something.
-    pub fn build(mut spec: MachineSpec, devices: Vec<Box<dyn Device>>) -> Result<Self, Error> {
+    pub fn build(mut spec: MachineSpec, devices: Devices, late: Devices) -> Result<Self, Error> {
         let mut timeline = Timeline::default();
         timeline.mark("build begins");
-        check(&spec, &devices)?;
+        let (early, count) = (devices.len(), devices.len() + late.len());
+        check(&spec, count)?;
         let (kvm_fd, vm) = make_vm(&spec)?;
         timeline.mark("VM made");
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
         // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
         memory::register(&vm, &memory)?;
-        let windows =
-            Window::row(devices.len()).map_err(|error| Error::Host("reserve the devices' registers", error))?;
+        let windows = Window::row(count).map_err(|error| Error::Host("reserve the devices' registers", error))?;
         memory::register_windows(&vm, &memory, &windows)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(kvm("set its TSS address"))?;
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
-        let entry = boot::load(&memory, &spec, devices.len())?;
+        let entry = boot::load(&memory, &spec, early)?;
         memory::keep_from_children(&memory)?;
-        mptable::write(&memory, spec.vcpus, &irqs(&spec, devices.len()))?;
+        mptable::write(&memory, spec.vcpus, &irqs(&spec, count))?;
         timeline.mark("kernel and initrd in memory");
         let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
         timeline.mark("vCPUs");
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
-        let wiring = WiringSpec { memory: &memory, on_fault: on_fault.clone() };
-        let devices = devices
-            .into_iter()
-            .zip(windows)
-            .enumerate()
-            .map(|(slot, (device, window))| build_slot(&vm, slot, device, window, &wiring))
-            .collect::<Result<Vec<_>, _>>()?;
+        let builder = SlotBuilder { memory: &memory, on_fault: &on_fault };
+        let (devices, late) = builder.build(&vm, (devices, late), windows)?;
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
         let memory_mib = spec.memory_mib;
-        Ok(Self { vcpus, body: Body { kvm: kvm_fd, vm, memory, memory_mib, devices, shared, on_fault, timeline } })
+        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, late, shared, on_fault, timeline };
+        Ok(Self { vcpus, body })
     }
 
     /// Has device faults reported to `report`, from the device's thread, one sentence each. Without
@@ -141,6 +138,16 @@ impl Running {
     /// VM exits so far that reached user space.
     pub fn exits(&self) -> ExitCounts {
         self.body.shared.counts()
+    }
+
+    /// Connects the late device of this index with KVM, and returns what the guest's kernel has to be told of it: a
+    /// value of the parameter `virtio_mmio.device`. A second call changes nothing and returns the same.
+    ///
+    /// # Errors
+    /// There is no such device, or KVM refuses it.
+    pub fn attach(&self, index: usize) -> Result<String, Error> {
+        let late = self.body.late.get(index);
+        late.ok_or_else(|| Error::Spec(format!("there is no late device {index}")))?.attach(&self.body.vm)
     }
 
     /// Stops all vCPUs. Devices finish what they were asked and wait, as the guest asks for no more.
@@ -218,10 +225,10 @@ impl Body {
     }
 }
 
-fn check(spec: &MachineSpec, devices: &[Box<dyn Device>]) -> Result<(), Error> {
+fn check(spec: &MachineSpec, count: usize) -> Result<(), Error> {
     spec.validate()?;
-    if devices.len() > layout::VIRTIO_MAX {
-        let (count, most) = (devices.len(), layout::VIRTIO_MAX);
+    if count > layout::VIRTIO_MAX {
+        let most = layout::VIRTIO_MAX;
         return Err(Error::Spec(format!("{count} devices; at most {most} work")));
     }
     Ok(())
@@ -269,73 +276,10 @@ fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcp
     (0..count).map(build).collect()
 }
 
-struct WiringSpec<'a> {
-    memory: &'a GuestMemoryMmap,
-    on_fault: Arc<OnceLock<OnFault>>,
-}
-
-fn build_slot(
-    vm: &VmFd,
-    slot: usize,
-    device: Box<dyn Device>,
-    window: Window,
-    spec: &WiringSpec,
-) -> Result<Slot, Error> {
-    let (address, irq) = layout::virtio_slot(slot);
-    let irqfd = irqfd(vm, irq)?;
-    let mut notified = Vec::new();
-    for queue in 0..device.queue_sizes().len() {
-        let fd = event()?;
-        vm.register_ioevent(&fd, &IoEventAddress::Mmio(address + QUEUE_NOTIFY), queue as u32)
-            .map_err(kvm("register an ioeventfd"))?;
-        notified.push(Arc::new(fd));
-    }
-    // A write of any value ends in the kernel; KVM keeps the event.
-    vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch)
-        .map_err(kvm("register an ioeventfd"))?;
-    let on_fault = spec.on_fault.clone();
-    let wiring = Wiring {
-        name: device_name(device.id()),
-        memory: spec.memory.clone(),
-        notified,
-        interrupt: Interrupt::new(irqfd, window),
-        on_fault: Arc::new(move |text| match on_fault.get() {
-            Some(report) => report(text),
-            None => eprintln!("{text}"),
-        }),
-    };
-    Ok(Arc::new(Mutex::new(Transport::new(device, wiring))))
-}
-
-/// A device thread's name by device id (virtio 1.2, section 5).
-fn device_name(id: u32) -> String {
-    let kind = match id {
-        1 => "net",
-        2 => "block",
-        4 => "rng",
-        5 => "balloon",
-        19 => "vsock",
-        24 => "mem",
-        26 => "fs",
-        _ => return format!("virtio-{id}"),
-    };
-    format!("virtio-{kind}")
-}
-
-fn event() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Host("create an event", error))
-}
-
-fn irqfd(vm: &VmFd, irq: u32) -> Result<Arc<EventFd>, Error> {
-    let fd = event()?;
-    vm.register_irqfd(&fd, irq).map_err(kvm("register an irqfd"))?;
-    Ok(Arc::new(fd))
-}
-
 fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {
     let mut ports = Bus::default();
     if let Some(output) = spec.console.take() {
-        let console = Console::new(output, irqfd(vm, layout::SERIAL_IRQ)?);
+        let console = Console::new(output, slots::irqfd(vm, layout::SERIAL_IRQ)?);
         ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_PORTS.into(), Arc::new(Mutex::new(console)));
     }
     Ok(ports)

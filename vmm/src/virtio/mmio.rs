@@ -301,6 +301,8 @@ impl Transport {
             return Err(Error::Protocol("a device that runs or is lost cannot be restored"));
         };
         device.restore(&state.device)?;
+        // The configuration is part of the device's state.
+        show_constants(self.wiring.interrupt.registers(), device.as_ref());
         self.registers = state.registers;
         self.queues = state.queues.iter().map(QueueState::from).collect();
         self.wiring.interrupt.set_broken(state.broken);
@@ -315,7 +317,8 @@ impl Drop for Transport {
     }
 }
 
-/// Shows what never changes. The configuration, too, stays while a driver may look.
+/// Shows what never changes. The configuration, too, stays while a driver may look; only a restored device may have
+/// another one.
 fn show_constants(window: &Window, device: &dyn Device) {
     window.store(register::MAGIC_VALUE, MAGIC);
     window.store(register::VERSION, VERSION);

@@ -17,9 +17,12 @@
 
 pub mod balloon;
 pub mod block;
+#[cfg(test)]
+mod driver;
 pub mod fs;
 mod io;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod registers;
 pub mod rng;

@@ -1,15 +1,20 @@
-//! The one ring loop: pop → serve → used → notify.
+//! The ring loop of requests: pop → serve → used → notify. ([`Ring::fill`] is that of messages that come by themselves.)
 //!
 //! `virtio_queue` checks the ring and walks the chains; this module turns each chain into two lists of
 //! host buffers, checked once against guest memory, and decides when the driver is interrupted.
 
-use std::io;
+mod fill;
 
+use std::io;
+use std::sync::atomic::{Ordering, fence};
+
+use libc::iovec;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 use super::Error;
 use crate::interrupt::Interrupt;
+pub use fill::{Fill, Room, Wanted};
 
 /// What became of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +30,19 @@ pub enum Outcome {
 pub struct Ring {
     queue: Queue,
     interrupt: Interrupt,
+    reserved: fill::Reserved,
 }
 
 impl Ring {
     /// A ring over a queue that the transport has checked with `QueueT::is_valid`, or one never enabled.
     pub fn new(queue: Queue, interrupt: Interrupt) -> Self {
-        Self { queue, interrupt }
+        Self { queue, interrupt, reserved: fill::Reserved::default() }
     }
 
-    /// Plain state of the queue, to save or to build it again.
+    /// Plain state of the queue, to save or to build it again. What is reserved is the driver's in it.
     pub fn state(&self) -> QueueState {
-        self.queue.state()
+        let state = self.queue.state();
+        QueueState { next_avail: state.next_avail.wrapping_sub(self.reserved.chains()), ..state }
     }
 
     /// Serves every chain the driver made available, in order, until there is none or `serve` answers
@@ -48,14 +55,33 @@ impl Ring {
         if !self.queue.ready() {
             return Ok(());
         }
+        self.queue.set_next_avail(self.state().next_avail);
+        self.reserved.clear();
         let before = self.queue.next_used();
         let result = self.serve_all(memory, &mut serve);
-        // Even when a chain was bad, the driver hears of those before it. Without EVENT_IDX
-        // `needs_notification` says yes even when nothing was used.
-        if self.queue.next_used() != before && self.queue.needs_notification(memory)? {
-            self.interrupt.queue()?;
-        }
+        // Even when a chain was bad, the driver hears of those before it.
+        self.notify(memory, before)?;
         result
+    }
+
+    /// Interrupts the driver if chains were used since `before` and it wants to hear of one of them (section 2.7.7.1).
+    /// `Queue::needs_notification` counts the calls of `add_used`, and so knows nothing of what [`Ring::fill`] gives.
+    fn notify(&self, memory: &GuestMemoryMmap, before: u16) -> Result<(), Error> {
+        let after = self.queue.next_used();
+        if after == before {
+            return Ok(());
+        }
+        if self.queue.event_idx_enabled() {
+            // The driver sees what was used before its wish is looked at, or the wish is seen here.
+            fence(Ordering::SeqCst);
+            let at = GuestAddress(self.queue.avail_ring()).checked_add(4 + 2 * u64::from(self.queue.size()));
+            let at = at.ok_or(virtio_queue::Error::AddressOverflow)?;
+            let used_event = u16::from_le(memory.load(at, Ordering::Relaxed)?);
+            if after.wrapping_sub(used_event).wrapping_sub(1) >= after.wrapping_sub(before) {
+                return Ok(());
+            }
+        }
+        self.interrupt.queue()
     }
 
     fn serve_all<F>(&mut self, memory: &GuestMemoryMmap, serve: &mut F) -> Result<(), Error>
@@ -170,12 +196,13 @@ impl<'m> Buffers<'m> {
 
     /// The buffers as `iovec`s for readv, writev, preadv, … . They stay valid while the chain lives;
     /// call [`Buffers::skip`] with what the system call moved. At most `IOV_MAX` of them.
-    pub fn iovecs(&self) -> Vec<libc::iovec> {
-        let iovec = |slice: &VolatileSlice| libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        };
-        self.slices.iter().take(libc::UIO_MAXIOV as usize).map(iovec).collect()
+    pub fn iovecs(&self) -> Vec<iovec> {
+        self.each_iovec().take(libc::UIO_MAXIOV as usize).collect()
+    }
+
+    /// The same one by one, however many there are.
+    pub(in crate::virtio) fn each_iovec(&self) -> impl Iterator<Item = iovec> {
+        self.slices.iter().map(|slice| iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() })
     }
 
     /// Consumes `count` bytes (or what is left) without touching them; returns how many.

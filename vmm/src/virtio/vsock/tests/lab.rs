@@ -1,22 +1,20 @@
-//! A fake driver: queues in guest memory, notifications only where `EVENT_IDX` asks for them, and
-//! a watcher on a real epoll.
+//! The driver of a socket device, and the device.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::interrupt::Interrupt;
+use crate::virtio::driver::{DriverQueue, Epoll};
 use crate::virtio::queue::Ring;
 use crate::virtio::registers::Window;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
 use crate::virtio::vsock::{HOST_CID, Handle, Vsock};
-use crate::virtio::{Context, Device, Error, Event, Watcher};
+use crate::virtio::{Context, Device, Error, Event};
 
 /// The guest of all tests.
 pub const GUEST_CID: u64 = 3;
@@ -26,130 +24,6 @@ const RX_SLOT: u64 = 0x1_0000;
 const TX_BASE: u64 = 0x80_0000;
 const TX_SLOT: u64 = 0x4_0000;
 const MEMORY: usize = 0x200_0000;
-
-/// Whether the other side of a ring wants to hear of entries `old..new` (virtio 1.2, 2.7.10).
-fn wanted(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-/// The driver's side of one queue.
-pub struct DriverQueue {
-    base: u64,
-    avail: u16,
-    used: u16,
-    kicked: u16,
-    free: Vec<u16>,
-    chains: HashMap<u16, Vec<u16>>,
-}
-
-impl DriverQueue {
-    fn new(index: u64) -> Self {
-        let free = (0..QUEUE_SIZE).rev().collect();
-        Self { base: 0x2_0000 * (index + 1), avail: 0, used: 0, kicked: 0, free, chains: HashMap::new() }
-    }
-
-    fn ring(&self, interrupt: &Interrupt) -> Ring {
-        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-        queue.set_size(QUEUE_SIZE);
-        queue.set_event_idx(true);
-        queue.set_desc_table_address(Some(self.base as u32), Some(0));
-        queue.set_avail_ring_address(Some(self.base as u32 + 0x4000), Some(0));
-        queue.set_used_ring_address(Some(self.base as u32 + 0x8000), Some(0));
-        queue.set_ready(true);
-        Ring::new(queue, interrupt.clone())
-    }
-
-    /// Offers a chain of (address, length, device writes); `None` when descriptors are short.
-    pub fn add(&mut self, memory: &GuestMemoryMmap, buffers: &[(u64, u32, bool)]) -> Option<u16> {
-        if self.free.len() < buffers.len() {
-            return None;
-        }
-        let ids: Vec<u16> = buffers.iter().filter_map(|_| self.free.pop()).collect();
-        for (at, (address, len, write)) in buffers.iter().enumerate() {
-            let next = ids.get(at + 1);
-            let flags = u16::from(next.is_some()) | if *write { 2 } else { 0 };
-            let place = GuestAddress(self.base + 16 * u64::from(ids[at]));
-            let words = u64::from(*len) | u64::from(flags) << 32 | u64::from(*next.unwrap_or(&0)) << 48;
-            memory.write_obj([*address, words], place).unwrap();
-        }
-        let head = ids[0];
-        let slot = u64::from(self.avail % QUEUE_SIZE);
-        memory.write_obj(head, GuestAddress(self.base + 0x4004 + 2 * slot)).unwrap();
-        self.avail = self.avail.wrapping_add(1);
-        memory.write_obj(self.avail, GuestAddress(self.base + 0x4002)).unwrap();
-        self.chains.insert(head, ids);
-        Some(head)
-    }
-
-    /// Takes back the next used chain: its head and the bytes written.
-    fn take(&mut self, memory: &GuestMemoryMmap) -> Option<(u16, u32)> {
-        let index: u16 = memory.read_obj(GuestAddress(self.base + 0x8002)).unwrap();
-        if index == self.used {
-            return None;
-        }
-        let slot = u64::from(self.used % QUEUE_SIZE);
-        let [head, len]: [u32; 2] = memory.read_obj(GuestAddress(self.base + 0x8004 + 8 * slot)).unwrap();
-        self.used = self.used.wrapping_add(1);
-        let event = GuestAddress(self.base + 0x4004 + 2 * u64::from(QUEUE_SIZE));
-        memory.write_obj(self.used, event).unwrap();
-        self.free.extend(self.chains.remove(&(head as u16)).expect("a chain given back twice"));
-        Some((head as u16, len))
-    }
-
-    /// Whether the device wants to be notified of what was added since last asked.
-    fn kick(&mut self, memory: &GuestMemoryMmap) -> bool {
-        let place = GuestAddress(self.base + 0x8004 + 8 * u64::from(QUEUE_SIZE));
-        let event: u16 = memory.read_obj(place).unwrap();
-        let old = std::mem::replace(&mut self.kicked, self.avail);
-        old != self.avail && wanted(event, self.avail, old)
-    }
-}
-
-/// A watcher on epoll that counts its calls.
-pub struct Epoll {
-    fd: OwnedFd,
-    /// Calls of `epoll_ctl`.
-    pub calls: usize,
-}
-
-impl Epoll {
-    fn new() -> Self {
-        // SAFETY: the call takes no pointers, and its result is checked and owned by nobody else.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        assert!(fd >= 0);
-        // SAFETY: as above.
-        Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, calls: 0 }
-    }
-
-    fn control(&mut self, op: i32, fd: RawFd, token: u64, events: u32) -> io::Result<()> {
-        self.calls += 1;
-        let mut event = libc::epoll_event { events, u64: token };
-        // SAFETY: `event` lives across the call.
-        let result = unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), op, fd, &mut event) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    fn wait(&self, timeout: i32) -> Vec<(u64, u32)> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
-        // SAFETY: pointer and length describe `events`.
-        let count = unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events.as_mut_ptr(), 64, timeout) };
-        events.iter().take(count.max(0) as usize).map(|event| (event.u64, event.events)).collect()
-    }
-}
-
-impl Watcher for Epoll {
-    fn add(&mut self, fd: RawFd, token: u64, events: u32) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd, token, events)
-    }
-
-    fn modify(&mut self, fd: RawFd, token: u64, events: u32) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, token, events)
-    }
-
-    fn remove(&mut self, fd: RawFd) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
-    }
-}
 
 /// A packet as the guest saw it.
 pub type Packet = (Header, Vec<u8>);
@@ -183,8 +57,8 @@ impl Lab {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let interrupts = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let interrupt = Interrupt::new(interrupts.clone(), Window::row(1).unwrap().remove(0));
-        let (rx, tx) = (DriverQueue::new(0), DriverQueue::new(1));
-        let rings = vec![rx.ring(&interrupt), tx.ring(&interrupt), DriverQueue::new(2).ring(&interrupt)];
+        let (rx, tx) = (DriverQueue::new(0, QUEUE_SIZE), DriverQueue::new(1, QUEUE_SIZE));
+        let rings = vec![rx.ring(&interrupt), tx.ring(&interrupt), DriverQueue::new(2, QUEUE_SIZE).ring(&interrupt)];
         Self {
             memory,
             device,

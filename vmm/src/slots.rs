@@ -1,0 +1,149 @@
+//! The slots of virtio-mmio devices: registers, events, and what connects the two with KVM.
+//!
+//! ```text
+//!  build ──▶ Transport   the guest's writes find it from the start
+//!       └──▶ Wires ──connect──▶ irqfd, ioeventfds: at once or, for a late device, when it is attached
+//! ```
+//!
+//! Before that, a guest that finds a late device by itself has one that works but never interrupts it.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{Error, kvm};
+use crate::interrupt::Interrupt;
+use crate::layout;
+use crate::virtio::Device;
+use crate::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport};
+use crate::virtio::registers::Window;
+use crate::virtio::worker::{OnFault, Wiring};
+
+/// Devices of a machine, in the order of their slots.
+pub type Devices = Vec<Box<dyn Device>>;
+
+/// A device with its registers.
+pub type Slot = Arc<Mutex<Transport>>;
+
+/// What slots have in common.
+pub struct SlotBuilder<'a> {
+    /// The guest's memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// Where faults are reported, once somebody has said so.
+    pub on_fault: &'a Arc<OnceLock<OnFault>>,
+}
+
+/// A device's events, of which KVM does not know yet.
+pub struct Wires {
+    slot: usize,
+    irqfd: Arc<EventFd>,
+    notified: Vec<Arc<EventFd>>,
+}
+
+/// A device that the guest's kernel is told of while it runs.
+pub struct Late {
+    slot: usize,
+    /// Until it is attached.
+    wires: Mutex<Option<Wires>>,
+}
+
+impl SlotBuilder<'_> {
+    /// Slots for these devices and those late ones, in order; the late ones once more, to be attached.
+    pub fn build(
+        &self,
+        vm: &VmFd,
+        (devices, late): (Devices, Devices),
+        windows: Vec<Window>,
+    ) -> Result<(Vec<Slot>, Vec<Late>), Error> {
+        let early = devices.len();
+        let (mut slots, mut unattached) = (Vec::new(), Vec::new());
+        for (slot, (device, window)) in devices.into_iter().chain(late).zip(windows).enumerate() {
+            let (built, wires) = self.build_slot(slot, device, window)?;
+            slots.push(built);
+            if slot < early {
+                wires.connect(vm)?;
+            } else {
+                unattached.push(Late::new(slot, wires));
+            }
+        }
+        Ok((slots, unattached))
+    }
+
+    /// A device in this slot, and its events.
+    fn build_slot(&self, slot: usize, device: Box<dyn Device>, window: Window) -> Result<(Slot, Wires), Error> {
+        let irqfd = Arc::new(event()?);
+        let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        let on_fault = self.on_fault.clone();
+        let wiring = Wiring {
+            name: device_name(device.id()),
+            memory: self.memory.clone(),
+            notified: notified.clone(),
+            interrupt: Interrupt::new(irqfd.clone(), window),
+            on_fault: Arc::new(move |text| match on_fault.get() {
+                Some(report) => report(text),
+                None => eprintln!("{text}"),
+            }),
+        };
+        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), Wires { slot, irqfd, notified }))
+    }
+}
+
+impl Wires {
+    /// Has KVM raise the interrupt and notify the queues.
+    pub fn connect(&self, vm: &VmFd) -> Result<(), Error> {
+        let (address, irq) = layout::virtio_slot(self.slot);
+        let refused = kvm("register an ioeventfd");
+        vm.register_irqfd(&self.irqfd, irq).map_err(kvm("register an irqfd"))?;
+        for (queue, notified) in self.notified.iter().enumerate() {
+            let at = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+            vm.register_ioevent(notified, &at, queue as u32).map_err(&refused)?;
+        }
+        // A write of any value ends in the kernel; KVM keeps the event.
+        vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch).map_err(refused)
+    }
+}
+
+impl Late {
+    /// The device in this slot.
+    pub fn new(slot: usize, wires: Wires) -> Self {
+        Self { slot, wires: Mutex::new(Some(wires)) }
+    }
+
+    /// Connects it, once, and returns what its kernel is told. What KVM refused half-way it refuses again.
+    pub fn attach(&self, vm: &VmFd) -> Result<String, Error> {
+        let mut wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wires) = &*wires {
+            wires.connect(vm)?;
+        }
+        *wires = None;
+        Ok(layout::virtio_parameter(self.slot))
+    }
+}
+
+/// A device thread's name by device id (virtio 1.2, section 5).
+fn device_name(id: u32) -> String {
+    let kind = match id {
+        1 => "net",
+        2 => "block",
+        4 => "rng",
+        5 => "balloon",
+        19 => "vsock",
+        24 => "mem",
+        26 => "fs",
+        _ => return format!("virtio-{id}"),
+    };
+    format!("virtio-{kind}")
+}
+
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Host("create an event", error))
+}
+
+/// An event that raises this interrupt.
+pub fn irqfd(vm: &VmFd, irq: u32) -> Result<Arc<EventFd>, Error> {
+    let fd = event()?;
+    vm.register_irqfd(&fd, irq).map_err(kvm("register an irqfd"))?;
+    Ok(Arc::new(fd))
+}

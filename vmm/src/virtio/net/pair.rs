@@ -1,0 +1,187 @@
+//! A pair of queues and the tap that they share: frames one way and the other.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+
+use super::tap::Tap;
+use super::{Counters, ETHERNET, HEADER, LONGEST, TAP};
+use crate::virtio::queue::{Buffers, Fill, Outcome, Room, Wanted};
+use crate::virtio::{Context, Error};
+
+/// Frames of one direction before the worker sees to the rest: a flood must not keep it. Few enough that the guest
+/// hears of the first while the last are read.
+pub(super) const BATCH: usize = 64;
+/// Where `flags` and `num_buffers` are in the header.
+const FLAGS: usize = 0;
+const NUM_BUFFERS: usize = 10;
+
+const IN: u32 = libc::EPOLLIN as u32;
+const OUT: u32 = libc::EPOLLOUT as u32;
+
+/// Receives into the first queue, transmits from the second.
+pub struct Pair {
+    rx: usize,
+    tx: usize,
+    tap: Option<Tap>,
+    /// What the tap is watched for.
+    watched: u32,
+    features: u64,
+    /// The driver has too few buffers, and notifies when it adds some: the tap keeps its frames until then.
+    rx_short: bool,
+    /// The tap takes no more for now: the driver's frames stay in the ring until then.
+    tx_full: bool,
+    /// There may be frames in the ring that there was no time for.
+    tx_left: bool,
+    counters: Arc<Counters>,
+}
+
+impl Pair {
+    /// The queues of these indices, without a tap.
+    pub fn new((rx, tx): (usize, usize), counters: Arc<Counters>) -> Self {
+        let (tap, watched, features) = (None, 0, 0);
+        Self { rx, tx, tap, watched, features, rx_short: false, tx_full: false, tx_left: false, counters }
+    }
+
+    /// The driver is ready and took these features; the tap is what there was before.
+    pub fn enter(&mut self, features: u64, tap: Option<Tap>, context: &mut Context) -> Result<(), Error> {
+        self.features = features;
+        self.replace(tap, context)
+    }
+
+    /// Undoes [`Pair::enter`] and gives the tap back.
+    pub fn leave(&mut self, context: &mut Context) -> Option<Tap> {
+        let tap = self.tap.take()?;
+        // Fails only where it is not watched.
+        let _ = context.watcher.remove(tap.as_raw_fd());
+        Some(tap)
+    }
+
+    /// Puts a tap, or none, into the place of the one that is there, which is closed. If it can't, nothing changes.
+    pub fn replace(&mut self, tap: Option<Tap>, context: &mut Context) -> Result<(), Error> {
+        if let Some(tap) = &tap {
+            tap.set_offloads(self.features).map_err(|error| Error::Host("set a tap's offloads", error))?;
+            context.watcher.add(tap.as_raw_fd(), TAP, IN).map_err(|error| Error::Host("watch a tap", error))?;
+        }
+        drop(self.leave(context));
+        (self.tap, self.watched) = (tap, IN);
+        (self.rx_short, self.tx_full) = (false, false);
+        Ok(())
+    }
+
+    /// The tap has these events.
+    pub fn on_tap(&mut self, events: u32, context: &mut Context) -> Result<(), Error> {
+        if events & (libc::EPOLLERR | libc::EPOLLHUP) as u32 != 0 && self.tap.as_ref().is_some_and(Tap::is_gone) {
+            self.replace(None, context)?;
+            return self.transmit(context);
+        }
+        if events & IN != 0 {
+            self.receive(context)?;
+        }
+        if events & OUT != 0 {
+            self.tx_full = false;
+            self.transmit(context)?;
+        }
+        Ok(())
+    }
+
+    /// The driver added buffers to be filled. Frames may have waited for them; if not, the tap says when there is one.
+    pub fn on_room(&mut self, context: &mut Context) -> Result<(), Error> {
+        if self.rx_short { self.receive(context) } else { Ok(()) }
+    }
+
+    /// Whether [`Pair::transmit`] is to be called again.
+    pub fn has_more(&self) -> bool {
+        self.tx_left
+    }
+
+    /// Fills the driver's buffers until the tap has no frame, the driver no room, or the others have their turn.
+    fn receive(&mut self, context: &mut Context) -> Result<(), Error> {
+        let (Some(tap), Some(ring)) = (&self.tap, context.rings.get_mut(self.rx)) else { return Ok(()) };
+        let (features, counters) = (self.features, &self.counters.received);
+        let (mut left, mut iovecs) = (BATCH, Vec::new());
+        self.rx_short = ring.fill(context.memory, &wanted(features), |room| {
+            if left == 0 {
+                return Ok(Fill::Later);
+            }
+            left -= 1;
+            match tap.receive(room, &mut iovecs) {
+                Ok(bytes) if (HEADER + ETHERNET..=room.len()).contains(&bytes) => {
+                    finish_header(room, bytes, features);
+                    counters.pass(bytes - HEADER);
+                    return Ok(Fill::Used(bytes));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Fill::Later),
+                Ok(_) | Err(_) => counters.drop_one(),
+            }
+            Ok(Fill::Unused)
+        })?;
+        self.watch(context)
+    }
+
+    /// Gives the driver's frames to the tap until there is none, the tap is full, or the others have their turn.
+    pub fn transmit(&mut self, context: &mut Context) -> Result<(), Error> {
+        self.tx_left = false;
+        let Some(ring) = context.rings.get_mut(self.tx) else { return Ok(()) };
+        if self.tx_full {
+            return Ok(());
+        }
+        let (mut left, mut iovecs) = (BATCH, Vec::new());
+        ring.serve(context.memory, |chain| {
+            if left == 0 {
+                self.tx_left = true;
+                return Ok(Outcome::Later);
+            }
+            left -= 1;
+            self.tx_full = !self.send(&chain.readable, &mut iovecs);
+            Ok(if self.tx_full { Outcome::Later } else { Outcome::Used(0) })
+        })?;
+        self.watch(context)
+    }
+
+    /// Sends a frame or drops it; false when the tap is full. What the driver may write to stays as it is.
+    fn send(&self, frame: &Buffers, iovecs: &mut Vec<libc::iovec>) -> bool {
+        let counters = &self.counters.transmitted;
+        match &self.tap {
+            Some(tap) if (HEADER + ETHERNET..=LONGEST).contains(&frame.len()) => match tap.send(frame, iovecs) {
+                Ok(()) => counters.pass(frame.len() - HEADER),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // Also when the host has no memory for it: nobody would say when there is some again.
+                Err(_) => counters.drop_one(),
+            },
+            _ => counters.drop_one(),
+        }
+        true
+    }
+
+    /// Has the tap watched for what is waited for. A silent one still tells when it is gone.
+    fn watch(&mut self, context: &mut Context) -> Result<(), Error> {
+        let Some(tap) = &self.tap else { return Ok(()) };
+        let wanted = if self.rx_short { 0 } else { IN } | if self.tx_full { OUT } else { 0 };
+        if wanted != self.watched {
+            let changed = context.watcher.modify(tap.as_raw_fd(), TAP, wanted);
+            changed.map_err(|error| Error::Host("watch a tap", error))?;
+            self.watched = wanted;
+        }
+        Ok(())
+    }
+}
+
+/// The room for a frame: for the longest one in as many chains as that takes or, when the driver does not merge them,
+/// one chain, whose length is its own choice.
+fn wanted(features: u64) -> Wanted {
+    let merging = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+    Wanted { bytes: LONGEST, chains: if merging { usize::MAX } else { 1 }, least: HEADER }
+}
+
+/// Says in the header how many chains the frame is in; the tap leaves that out. Without the feature a driver need not
+/// know what other flags mean.
+fn finish_header(room: &Room, bytes: usize, features: u64) {
+    let chains = u16::try_from(room.chains(bytes)).unwrap_or(u16::MAX);
+    room.write_at(NUM_BUFFERS, &chains.to_le_bytes());
+    if features & 1 << VIRTIO_NET_F_GUEST_CSUM == 0 {
+        room.write_at(FLAGS, &[0]);
+    }
+}

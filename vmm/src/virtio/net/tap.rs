@@ -1,0 +1,150 @@
+//! The tap: an interface of the host's whose frames are read and written here, each behind a header of virtio's.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libc::iovec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+};
+
+use super::HEADER;
+use crate::virtio::queue::{Buffers, Room};
+
+/// A tap whose header is as long as the device's, and whose calls do not block.
+pub struct Tap {
+    fd: OwnedFd,
+    /// In a test's stead of a tap: where the offloads are noted.
+    #[cfg(test)]
+    noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
+}
+
+impl Tap {
+    /// Takes a tap that was made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    ///
+    /// # Errors
+    /// It is no tap, or one without headers.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // IFF_NO_PI can't be seen: in an answer that bit says whether the tap has a filter.
+        let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
+        if flags(fd.as_fd())? & (wanted | libc::IFF_TUN) != wanted {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a tap with headers of virtio's"));
+        }
+        let size = HEADER as libc::c_int;
+        // SAFETY: the call reads one int, which lives across it.
+        if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self {
+            fd,
+            #[cfg(test)]
+            noted: None,
+        })
+    }
+
+    /// A socket whose messages are frames, in a tap's stead.
+    #[cfg(test)]
+    pub fn stand_in(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
+        rustix::io::ioctl_fionbio(&fd, true).unwrap();
+        Self { fd, noted: Some(noted) }
+    }
+
+    /// Tells the host what frames the guest takes: those without a checksum, and long ones.
+    pub fn set_offloads(&self, features: u64) -> io::Result<()> {
+        let flags = offloads(features);
+        #[cfg(test)]
+        if let Some(noted) = &self.noted {
+            noted.store(flags, std::sync::atomic::Ordering::Relaxed);
+            return Ok(());
+        }
+        // SAFETY: the call takes no pointer.
+        match unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Reads a frame with its header; returns their bytes, or more than the room has if it is longer than that.
+    pub fn receive(&self, room: &Room, iovecs: &mut Vec<iovec>) -> io::Result<usize> {
+        // What does not fit is lost without a word. A byte more tells.
+        let mut beyond = 0u8;
+        iovecs.clear();
+        iovecs.extend_from_slice(room.iovecs());
+        iovecs.push(iovec { iov_base: (&raw mut beyond).cast(), iov_len: 1 });
+        retry(|| {
+            // SAFETY: the iovecs describe guest memory that the room keeps mapped across the call, whose content the
+            // guest expects to change, and a byte of ours; they are no more than UIO_MAXIOV.
+            unsafe { libc::readv(self.fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) }
+        })
+    }
+
+    /// Writes a frame with its header, whole or not at all.
+    pub fn send(&self, frame: &Buffers, iovecs: &mut Vec<iovec>) -> io::Result<()> {
+        iovecs.clear();
+        iovecs.extend(frame.each_iovec());
+        if iovecs.len() > libc::UIO_MAXIOV as usize {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        retry(|| {
+            // SAFETY: the iovecs describe guest memory that the chain keeps mapped across the call, and which the
+            // kernel only reads; they are no more than UIO_MAXIOV.
+            unsafe { libc::writev(self.fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) }
+        })?;
+        Ok(())
+    }
+
+    /// Whether the interface behind it is no more, so that nothing will come of it.
+    pub fn is_gone(&self) -> bool {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
+        let asked = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        asked.is_ok() && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP))
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// The `IFF_*` flags of a tap.
+fn flags(fd: BorrowedFd) -> io::Result<libc::c_int> {
+    // SAFETY: an ifreq is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the call writes one ifreq, which lives across it.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the flags are what the call set, and any bytes are a value of theirs.
+    Ok(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
+}
+
+/// The `TUN_F_*` flags for the features that the driver took. The host has no segments without checksums left out, nor
+/// congestion marks without segments, whatever a driver takes.
+pub(super) fn offloads(features: u64) -> u32 {
+    let flag = |bit: u32, flag: u32| if features & 1 << bit != 0 { flag } else { 0 };
+    let checksum = flag(VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM);
+    let segments = flag(VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4) | flag(VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6);
+    let marks = flag(VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN);
+    match (checksum, segments) {
+        (0, _) => 0,
+        (_, 0) => checksum,
+        _ => checksum | segments | marks,
+    }
+}
+
+/// Makes a system call again while a signal interrupts it.
+fn retry(call: impl Fn() -> isize) -> io::Result<usize> {
+    loop {
+        let returned = call();
+        if let Ok(bytes) = usize::try_from(returned) {
+            return Ok(bytes);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The device between a driver that the tests play and taps, made-up and real ones.
+
+mod hostile;
+mod lab;
+mod plugging;
+mod real;
+mod receiving;
+mod states;
+mod transmitting;
