@@ -25,7 +25,7 @@ use super::netlink::Socket;
 pub const TAP_PREFIX: &str = "runvm";
 
 /// A link of an engine's and its configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its number, the same in the guest.
     pub index: u32,
@@ -56,27 +56,39 @@ pub fn scan(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
     if links.is_empty() {
         return Ok(links);
     }
-    let dump = |socket: &mut Socket, message, what| socket.dump(&message).context(what);
-    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    for message in dump(socket, addresses, "list the addresses")? {
-        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
-        let Some(link) = by_index(&mut links, message.header.index) else { continue };
-        link.addresses.extend(address(message));
-    }
-    let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    for message in dump(socket, routes, "list the routes")? {
-        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-        let Some((index, route)) = route(message) else { continue };
-        by_index(&mut links, index).into_iter().for_each(|link| link.routes.push(route.clone()));
-    }
-    let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    for message in dump(socket, neighbours, "list the neighbours")? {
-        let RouteNetlinkMessage::NewNeighbour(message) = message else { continue };
-        let Some(link) = by_index(&mut links, message.header.ifindex) else { continue };
-        link.neighbours.extend(neighbour(message));
-    }
+    add_addresses(socket, &mut links).context("list the addresses")?;
+    add_routes(socket, &mut links).context("list the routes")?;
+    add_neighbours(socket, &mut links).context("list the neighbours")?;
     links.iter_mut().for_each(order);
     Ok(links)
+}
+
+fn add_addresses(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
+    for message in socket.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+        let Some(link) = by_index(links, message.header.index) else { continue };
+        link.addresses.extend(address(message));
+    }
+    Ok(())
+}
+
+fn add_routes(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
+    for message in socket.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
+        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        let Some((index, route)) = route(message) else { continue };
+        let Some(link) = by_index(links, index) else { continue };
+        link.routes.push(route);
+    }
+    Ok(())
+}
+
+fn add_neighbours(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
+    for message in socket.dump(&RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))? {
+        let RouteNetlinkMessage::NewNeighbour(message) = message else { continue };
+        let Some(link) = by_index(links, message.header.ifindex) else { continue };
+        link.neighbours.extend(neighbour(message));
+    }
+    Ok(())
 }
 
 /// All links as the kernel lists them.
@@ -107,18 +119,8 @@ fn link(message: LinkMessage) -> Option<Link> {
     if !ethernet || is_ours(&message) {
         return None;
     }
-    let mut found = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: [0; 6],
-        mtu: 0,
-        up: flags.contains(LinkFlags::Up),
-        no_arp: flags.contains(LinkFlags::Noarp),
-        link_local: false,
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        neighbours: Vec::new(),
-    };
+    let (index, up, no_arp) = (message.header.index, flags.contains(LinkFlags::Up), flags.contains(LinkFlags::Noarp));
+    let mut found = Link { index, up, no_arp, ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name = name,

@@ -42,14 +42,14 @@ pub fn make(devices: &OwnedFd, socket: &Socket) -> anyhow::Result<Tap> {
     // SAFETY: a structure of numbers, for which zeros are good.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(format!("{TAP_PREFIX}%d").bytes()) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request reads and writes one ifreq, which lives across the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error()).context("make a tap");
     }
-    let name: Vec<u8> = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    let name: Vec<u8> = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
     let name = String::from_utf8(name).context("the name of a tap")?;
     let index = rustix::net::netdevice::name_to_index(socket, &name).with_context(|| format!("find tap {name}"))?;
     Ok(Tap { file, index })

@@ -170,7 +170,7 @@ pub fn busy(socket: &mut Socket) -> io::Result<Vec<u32>> {
     let ingress = |message| match message {
         RouteNetlinkMessage::NewQueueDiscipline(message) if message.header.parent == TcHandle::INGRESS => {
             let kind = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "ingress"));
-            kind.then_some(message.header.index.cast_unsigned())
+            kind.then_some(message.header.index as u32)
         }
         _ => None,
     };
@@ -216,7 +216,7 @@ fn redirected(option: &TcOption) -> Option<u32> {
 }
 
 fn at_link(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
-    let mut message = TcMessage::with_index(link.cast_signed());
+    let mut message = TcMessage::with_index(link as i32);
     (message.header.handle, message.header.parent) = (handle, parent);
     message
 }

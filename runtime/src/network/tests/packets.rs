@@ -92,7 +92,7 @@ fn packets_go_where_they_belong() {
         let mut frame =
             ipv4(0x45, 0, 17, &[&8080u16.to_be_bytes()[..], &7000u16.to_be_bytes(), &[0, 12, 0, 0], b"hola"].concat());
         frame[..6].copy_from_slice(&there);
-        (frame[26..30].copy_from_slice(&[10, 0, 0, 2]), frame[30..34].copy_from_slice(&[10, 0, 0, 1]));
+        frame[26..34].copy_from_slice(&[10, 0, 0, 2, 10, 0, 0, 1]);
         send(&tap, &frame);
         let mut text = [0; 9];
         let (length, from) = far.recv_from(&mut text).unwrap();
