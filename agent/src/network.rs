@@ -94,11 +94,13 @@ fn child(directory: &Path, prefix: &str) -> Option<PathBuf> {
 }
 
 fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
+    let kind = message.get(4..6).and_then(<[u8]>::first_chunk).map_or(0, |kind| u16::from_ne_bytes(*kind));
+    let deletes = [libc::RTM_DELADDR, libc::RTM_DELROUTE, libc::RTM_DELNEIGH].contains(&kind);
     match theirs.execute(message) {
-        // What is there is as it should be, and what is to go is gone: the container may have done that itself.
-        Ok(()) | Err(Errno::EXIST | Errno::SRCH | Errno::ADDRNOTAVAIL) => Ok(()),
+        // The container may have done it itself, and what goes takes along what belongs to it.
+        Err(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL) if deletes => Ok(()),
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => {
-            let kind = message.get(4..6).and_then(<[u8]>::first_chunk).map_or(0, |kind| u16::from_ne_bytes(*kind));
             Err(errno).context(|| format!("set up the container's network (rtnetlink request of type {kind})"))
         }
     }

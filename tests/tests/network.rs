@@ -47,7 +47,7 @@ fn links_and_what_is_configured_on_them() {
         ip neigh | grep PERMANENT
         ping -c 1 -W 5 10.77.0.1 >/dev/null && ping -c 1 -W 5 fd77::1 >/dev/null && echo reached";
     let outcome = container.sh(script).run().success();
-    let lines: Vec<_> = outcome.stdout.lines().collect();
+    let lines: Vec<_> = outcome.stdout.lines().map(str::trim_end).collect();
     let first: Vec<_> = lines[0].split(' ').collect();
     assert_eq!(first[..3], ["1400", "02:11:22:33:44:55", "1500"], "{outcome:?}");
     for wanted in [
