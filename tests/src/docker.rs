@@ -144,4 +144,6 @@ fn daemon(dir: &Path) -> Command {
 /// Ends the daemon with this program.
 extern "C" fn stop() {
     DAEMON.end(Signal::TERM);
+    // It leaves that mounted.
+    let _ = rustix::mount::unmount(dir().join("exec/netns/default"), rustix::mount::UnmountFlags::DETACH);
 }

@@ -20,6 +20,9 @@ const FOLDERS: [&str; 8] =
 /// A folder that podman's storage binds onto itself, or not any more, as its commands come and go.
 const PODMANS_OWN: &str = "/podman/store/overlay";
 
+/// The host's network namespace, which dockerd mounts when the first container wants it.
+const DOCKERS_OWN: &str = "/docker/exec/netns/default";
+
 /// Everything on the host that a runtime could leave behind, each with the word for what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftovers(BTreeSet<(&'static str, String)>);
@@ -119,7 +122,7 @@ fn mounts() -> Vec<String> {
     let describe = |line: &str| {
         let mut words = line.split(' ');
         let (source, point, kind) = (words.next()?, words.next()?, words.next()?);
-        (!point.ends_with(PODMANS_OWN)).then(|| format!("{point} ({kind}, {source})"))
+        (!point.ends_with(PODMANS_OWN) && !point.ends_with(DOCKERS_OWN)).then(|| format!("{point} ({kind}, {source})"))
     };
     text.lines().filter_map(describe).collect()
 }

@@ -259,7 +259,7 @@ fn vm_more_links_than_cards() {
     }
     let before = namespace.traffic_control();
     let outcome = in_namespace(&scene, &namespace).try_create();
-    scene.refused(&outcome, &["5 links", "at most 4"]);
+    scene.refused(&outcome, &["5 links", "at most 4 cards"]);
     assert_eq!(namespace.traffic_control(), before);
 }
 

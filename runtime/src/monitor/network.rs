@@ -241,3 +241,41 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, mtu: u32) -> Link {
+        Link { index, name: format!("eth{index}"), mtu, ..Link::default() }
+    }
+
+    fn cards(indexes: &[u32]) -> [Option<Link>; CARDS] {
+        std::array::from_fn(|card| indexes.get(card).filter(|&&index| index > 0).map(|&index| link(index, 1500)))
+    }
+
+    fn between(indexes: &[u32], links: Vec<Link>) -> anyhow::Result<(Vec<usize>, Vec<usize>, Vec<(usize, u32)>)> {
+        let steps = Steps::between(&cards(indexes), links)?;
+        let changed = steps.changed.iter().map(|(card, _)| *card).collect();
+        Ok((steps.gone, changed, steps.new.iter().map(|(card, link)| (*card, link.index)).collect()))
+    }
+
+    #[test]
+    fn links_are_told_apart_by_their_numbers() {
+        let as_before = || vec![link(2, 1500), link(5, 1500)];
+        assert_eq!(between(&[2, 5], as_before()).unwrap(), (vec![], vec![], vec![]));
+        assert_eq!(between(&[], as_before()).unwrap(), (vec![], vec![], vec![(0, 2), (1, 5)]));
+        let mixed = vec![link(5, 1400), link(7, 1500)];
+        assert_eq!(between(&[2, 5], mixed).unwrap(), (vec![0], vec![1], vec![(0, 7)]));
+        assert_eq!(between(&[0, 5], vec![link(5, 1500), link(6, 1500)]).unwrap(), (vec![], vec![], vec![(0, 6)]));
+        assert_eq!(between(&[2, 5], vec![]).unwrap(), (vec![0, 1], vec![], vec![]));
+    }
+
+    #[test]
+    fn more_links_than_cards_are_refused() {
+        let links = |count: usize| (2..).take(count).map(|index| link(index, 1500)).collect::<Vec<_>>();
+        assert!(between(&[], links(CARDS)).is_ok());
+        let text = between(&[2], links(CARDS + 1)).unwrap_err().to_string();
+        assert_eq!(text, "link eth6: the network namespace has 5 links, and a VM at most 4 cards");
+    }
+}

@@ -159,7 +159,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
         assert!(dialed(0).is_ok());
-        for number in [1, 2, u32::MAX] {
+        for number in [1, 2, u32::MAX - 2] {
             assert_eq!(dialed(number).unwrap_err().to_string(), "the bundle mounts no such socket");
         }
         listener.set_nonblocking(true).unwrap();
