@@ -254,7 +254,10 @@ mod tests {
         std::array::from_fn(|card| indexes.get(card).filter(|&&index| index > 0).map(|&index| link(index, 1500)))
     }
 
-    fn between(indexes: &[u32], links: Vec<Link>) -> anyhow::Result<(Vec<usize>, Vec<usize>, Vec<(usize, u32)>)> {
+    /// Cards whose links are gone and changed, and what is new.
+    type Seen = (Vec<usize>, Vec<usize>, Vec<(usize, u32)>);
+
+    fn between(indexes: &[u32], links: Vec<Link>) -> anyhow::Result<Seen> {
         let steps = Steps::between(&cards(indexes), links)?;
         let changed = steps.changed.iter().map(|(card, _)| *card).collect();
         Ok((steps.gone, changed, steps.new.iter().map(|(card, link)| (*card, link.index)).collect()))
