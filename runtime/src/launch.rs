@@ -263,9 +263,14 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         vcpus: plan.machine.vcpus,
         sandbox: plan.sandbox.clone(),
         network: network_to_clean(plan),
+        shares_network: plan.container.namespaces.iter().any(is_shared_network),
         shared: false,
         hooks: plan.hooks.clone(),
     }
+}
+
+fn is_shared_network(namespace: &protocol::Namespace) -> bool {
+    namespace.kind == protocol::NamespaceKind::NETWORK.into() && !namespace.container_id.is_empty()
 }
 
 /// A namespace that outlives the container, and is not another container's.

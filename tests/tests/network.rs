@@ -1,7 +1,7 @@
 //! The network of a container: whatever is in the namespace that its engine has set up.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tests::command;
@@ -248,6 +248,50 @@ fn a_file_that_is_no_namespace_is_refused() {
     let mut container = scene.container();
     container.namespace("network", Some(json!({"type": "network", "path": "/etc/passwd"})));
     scene.refused(&container.try_create(), &["/etc/passwd", "not a namespace"]);
+}
+
+#[test]
+fn vm_the_network_of_a_process_of_the_host_is_refused() {
+    let scene = Scene::new();
+    let mut holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap();
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    process::wait_until("a namespace", || fs::read_link(&path).unwrap() != own);
+    let mut container = scene.container();
+    container.namespace("network", Some(json!({"type": "network", "path": path})));
+    let outcome = container.try_create();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    scene.refused(&outcome, &[&path, "cannot share its network with a VM"]);
+}
+
+#[test]
+fn vm_who_shares_a_vm_has_no_links_of_its_own() {
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let up = first.idle();
+    let mut second = scene.container();
+    second.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", up.pid)})));
+    let created = second.sh("ls /sys/class/net").create();
+    veth("rvt0", (&format!("/proc/{}/ns/net", created.pid), "eth0"), 77);
+    scene.refused(&second.start(), &[&second.id, &first.id, "link eth0"]);
+    second.force_delete().success();
+    first.end(&up);
+}
+
+#[test]
+fn the_hosts_own_links_are_left_alone() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let mut monitor = Command::new("ip");
+    let mut monitor = monitor.args(["monitor", "link", "address", "route"]).stdout(Stdio::piped()).spawn().unwrap();
+    let before = host("ip addr; ip route; tc qdisc show; tc filter show dev rvt0");
+    in_namespace(&scene, &namespace).sh("ping -c 1 -W 5 10.77.0.1").run().success();
+    assert_eq!(host("ip addr; ip route; tc qdisc show; tc filter show dev rvt0"), before);
+    monitor.kill().unwrap();
+    let told = monitor.wait_with_output().unwrap().stdout;
+    assert_eq!(String::from_utf8_lossy(&told), "", "the kernel told of changes");
 }
 
 #[test]

@@ -19,7 +19,6 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow, bail};
 
@@ -199,18 +198,43 @@ pub fn clean() -> anyhow::Result<()> {
 /// in it.
 pub fn clean_after(state: &State) {
     let Some(namespace) = state.network.as_ref().and_then(|path| File::open(path).ok()) else { return };
-    let there = move || {
-        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).context("enter it")?;
-        clean()
-    };
-    // A thread that nobody needs afterwards, since it stays there.
-    let cleaned = match std::thread::Builder::new().spawn(there).map(JoinHandle::join) {
-        Ok(joined) => joined.unwrap_or_else(|_| Err(anyhow!("a thread panicked"))),
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = cleaned {
+    if let Err(error) = inside(namespace, clean) {
         log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));
     }
+}
+
+/// Refuses a container in another one's VM whose network namespace has links of its own: all cards of the VM are for
+/// those of the container that it was made for.
+///
+/// # Errors
+/// It has some, or they cannot be looked at.
+pub fn check_member(state: &State) -> anyhow::Result<()> {
+    let Some(sandbox) = &state.sandbox else { return Ok(()) };
+    let path = format!("/proc/{}/ns/net", state.pid);
+    let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
+    let links = inside(namespace, || links::scan(&mut Socket::open()?))?;
+    match links.first() {
+        Some(link) if !state.shares_network => bail!(
+            "container {} is in the VM of container {sandbox}, and has a network of its own (link {}), which that VM has \
+             no place for: give it the network of {sandbox}, or none, or no namespace of {sandbox}'s at all",
+            state.id,
+            link.name
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Does something in a network namespace, on a thread that nobody needs afterwards, since it stays there.
+fn inside<T: Send + 'static>(
+    namespace: File,
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let there = move || {
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
+        work()
+    };
+    let thread = std::thread::Builder::new().spawn(there)?;
+    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
 
 fn check_mtu(link: &Link) -> anyhow::Result<()> {

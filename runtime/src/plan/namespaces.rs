@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 use protocol::{CreateContainerRequest, NamespaceKind};
 
-use super::sandbox::Sandbox;
+use super::sandbox::{Sandbox, process_of};
 use super::{NetworkPlan, id_mappings, platform, sysctls, text};
 use crate::facts::{Facts, NetworkFact};
 
@@ -27,7 +27,7 @@ pub fn plan(
     let none = Linux::default();
     let linux = spec.linux().as_ref();
     let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-    let network = network(namespaces, facts)?;
+    let network = network(namespaces, (facts, sandbox))?;
     let kinds = kinds(namespaces, sandbox)?;
     note_shared(&kinds, notes);
     names(spec, kinds.contains(&(NamespaceKind::UTS as i32)), request)?;
@@ -48,13 +48,20 @@ fn path_of(namespace: &LinuxNamespace) -> Option<&std::path::Path> {
     namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
-fn network(namespaces: &[LinuxNamespace], facts: &Facts) -> anyhow::Result<NetworkPlan> {
+fn network(namespaces: &[LinuxNamespace], (facts, sandbox): (&Facts, Option<&Sandbox>)) -> anyhow::Result<NetworkPlan> {
     const HOST: &str = "host network is not possible in a VM: it would need the host's own interfaces; \
                         use --network bridge or none (a network namespace in linux.namespaces)";
     let entry = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    let Some(path) = path_of(entry.context(HOST)?) else { return Ok(NetworkPlan::New) };
+    let entry = entry.context(HOST)?;
+    let Some(path) = path_of(entry) else { return Ok(NetworkPlan::New) };
     match &facts.network {
         NetworkFact::Is(id) if facts.host_networks.contains(id) => bail!("{HOST}"),
+        // Its links would be taken away from it.
+        NetworkFact::Is(_) if let (Some(pid), None) = (process_of(path), owner(entry, sandbox)) => bail!(
+            "cannot join network namespace {}: process {pid} is none of a container of runvm under this --root, and cannot \
+             share its network with a VM; run both containers with runvm, or give this one a network of its own",
+            path.display()
+        ),
         NetworkFact::Is(_) => Ok(NetworkPlan::Path(path.to_owned())),
         NetworkFact::NotNamespace => bail!("network namespace {}: the file is not a namespace", path.display()),
         NetworkFact::Missing(why) => bail!("network namespace {}: {why}", path.display()),
