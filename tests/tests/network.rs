@@ -284,6 +284,7 @@ fn the_hosts_own_links_are_left_alone() {
     let scene = Scene::new();
     let namespace = Netns::new("runvm-test");
     namespace.veth(77, ("rvt0", "eth0"));
+    host("while ip -6 addr show tentative | grep -q inet6; do sleep 0.1; done");
     let mut monitor = Command::new("ip");
     let mut monitor = monitor.args(["monitor", "link", "address", "route"]).stdout(Stdio::piped()).spawn().unwrap();
     let before = host("ip addr; ip route; tc qdisc show; tc filter show dev rvt0");
