@@ -29,6 +29,17 @@ impl Podman {
         Self { before: Leftovers::now() }
     }
 
+    /// The same with its default network, whose bridge stays once it is there.
+    pub fn networked() -> Self {
+        static READY: OnceLock<()> = OnceLock::new();
+        drop(Self::new());
+        READY.get_or_init(|| {
+            let flags = ["run", "--rm", "--network", "podman", "--runtime", "crun", IMAGE, "true"];
+            command::run(&mut podman(&flags)).success();
+        });
+        Self { before: Leftovers::now() }
+    }
+
     /// Imports another image than the usual one.
     #[track_caller]
     pub fn import(&self, tar: &str, name: &str) {
