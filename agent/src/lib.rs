@@ -8,7 +8,7 @@
 //!               │            │ ├─ scheduling
 //!               │            │ ├─ visit
 //!               │            │ ├─ sockets ─ relay
-//!               ├─ network ─ netlink, resolver
+//!               ├─ network ─ netlink, resolver ─ nat
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -38,6 +38,7 @@ mod lookup;
 mod machine;
 mod mounts;
 mod namespaces;
+mod nat;
 mod netlink;
 mod network;
 mod path;

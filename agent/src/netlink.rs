@@ -1,9 +1,11 @@
-//! rtnetlink(7), as little as the agent needs: it executes what the host has composed, and moves cards.
+//! netlink(7), as little as the agent needs: it executes what the host has composed, moves cards, and has the kernel
+//! translate the address of the network's resolver.
 
 use crate::error::{Context, Result};
+use core::num::NonZero;
 use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// `struct nlmsghdr`: length, type, flags, sequence number, port.
 const HEADER: usize = 16;
@@ -15,6 +17,8 @@ const ANSWER: usize = 256;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NEW_IFINDEX: u16 = 49;
+/// Its number is not among rustix's.
+const NETLINK_NETFILTER: RawProtocol = NonZero::new(libc::NETLINK_NETFILTER as u32).unwrap();
 
 /// A socket in the network namespace of whoever opened it.
 pub struct Netlink {
@@ -25,11 +29,20 @@ impl Netlink {
     /// Opens one in the caller's namespace.
     pub fn open() -> std::result::Result<Self, Errno> {
         // The protocol of number 0 is NETLINK_ROUTE.
-        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        Ok(Self { socket })
+        Self::open_of(None)
     }
 
-    /// Executes one request, and waits for the kernel's answer.
+    /// The same to netfilter.
+    pub fn open_netfilter() -> std::result::Result<Self, Errno> {
+        Self::open_of(Some(Protocol::from_raw(NETLINK_NETFILTER)))
+    }
+
+    fn open_of(protocol: Option<Protocol>) -> std::result::Result<Self, Errno> {
+        let flags = SocketFlags::CLOEXEC;
+        Ok(Self { socket: rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)? })
+    }
+
+    /// Executes one request, or a batch of them that has one answer, and waits for that.
     pub fn execute(&self, request: &[u8]) -> std::result::Result<(), Errno> {
         let mut request = request.to_vec();
         // One request at a time, so all can have the same number.
@@ -74,17 +87,21 @@ fn change_link(index: u32, attributes: &[u8]) -> Vec<u8> {
     body.extend(0u32.to_ne_bytes());
     body.extend((libc::IFF_UP as u32).to_ne_bytes());
     body.extend(attributes);
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    message(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body)
+}
+
+/// A request with these flags besides that of being one.
+pub fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     message
 }
 
 /// An attribute, padded as its successor needs it.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);

@@ -42,7 +42,9 @@ pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
     match request.resolver && !containers.has_resolver(id)? {
         true => {
             let sockets = visit::during(&stay, Resolver::bind)?.and_then(|bound| bound);
-            let sockets = sockets.context(|| "listen at the resolver's address in the container's network")?;
+            let sockets = sockets.context(
+                || "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)",
+            )?;
             containers.set_resolver(id, sockets)
         }
         false => Ok(()),

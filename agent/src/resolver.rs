@@ -4,9 +4,13 @@
 //!  process ── 127.0.0.11:53, udp ── datagrams ══ one stream for all of them ══ the host's 127.0.0.11:53
 //!             127.0.0.11:53, tcp ── a stream for each connection, as to sockets of the host
 //! ```
+//!
+//! The kernel translates the port to that of a socket of the agent's (see `nat`).
 
 use crate::error::{Context, Result};
 use crate::event::watch;
+use crate::nat;
+use crate::netlink::Netlink;
 use crate::sockets::Door;
 use protocol::{DatagramHeader, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM};
 use rustix::fd::OwnedFd;
@@ -32,15 +36,20 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Binds the sockets in the caller's network namespace.
+    /// Makes the sockets in the caller's network namespace, and has what is for the resolver come to them.
     pub fn bind() -> std::result::Result<Bound, Errno> {
         let bind = || {
-            let (udp, tcp) = (UdpSocket::bind(RESOLVER)?, TcpListener::bind(RESOLVER)?);
+            let place = (*RESOLVER.ip(), 0);
+            let (udp, tcp) = (UdpSocket::bind(place)?, TcpListener::bind(place)?);
             udp.set_nonblocking(true)?;
             tcp.set_nonblocking(true)?;
-            Ok(Bound { udp, tcp })
+            Ok((udp.local_addr()?.port(), tcp.local_addr()?.port(), Bound { udp, tcp }))
         };
-        bind().map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        let bound = bind().map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let (udp, tcp, bound) = bound?;
+        let rules = [(libc::IPPROTO_UDP as u8, udp), (libc::IPPROTO_TCP as u8, tcp)];
+        Netlink::open_netfilter()?.execute(&nat::translate(RESOLVER, &rules))?;
+        Ok(bound)
     }
 
     /// Serves them by streams that come in by this door.

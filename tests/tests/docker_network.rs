@@ -236,7 +236,8 @@ fn a_network_of_another_container_and_none() {
 #[test]
 fn vm_the_hosts_network_is_refused_and_not_touched() {
     let docker = docker();
-    let links = || command::run(Command::new("ip").args(["-o", "link"])).success().stdout;
+    let all = "ls /sys/class/net; tc qdisc show; ip -o -4 addr; for l in $(ls /sys/class/net); do tc filter show dev $l; done";
+    let links = || command::run(Command::new("sh").args(["-c", all])).success().stdout;
     let before = links();
     let outcome = docker.run(&["run", "--rm", "--runtime", "vm", "--network", "host", IMAGE, "true"]).failure();
     assert!(outcome.stderr.contains("host network is not possible in a VM"), "{outcome:?}");

@@ -175,6 +175,11 @@ fn the_resolver_of_its_network_answers() {
     // Many at once.
     let many = "for i in $(seq 40); do nslookup db.test >/tmp/$i & done; wait; cat /tmp/* | grep -c 10.1.2.3";
     assert_eq!(container.exec_sh(many).stdout, "40\n");
+    // The port is not taken: name servers are run in containers, too.
+    let own =
+        "echo own >/tmp/index.html; httpd -p 53 -h /tmp && wget -q -O - http://127.0.0.1:53/ http://10.77.0.2:53/";
+    assert_eq!(container.exec_sh(own).success().stdout, "own\nown\n");
+    container.exec_sh("nslookup db.test").success();
     container.end(&created);
     assert_eq!(namespace.sh("cat /proc/sys/net/ipv4/ip_local_port_range").stdout, ports);
 }
