@@ -71,6 +71,26 @@ fn links_and_what_is_configured_on_them() {
 }
 
 #[test]
+fn links_on_top_of_others() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    for (number, kind) in [(81, "macvlan mode bridge"), (82, "ipvlan mode l2")] {
+        host(&format!(
+            "ip link add rvt{number} type veth peer name rvu{number}
+            ip addr add 10.{number}.0.1/24 dev rvu{number}
+            ip link set rvu{number} up; ip link set rvt{number} up
+            ip link add link rvt{number} name top{number} netns runvm-test type {kind}"
+        ));
+        namespace.ip(&format!("link set top{number} up"));
+        namespace.ip(&format!("addr add 10.{number}.0.2/24 dev top{number}"));
+    }
+    let mut container = in_namespace(&scene, &namespace);
+    let outcome = container.sh("for n in 81 82; do ping -c 1 -W 5 10.$n.0.1 >/dev/null && echo $n; done").run();
+    host("ip link del rvt81; ip link del rvt82");
+    assert_eq!(outcome.success().stdout, "81\n82\n");
+}
+
+#[test]
 fn a_new_namespace_is_filled_between_create_and_start() {
     let scene = Scene::new();
     let mut container = scene.container();
