@@ -113,6 +113,8 @@ fn client(args: &[&str]) -> Command {
 /// daemon makes on first use is then no leftover.
 fn start(flags: &[String]) {
     process::become_subreaper();
+    // Of another program's tests.
+    let _ = fs::remove_dir_all(dir());
     fs::create_dir_all(dir()).unwrap();
     fs::write(dir().join("daemon.json"), "{}").unwrap();
     // SAFETY: the function is what atexit(3) wants, and touches nothing that ends before it.

@@ -104,6 +104,9 @@ fn podman(args: &[&str]) -> Command {
 /// asks for a limit since podman probes the host's cgroups for those.
 fn set_up() {
     process::become_subreaper();
+    // Of another program's tests; podman leaves that mounted.
+    let _ = rustix::mount::unmount(dir().join("store/overlay"), rustix::mount::UnmountFlags::DETACH);
+    let _ = std::fs::remove_dir_all(dir());
     let tar = std::env::var("TEST_IMAGE").expect("TEST_IMAGE is set by tools/test");
     command::run(&mut podman(&["import", "--quiet", &tar, IMAGE])).success();
     command::run(&mut podman(&["run", "--rm", "--network", "none", "--memory", "256m", IMAGE, "true"])).success();
