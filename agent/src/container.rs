@@ -104,6 +104,8 @@ pub struct Shape {
     pub personality: u32,
     /// What its first process asked for.
     pub scheduling: Scheduling,
+    /// Sysctls of interfaces, to be written once these are there.
+    pub late_sysctls: Vec<KeyValue>,
 }
 
 /// One container.
@@ -235,6 +237,11 @@ impl Containers {
     /// What does not change of it.
     pub fn shape(&self, id: &str) -> Result<Arc<Shape>> {
         self.with(id, |container| Ok(container.shape.clone()))
+    }
+
+    /// Its sysctls of interfaces.
+    pub fn late_sysctls(&self, id: &str) -> Result<Vec<KeyValue>> {
+        self.with(id, |container| Ok(container.shape.late_sysctls.clone()))
     }
 
     /// Whether its network's resolver is served.

@@ -17,11 +17,12 @@ use crate::streams::Streams;
 use crate::sys::{self, SpawnArgs};
 use crate::terminal::Pty;
 use crate::visit::{self, Stay};
-use crate::{link, log, process};
+use crate::{link, log, network, process};
 use protocol::{CreateContainerRequest, KeyValue, Mount};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 /// Soft limit of open files of a process that has none given: programs walk through all of a large one.
@@ -112,7 +113,9 @@ fn shape(request: &CreateContainerRequest, places: &Places, namespaces: Namespac
     let scheduling = Scheduling::of(&request.process);
     let (online_cpus, personality) = (request.online_cpus, request.personality);
     let seccomp = request.seccomp.clone().unwrap_or_default();
-    Ok(Shape { namespaces, cgroup, online_cpus, seccomp, personality, scheduling })
+    let late = request.sysctls.iter().filter(|sysctl| network::is_of_interface(&sysctl.key));
+    let late_sysctls = late.cloned().collect();
+    Ok(Shape { namespaces, cgroup, online_cpus, seccomp, personality, scheduling, late_sysctls })
 }
 
 fn out_of_memory() -> Error {
@@ -293,6 +296,10 @@ fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
     if path.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("sysctl {path:?} is not a path")));
     }
-    let write = sys::write_file(format!("/proc/sys/{path}"), &sysctl.value);
+    let write = match sys::write_file(format!("/proc/sys/{path}"), &sysctl.value) {
+        // Written when the interface is there.
+        Err(error) if error.kind() == ErrorKind::NotFound && network::is_of_interface(path) => Ok(()),
+        write => write,
+    };
     write.context(|| format!("write sysctl {path} = {:?}", sysctl.value))
 }

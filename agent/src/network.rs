@@ -13,10 +13,11 @@ use crate::error::{Context, Error, Result};
 use crate::netlink::Netlink;
 use crate::resolver::Resolver;
 use crate::{sys, visit};
-use protocol::{Card, SetNetworkRequest};
+use protocol::{Card, KeyValue, SetNetworkRequest};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// virtio-mmio devices that the kernel was told of by number.
@@ -24,7 +25,7 @@ const DEVICES: &str = "/sys/devices/virtio-mmio-cmdline";
 /// Where it is told of more.
 const PLUG: &str = "/sys/module/virtio_mmio/parameters/device";
 
-/// Does what is asked for, up to what the kernel refuses.
+/// Does what is asked for. What the kernel refuses does not keep the rest from being done; the first of it is the error.
 pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
     let id = &request.container_id;
     let (init, namespaces) = (containers.living(id)?, containers.shape(id)?);
@@ -37,17 +38,62 @@ pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
     let theirs = theirs.context(|| "open netlink socket in the container's network")?;
     take_back(&theirs, &request.unplugged)?;
     let there = open_namespace(&format!("/proc/{}/ns/net", init.pid))?;
-    request.plugged.iter().try_for_each(|card| hand_over(&own, card, &there))?;
-    request.messages.iter().try_for_each(|message| execute(&theirs, message))?;
-    match request.resolver && !containers.has_resolver(id)? {
-        true => {
-            let sockets = visit::during(&stay, Resolver::bind)?.and_then(|bound| bound);
-            let sockets = sockets.context(
-                || "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)",
-            )?;
-            containers.set_resolver(id, sockets)
-        }
-        false => Ok(()),
+    let plugged = all(&request.plugged, |card| hand_over(&own, card, &there));
+    let sysctls = [request.sysctls.clone(), containers.late_sysctls(id)?].concat();
+    let written = match sysctls.is_empty() {
+        true => Ok(()),
+        false => visit::during(&stay, || all(&sysctls, write_sysctl))?.context(|| "enter the container's network")?,
+    };
+    let executed = all(&request.messages, |message| execute(&theirs, message));
+    let resolver = serve_resolver(containers, request, &stay);
+    plugged.and(written).and(executed).and(resolver)
+}
+
+/// Tries each; the first failure.
+fn all<T>(these: &[T], act: impl Fn(&T) -> Result<()>) -> Result<()> {
+    these.iter().map(act).fold(Ok(()), Result::and)
+}
+
+fn serve_resolver(containers: &Containers, request: &SetNetworkRequest, stay: &[visit::Stay<'_>]) -> Result<()> {
+    let id = &request.container_id;
+    if !request.resolver || containers.has_resolver(id)? {
+        return Ok(());
+    }
+    let sockets = visit::during(stay, Resolver::bind)?.and_then(|bound| bound);
+    let sockets = sockets
+        .context(|| "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)")?;
+    containers.set_resolver(id, sockets)
+}
+
+/// Whether a sysctl is one interface's: it may come later than the container.
+pub fn is_of_interface(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts.as_slice() {
+        ["net", "ipv4" | "ipv6", "conf" | "neigh", interface, ..] => !["all", "default", "lo"].contains(interface),
+        _ => false,
+    }
+}
+
+/// In the caller's namespace. An interface that there is not yet has none.
+fn write_sysctl(sysctl: &KeyValue) -> Result<()> {
+    match sys::write_file(format!("/proc/sys/{}", sysctl.key), &sysctl.value) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        written => written.context(|| format!("write sysctl {} = {:?}", sysctl.key, sysctl.value)),
+    }
+}
+
+/// Before the container starts: an interface that has not come is a mistake of whoever set its sysctls.
+pub fn check_sysctls(containers: &Containers, id: &str) -> Result<()> {
+    let late = containers.late_sysctls(id)?;
+    if late.is_empty() {
+        return Ok(());
+    }
+    let init = containers.living(id)?;
+    let is_missing = |sysctl: &&KeyValue| !Path::new(&format!("/proc/sys/{}", sysctl.key)).exists();
+    let missing = visit::during(&[(&init.pidfd, libc::CLONE_NEWNET as u64)], || late.iter().find(is_missing))?;
+    match missing.context(|| "enter the container's network")? {
+        Some(sysctl) => Err(Errno::NOENT).context(|| format!("write sysctl {} = {:?}", sysctl.key, sysctl.value)),
+        None => Ok(()),
     }
 }
 
@@ -68,22 +114,22 @@ fn take_back(theirs: &Netlink, unplugged: &[u32]) -> Result<()> {
 }
 
 fn hand_over(own: &Netlink, card: &Card, there: &OwnedFd) -> Result<()> {
-    let index = match interface(card.device)? {
-        Some(index) => index,
-        None => {
-            sys::write_file(PLUG, &card.plug).context(|| format!("tell the guest's kernel of device {}", card.plug))?;
-            interface(card.device)?.ok_or_else(|| {
-                Error::internal(format!("the guest's kernel made no interface of device {}", card.device))
-            })?
-        }
-    };
-    own.move_link(index, there.as_fd(), (&card.name, card.index))
+    let device = Path::new(DEVICES).join(format!("virtio-mmio.{}", card.device));
+    if !device.exists() {
+        sys::write_file(PLUG, &card.plug).context(|| format!("tell the guest's kernel of device {}", card.plug))?;
+    }
+    match interface(&device)? {
+        Some(index) => own.move_link(index, there.as_fd(), (&card.name, card.index)),
+        // Where it was to go already, or where the container has moved it.
+        None => Ok(()),
+    }
 }
 
-/// Index of the interface that the kernel has made of a virtio-mmio device; none if it doesn't know the device.
-fn interface(device: u32) -> Result<Option<u32>> {
-    let directory = Path::new(DEVICES).join(format!("virtio-mmio.{device}"));
-    let Some(virtio) = child(&directory, "virtio") else { return Ok(None) };
+/// Index of the interface that the kernel has made of a virtio-mmio device, if it is in the guest's own namespace.
+fn interface(device: &Path) -> Result<Option<u32>> {
+    let virtio = child(device, "virtio");
+    let virtio =
+        virtio.ok_or_else(|| Error::internal(format!("the guest's kernel has no driver for {}", device.display())))?;
     let Some(interface) = child(&virtio.join("net"), "") else { return Ok(None) };
     let path = interface.join("ifindex");
     let text = std::fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
@@ -97,13 +143,41 @@ fn child(directory: &Path, prefix: &str) -> Option<PathBuf> {
 
 fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
     let kind = message.get(4..6).and_then(<[u8]>::first_chunk).map_or(0, |kind| u16::from_ne_bytes(*kind));
+    let family = message.get(16).copied().map_or(0, libc::c_int::from);
+    let of_link = [libc::RTM_NEWLINK, libc::RTM_SETLINK].contains(&kind);
     let deletes = [libc::RTM_DELADDR, libc::RTM_DELROUTE, libc::RTM_DELNEIGH].contains(&kind);
     match theirs.execute(message) {
         // The container may have done it itself, and what goes takes along what belongs to it.
         Err(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL) if deletes => Ok(()),
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => {
-            Err(errno).context(|| format!("set up the container's network (rtnetlink request of type {kind})"))
+        Err(Errno::EXIST) if !of_link => Ok(()),
+        // The container has turned IPv6 off.
+        Err(Errno::ACCESS) if family == libc::AF_INET6 => Ok(()),
+        done => done.context(|| format!("set up the container's network (rtnetlink request of type {kind})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_of_interfaces_are_told_from_others() {
+        for path in ["net/ipv4/conf/eth0/rp_filter", "net/ipv6/neigh/eth1/retrans_time_ms"] {
+            assert!(is_of_interface(path), "{path}");
         }
+        for path in ["net/ipv4/conf/all/rp_filter", "net/ipv6/conf/lo/mtu", "net/core/somaxconn", "net/ipv4/ip_forward"]
+        {
+            assert!(!is_of_interface(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn all_are_tried_and_the_first_failure_is_told() {
+        let tried = std::cell::Cell::new(0);
+        let result = all(&[1, 2, 3], |number| {
+            tried.set(tried.get() + 1);
+            if *number == 1 { Ok(()) } else { Err(Error::internal(format!("number {number}"))) }
+        });
+        assert_eq!((tried.get(), result.unwrap_err().message), (3, "number 2".to_owned()));
     }
 }

@@ -30,6 +30,7 @@ impl Service {
     }
 
     async fn start(&self, id: &str) -> Result<()> {
+        network::check_sysctls(&self.containers, id)?;
         let (gate, shape) = self.containers.take_gate(id)?;
         gate.start().await?;
         if shape.online_cpus > 1 {

@@ -71,6 +71,29 @@ fn links_and_what_is_configured_on_them() {
 }
 
 #[test]
+fn sysctls_of_a_link_and_of_all() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let mut container = in_namespace(&scene, &namespace);
+    let off = "net.ipv6.conf.all.disable_ipv6";
+    container.set("/linux/sysctl", json!({"net.ipv4.conf.eth0.rp_filter": "2", "net.ipv4.ip_forward": "1", off: "1"}));
+    let script = "cd /proc/sys/net; cat ipv4/conf/eth0/rp_filter ipv4/ip_forward ipv6/conf/eth0/disable_ipv6
+        ping -c 1 -W 5 10.77.0.1 >/dev/null && echo reached";
+    assert_eq!(container.sh(script).run().success().stdout, "2\n1\n1\nreached\n");
+}
+
+#[test]
+fn vm_a_link_without_ipv6_has_none_in_the_guest() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    namespace.sh("echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6");
+    let script = "cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip -6 -o addr show eth0";
+    assert_eq!(in_namespace(&scene, &namespace).sh(script).run().success().stdout, "1\n");
+}
+
+#[test]
 fn links_on_top_of_others() {
     let scene = Scene::new();
     let namespace = Netns::new("runvm-test");

@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use protocol::SetNetworkRequest;
+use protocol::{Card, KeyValue, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
 
 use super::agent_client::Agent;
 use super::machine::Machine;
+use super::resolver::Announcement;
 use super::vm::Vm;
 use crate::log;
 use crate::network::{self, Changes, Link, Namespace, mirror};
@@ -28,6 +28,10 @@ use crate::plan::CARDS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
 const GATHER: Duration = Duration::from_millis(5);
+
+/// When a change that could not be followed is tried again, and how often without another change.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRIES: u32 = 10;
 
 /// The container's network.
 pub struct Network {
@@ -37,8 +41,8 @@ pub struct Network {
     changes: RefCell<Changes>,
     /// The same, to be waited for.
     change: AsyncFd<OwnedFd>,
-    /// Told when there is a resolver.
-    resolver: Rc<Notify>,
+    /// Where it is told that there is a resolver.
+    resolver: Rc<Announcement>,
     state: tokio::sync::Mutex<State>,
     /// Found while the guest booted.
     early: RefCell<Option<Found>>,
@@ -47,9 +51,20 @@ pub struct Network {
 /// What the guest was told last.
 #[derive(Default)]
 struct State {
-    /// The link that each card is connected to.
-    cards: [Option<Link>; CARDS],
+    /// What each card is connected to.
+    cards: [Option<Wired>; CARDS],
     resolver: bool,
+    /// The container has ended.
+    closed: bool,
+}
+
+/// A link that a card is connected to.
+struct Wired {
+    link: Link,
+    /// How the guest finds the card.
+    card: Card,
+    /// The guest has done all that it was told. Otherwise it is told from the beginning.
+    done: bool,
 }
 
 /// What is to be done.
@@ -73,7 +88,7 @@ struct Found {
 
 impl Network {
     /// That of the namespace that this process is in. Before it leaves the host's files.
-    pub fn open(proc: &OwnedFd, stays: bool, resolver: Rc<Notify>) -> anyhow::Result<Self> {
+    pub fn open(proc: &OwnedFd, stays: bool, resolver: Rc<Announcement>) -> anyhow::Result<Self> {
         let namespace =
             Namespace::open(network::open_devices(), proc.try_clone().context("copy the descriptor of /proc")?, CARDS)?;
         let changes = Changes::open().context("watch the network")?;
@@ -98,36 +113,80 @@ impl Network {
         Ok(())
     }
 
-    /// Makes the guest's network what the host's is now.
+    /// Makes the guest's network what the host's is now. What fails is tried again by the next call.
     pub async fn update(&self, vm: &Vm, agent: &Agent) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
+        if state.closed {
+            return Ok(());
+        }
         let early = self.early.take();
         let found = match early {
             Some(found) => found,
-            None => self.find(state.cards.clone()).await?,
+            None => self.find(state.links()).await?,
         };
         let begins = found.resolver && !state.resolver;
-        if found.is_nothing() && !begins {
+        if found.is_nothing() && !begins && state.all_done() {
             return Ok(());
         }
-        let request = state.apply(found, vm)?;
+        let mut request = SetNetworkRequest { resolver: found.resolver, ..Default::default() };
+        let plugged = self.plug(vm, &mut state, (found.gone, found.new), &mut request).await;
+        state.tell(found.changed, &mut request);
         agent.set_network(request).await.context("set up the container's network")?;
+        state.cards.iter_mut().flatten().for_each(|wired| wired.done = true);
+        state.resolver = found.resolver;
         if begins {
-            self.resolver.notify_one();
+            self.resolver.announce();
         }
-        Ok(())
+        plugged
+    }
+
+    /// Disconnects cards and connects others. One that cannot be connected leaves its link as it was.
+    async fn plug(
+        &self,
+        vm: &Vm,
+        state: &mut State,
+        (gone, new): (Vec<usize>, Vec<(usize, Link, OwnedFd)>),
+        request: &mut SetNetworkRequest,
+    ) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        for card in gone {
+            result = result.and(vm.unplug(card).await);
+            request.unplugged.extend(state.cards.get_mut(card).and_then(Option::take).map(|wired| wired.link.index));
+        }
+        for (number, link, tap) in new {
+            match (vm.plug(number, tap).await, state.cards.get_mut(number)) {
+                (Ok(card), Some(place)) => {
+                    let card = Card { index: link.index, name: link.name.clone(), ..card };
+                    *place = Some(Wired { link, card, done: false });
+                }
+                (plugged, _) => {
+                    self.on_host(move |host| host.unwire(link.index)).await?;
+                    result = result.and(plugged.map(drop).with_context(|| format!("connect link {}", link.name)));
+                }
+            }
+        }
+        result
     }
 
     /// Follows changes, for ever.
     pub async fn follow(self: Rc<Self>, machine: Rc<Machine>, agent: Agent) {
+        let mut failures = 0u32;
         loop {
-            match self.changed().await {
+            let changed = tokio::select! {
+                changed = self.changed() => changed,
+                () = tokio::time::sleep(RETRY), if (1..=RETRIES).contains(&failures) => Ok(true),
+            };
+            match changed {
                 Ok(false) => continue,
                 Ok(true) => {}
                 Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
             }
-            if let Err(error) = machine.ask(self.update(&machine.vm, &agent)).await {
-                log::warning(&format!("follow a change of the network: {error:#}"));
+            match machine.ask(self.update(&machine.vm, &agent)).await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    log::warning(&format!("follow a change of the network: {error:#}"));
+                }
             }
         }
     }
@@ -142,6 +201,7 @@ impl Network {
 
     /// The container has ended: a namespace that stays is as it was.
     pub async fn end(&self) {
+        self.state.lock().await.closed = true;
         if self.stays
             && let Err(error) = self.on_host(Namespace::unwire_all).await
         {
@@ -172,14 +232,26 @@ fn find(host: &mut Namespace, cards: &[Option<Link>; CARDS]) -> anyhow::Result<F
     }
     steps.changed.iter().try_for_each(|(_, link)| host.follow(link))?;
     let mut new = Vec::new();
-    for (card, link) in steps.new {
-        let tap = host.wire(&link)?;
-        new.push((card, link, tap));
-    }
-    if resolver {
-        links.iter().try_for_each(|link| host.keep_replies(link))?;
+    let wired = wire(host, steps.new, &mut new).and_then(|()| {
+        let mut keep = links.iter().filter(|_| resolver);
+        keep.try_for_each(|link| host.keep_replies(link))
+    });
+    if let Err(error) = wired {
+        // All or none, or the next try would find them in use.
+        for (_, link, _) in new {
+            host.unwire(link.index)?;
+        }
+        return Err(error);
     }
     Ok(Found { gone: steps.gone, changed: steps.changed, new, resolver })
+}
+
+fn wire(host: &mut Namespace, links: Vec<(usize, Link)>, done: &mut Vec<(usize, Link, OwnedFd)>) -> anyhow::Result<()> {
+    for (card, link) in links {
+        let tap = host.wire(&link)?;
+        done.push((card, link, tap));
+    }
+    Ok(())
 }
 
 impl Found {
@@ -214,32 +286,46 @@ impl Steps {
 }
 
 impl State {
-    /// Connects the cards, and says what the guest has to do.
-    fn apply(&mut self, found: Found, vm: &Vm) -> anyhow::Result<SetNetworkRequest> {
-        let mut request = SetNetworkRequest { resolver: found.resolver, ..Default::default() };
-        self.resolver |= found.resolver;
-        for card in found.gone {
-            vm.unplug(card)?;
-            request.unplugged.extend(self.cards.get_mut(card).and_then(Option::take).map(|link| link.index));
-        }
-        for (card, link, tap) in found.new {
-            let mut plugged = vm.plug(card, tap).with_context(|| format!("connect link {}", link.name))?;
-            (plugged.index, plugged.name) = (link.index, link.name.clone());
-            request.plugged.push(plugged);
-            self.set(card, link, &mut request);
-        }
-        for (card, link) in found.changed {
-            self.set(card, link, &mut request);
-        }
-        Ok(request)
+    fn links(&self) -> [Option<Link>; CARDS] {
+        self.cards.each_ref().map(|wired| wired.as_ref().map(|wired| wired.link.clone()))
     }
 
-    fn set(&mut self, card: usize, link: Link, request: &mut SetNetworkRequest) {
-        if let Some(place) = self.cards.get_mut(card) {
-            request.messages.extend(mirror(place.as_ref(), &link));
-            *place = Some(link);
+    fn all_done(&self) -> bool {
+        self.cards.iter().flatten().all(|wired| wired.done)
+    }
+
+    /// What the guest has to do for cards that are new, and for links that have changed.
+    fn tell(&mut self, changed: Vec<(usize, Link)>, request: &mut SetNetworkRequest) {
+        let mut before = Vec::new();
+        for (card, link) in changed {
+            let Some(Some(wired)) = self.cards.get_mut(card) else { continue };
+            let old = std::mem::replace(&mut wired.link, link);
+            before.extend(wired.done.then_some((card, old)));
+        }
+        self.cards.iter().flatten().filter(|wired| !wired.done).for_each(|wired| wired.begin(request));
+        for (card, old) in before {
+            let Some(Some(wired)) = self.cards.get_mut(card) else { continue };
+            request.sysctls.extend(ipv6_switch(old.no_ipv6, &wired.link));
+            request.messages.extend(mirror(Some(&old), &wired.link));
+            // Until the guest has answered.
+            wired.done = false;
         }
     }
+}
+
+impl Wired {
+    fn begin(&self, request: &mut SetNetworkRequest) {
+        request.plugged.push(Card { name: self.link.name.clone(), ..self.card.clone() });
+        request.sysctls.extend(ipv6_switch(false, &self.link));
+        request.messages.extend(mirror(None, &self.link));
+    }
+}
+
+/// There is no message for that.
+fn ipv6_switch(was_off: bool, link: &Link) -> Option<KeyValue> {
+    let key = format!("net/ipv6/conf/{}/disable_ipv6", link.name);
+    let value = u8::from(link.no_ipv6).to_string();
+    (was_off != link.no_ipv6).then(|| KeyValue { key, value, ..Default::default() })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! loopback the resolver is. Each has a socket of its own for as long as it may be answered, so nobody can answer
 //! another's.
 
+use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::os::unix::net::UnixStream;
@@ -12,11 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use protocol::{DatagramHeader, RESOLVER, STREAM_PORT};
+use protocol::{DatagramHeader, RESOLVER, STREAM_PORT, StreamHeader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
 use crate::log;
@@ -24,25 +25,62 @@ use crate::log;
 /// How long an answer is waited for: longer than who asks does.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Questions without an answer; with more of them the next one is dropped, as networks do.
-const WAITING: usize = 256;
+const WAITING: usize = 128;
 /// Ports that questions come from.
 const PORTS: RangeInclusive<u16> = 20_000..=28_000;
 /// How many of them are tried.
 const TRIES: usize = 16;
 
-/// Opens a stream to the guest, which waits for it by this header, and serves it to its end.
-pub async fn serve(vsock: &Handle, header: &[u8]) {
-    let opened = open(vsock, header);
-    match opened {
-        Ok(stream) => {
-            let (questions, answers) = stream.into_split();
-            // The guest closes it when the container ends.
-            let end = Questions { waiting: Arc::new(Semaphore::new(WAITING)), answers: Rc::new(Mutex::new(answers)) };
-            if let Err(error) = end.ask(questions).await {
-                log::debug(&format!("questions to the resolver of the container's network: {error}"));
+/// Whether the container's network has a resolver, and what serves questions to it.
+pub struct Announcement {
+    there: Cell<bool>,
+    made: Notify,
+    /// One stream at a time.
+    stream: Semaphore,
+    waiting: Arc<Semaphore>,
+}
+
+impl Default for Announcement {
+    fn default() -> Self {
+        let (there, made) = (Cell::new(false), Notify::new());
+        Self { there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
+    }
+}
+
+impl Announcement {
+    /// There is one, from now on.
+    pub fn announce(&self) {
+        self.there.set(true);
+        self.made.notify_one();
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.there.get()
+    }
+
+    /// Waits until there is one; for one who waits.
+    pub async fn made(&self) {
+        self.made.notified().await;
+    }
+
+    /// Opens a stream to the guest, which waits for it by this header, and serves it to its end.
+    pub async fn serve(self: Rc<Self>, vsock: Handle, header: [u8; StreamHeader::SIZE]) {
+        let Ok(_stream) = self.stream.try_acquire() else {
+            return log::debug("the guest asks for a second stream to the resolver");
+        };
+        match open(&vsock, &header) {
+            Ok(stream) => {
+                let (questions, answers) = stream.into_split();
+                let questioning =
+                    Questions { waiting: Arc::clone(&self.waiting), answers: Rc::new(Mutex::new(answers)) };
+                // The guest closes it when the container ends.
+                if let Err(error) = questioning.ask(questions).await {
+                    log::debug(&format!("questions to the resolver of the container's network: {error}"));
+                }
             }
+            Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
         }
-        Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
     }
 }
 

@@ -17,12 +17,12 @@ use protocol::{
     StreamHeader,
 };
 use rustix::net::Shutdown;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::agent_client::Agent;
-use super::resolver;
+use super::resolver::Announcement;
 use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
@@ -33,8 +33,8 @@ pub struct Sockets {
     dialer: Arc<Dialer>,
     free: Arc<Semaphore>,
     connections: Connections,
-    /// Told when the container's network has a resolver.
-    resolver: Rc<Notify>,
+    /// Whether the container's network has a resolver.
+    resolver: Rc<Announcement>,
 }
 
 /// What the threads that connect have in common.
@@ -69,14 +69,14 @@ impl Sockets {
     }
 
     /// To be told once the container's network has a resolver.
-    pub fn resolver(&self) -> Rc<Notify> {
+    pub fn resolver(&self) -> Rc<Announcement> {
         Rc::clone(&self.resolver)
     }
 
     /// Connects whoever wants to be connected; until the container's end, or until this is dropped.
     pub async fn serve(self, vsock: Handle, agent: Agent) {
         if self.dialer.sockets.is_empty() {
-            self.resolver.notified().await;
+            self.resolver.made().await;
         }
         let mut answers = JoinSet::new();
         loop {
@@ -86,6 +86,15 @@ impl Sockets {
                 Err(error) => return log::debug(&format!("connections to sockets of the host: {error:#}")),
             };
             while answers.try_join_next().is_some() {}
+            if wish.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
+                log::debug("the guest asks for a resolver that there is not");
+                continue;
+            }
+            if wish.socket == RESOLVER_DATAGRAMS {
+                let header = StreamHeader { id: wish.stream }.to_bytes();
+                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), header));
+                continue;
+            }
             let (dialer, connections) = (Arc::clone(&self.dialer), Rc::clone(&self.connections));
             answers.spawn_local(answer(vsock.clone(), dialer, connections, (wish, permit)));
         }
@@ -108,9 +117,6 @@ async fn answer(
     (wish, permit): (AcceptSocketResponse, OwnedSemaphorePermit),
 ) {
     let header = StreamHeader { id: wish.stream }.to_bytes();
-    if wish.socket == RESOLVER_DATAGRAMS {
-        return resolver::serve(&vsock, &header).await;
-    }
     let joined = match dial(dialer, wish.socket).await {
         Ok(stream) => {
             let connection = Arc::new(Connection { stream, _permit: permit });

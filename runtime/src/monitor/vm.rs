@@ -129,18 +129,20 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub fn plug(&self, card: usize, tap: OwnedFd) -> anyhow::Result<Card> {
+    pub async fn plug(&self, card: usize, tap: OwnedFd) -> anyhow::Result<Card> {
         let Cards { plugs, first, late } = &self.cards;
-        let plug = plugs.get(card).with_context(|| format!("there is no network card {card}"))?;
+        let plug = plugs.get(card).with_context(|| format!("there is no network card {card}"))?.clone();
         let device = first + card;
         let text = if *late { format!("{}:{device}", self.running.attach(card)?) } else { String::new() };
-        plug.plug(tap)?;
+        // The device answers when it has done what it is at: not for this thread to wait for.
+        tokio::task::spawn_blocking(move || plug.plug(tap)).await??;
         Ok(Card { device: u32::try_from(device)?, plug: text, ..Default::default() })
     }
 
     /// Disconnects it.
-    pub fn unplug(&self, card: usize) -> anyhow::Result<()> {
-        Ok(self.cards.plugs.get(card).map_or(Ok(()), Plug::unplug)?)
+    pub async fn unplug(&self, card: usize) -> anyhow::Result<()> {
+        let Some(plug) = self.cards.plugs.get(card).cloned() else { return Ok(()) };
+        Ok(tokio::task::spawn_blocking(move || plug.unplug()).await??)
     }
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].

@@ -84,9 +84,10 @@ fn is_ours(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessag
     match message {
         M::NewLink(link) | M::DelLink(link) => {
             let ours = links::is_ours(link);
-            if ours && matches!(message, M::NewLink(_)) {
-                taps.insert(link.header.index);
-            }
+            match message {
+                M::NewLink(_) if ours => taps.insert(link.header.index),
+                _ => taps.remove(&link.header.index),
+            };
             ours
         }
         M::NewAddress(address) | M::DelAddress(address) => taps.contains(&address.header.index),

@@ -39,6 +39,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it has no ARP.
     pub no_arp: bool,
+    /// Whether IPv6 is turned off on it.
+    pub no_ipv6: bool,
     /// Whether the kernel gives it an IPv6 address of its own making.
     pub link_local: bool,
     /// In the order in which they are to be added.
@@ -126,7 +128,12 @@ fn link(message: LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => found.name = name,
             LinkAttribute::Address(mac) => found.mac = mac.try_into().ok()?,
             LinkAttribute::Mtu(mtu) => found.mtu = mtu,
-            LinkAttribute::AfSpecUnspec(families) => found.link_local = families.iter().any(makes_addresses),
+            LinkAttribute::AfSpecUnspec(families) => {
+                found.link_local = families.iter().any(makes_addresses);
+                found.no_ipv6 = families.iter().any(has_no_ipv6);
+            }
+            // Part of a bridge or bond of the same namespace, which is the link that counts.
+            LinkAttribute::Controller(_) => return None,
             _ => {}
         }
     }
@@ -136,8 +143,12 @@ fn link(message: LinkMessage) -> Option<Link> {
 fn makes_addresses(family: &AfSpecUnspec) -> bool {
     let AfSpecUnspec::Inet6(settings) = family else { return false };
     let mode = |setting: &AfSpecInet6| matches!(setting, AfSpecInet6::AddrGenMode(In6AddrGenMode::Eui64));
-    let off = |setting: &AfSpecInet6| matches!(setting, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0);
-    settings.iter().any(mode) && !settings.iter().any(off)
+    settings.iter().any(mode) && !has_no_ipv6(family)
+}
+
+fn has_no_ipv6(family: &AfSpecUnspec) -> bool {
+    let AfSpecUnspec::Inet6(settings) = family else { return false };
+    settings.iter().any(|setting| matches!(setting, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0))
 }
 
 fn address(mut message: AddressMessage) -> Option<AddressMessage> {

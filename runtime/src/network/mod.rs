@@ -198,7 +198,12 @@ pub fn clean() -> anyhow::Result<()> {
 /// in it.
 pub fn clean_after(state: &State) {
     let Some(namespace) = state.network.as_ref().and_then(|path| File::open(path).ok()) else { return };
-    if let Err(error) = inside(namespace, clean) {
+    let there = || {
+        clean()?;
+        // What it was before nobody knows any more, unless the monitor has given it back.
+        resolver::give_back(&crate::sockets::open_proc()?, resolver::DEFAULT)
+    };
+    if let Err(error) = inside(namespace, there) {
         log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));
     }
 }

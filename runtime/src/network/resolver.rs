@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 /// What the host's own sockets in the namespace get: 0xff00 to 0xffff.
 pub const PORTS: &str = "65280\t65535";
 /// What a new namespace has.
-const DEFAULT: &str = "32768\t60999";
+pub const DEFAULT: &str = "32768\t60999";
 /// The file, below /proc. It is that of the namespace of whoever opens it.
 const RANGE: &str = "sys/net/ipv4/ip_local_port_range";
 /// The sockets of the thread's namespace, below /proc.

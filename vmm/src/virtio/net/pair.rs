@@ -48,7 +48,8 @@ impl Pair {
     /// The driver is ready and took these features; the tap is what there was before.
     pub fn enter(&mut self, features: u64, tap: Option<Tap>, context: &mut Context) -> Result<(), Error> {
         self.features = features;
-        self.replace(tap, context)
+        // One whose interface was removed meanwhile is none; who removed it plugs another.
+        self.replace(tap, context).or_else(|_| self.replace(None, context))
     }
 
     /// Undoes [`Pair::enter`] and gives the tap back.
