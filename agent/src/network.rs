@@ -151,7 +151,7 @@ fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
         Err(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL) if deletes => Ok(()),
         Err(Errno::EXIST) if !of_link => Ok(()),
         // The container has turned IPv6 off.
-        Err(Errno::ACCESS) if family == libc::AF_INET6 => Ok(()),
+        Err(Errno::ACCESS | Errno::HOSTUNREACH | Errno::NETUNREACH) if family == libc::AF_INET6 => Ok(()),
         done => done.context(|| format!("set up the container's network (rtnetlink request of type {kind})")),
     }
 }

@@ -34,7 +34,7 @@ impl Podman {
         static READY: OnceLock<()> = OnceLock::new();
         drop(Self::new());
         READY.get_or_init(|| {
-            let flags = ["run", "--rm", "--network", "podman", "-p", "8069:80", "--runtime", "crun", IMAGE, "true"];
+            let flags = ["run", "--rm", "--network", "podman", "--runtime", "crun", IMAGE, "true"];
             command::run(&mut podman(&flags)).success();
         });
         Self { before: Leftovers::now() }

@@ -46,7 +46,10 @@ fn works(script: &str) -> Outcome {
     container.set("/process/capabilities", serde_json::Map::from_iter(sets).into());
     container.sh(&format!("set -eu\nexport LC_ALL=C HOME=/root\n{script}\necho done"));
     let outcome = start(&mut container.named("run", &[])).finish_within(LIMIT).success();
-    assert!(outcome.stdout.ends_with("done\n") && outcome.stderr.is_empty(), "{outcome:?}");
+    // A busy emulated host's clock and its guest's differ by fractions of a second, and make(1) says so.
+    let skewed = |line: &&str| line.contains("in the future") || line.contains("Clock skew detected");
+    let complaints = outcome.stderr.lines().filter(|line| !skewed(line)).count();
+    assert!(outcome.stdout.ends_with("done\n") && complaints == 0, "{outcome:?}");
     drop((container, disk));
     outcome
 }

@@ -131,7 +131,7 @@ impl Network {
         let mut request = SetNetworkRequest { resolver: found.resolver, ..Default::default() };
         let plugged = self.plug(vm, &mut state, (found.gone, found.new), &mut request).await;
         state.tell(found.changed, &mut request);
-        agent.set_network(request).await.context("set up the container's network")?;
+        agent.set_network(request).await?;
         state.cards.iter_mut().flatten().for_each(|wired| wired.done = true);
         state.resolver = found.resolver;
         if begins {
