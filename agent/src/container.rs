@@ -183,10 +183,8 @@ impl Containers {
 
     /// An error if there is a container of that name.
     pub fn check_free(&self, id: &str) -> Result<()> {
-        match self.lock().contains_key(id) {
-            true => Err(Error::precondition(format!("container with id exists: {id}"))),
-            false => Ok(()),
-        }
+        let free = !self.lock().contains_key(id);
+        free.then_some(()).ok_or_else(|| Error::precondition(format!("container with id exists: {id}")))
     }
 
     /// Enters a container whose init process has just been made.
@@ -227,10 +225,9 @@ impl Containers {
             if container.init.has_ended() {
                 return Err(Error::precondition("cannot start a container that has stopped"));
             }
-            match container.gate.take() {
-                Some(gate) => Ok((gate, container.shape.clone())),
-                None => Err(Error::precondition("cannot start an already running container")),
-            }
+            let gate = container.gate.take();
+            let gate = gate.ok_or_else(|| Error::precondition("cannot start an already running container"))?;
+            Ok((gate, container.shape.clone()))
         })
     }
 
@@ -239,20 +236,12 @@ impl Containers {
         self.with(id, |container| Ok(container.shape.clone()))
     }
 
-    /// Its sysctls of interfaces.
-    pub fn late_sysctls(&self, id: &str) -> Result<Vec<KeyValue>> {
-        self.with(id, |container| Ok(container.shape.late_sysctls.clone()))
-    }
-
-    /// Whether its network's resolver is served.
-    pub fn has_resolver(&self, id: &str) -> Result<bool> {
-        self.with(id, |container| Ok(container.resolver.is_some()))
-    }
-
-    /// Serves its network's resolver from now on.
-    pub fn set_resolver(&self, id: &str, bound: Bound) -> Result<()> {
+    /// Serves its network's resolver from now on, by sockets that are made if it was not served before.
+    pub fn serve_resolver(&self, id: &str, bind: impl FnOnce() -> Result<Bound>) -> Result<()> {
         self.with(id, |container| {
-            container.resolver = Some(Resolver::serve(bound, container.sockets.door())?);
+            if container.resolver.is_none() {
+                container.resolver = Some(Resolver::serve(bind()?, container.sockets.door())?);
+            }
             Ok(())
         })
     }

@@ -28,8 +28,8 @@ const PLUG: &str = "/sys/module/virtio_mmio/parameters/device";
 /// Does what is asked for. What the kernel refuses does not keep the rest from being done; the first of it is the error.
 pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
     let id = &request.container_id;
-    let (init, namespaces) = (containers.living(id)?, containers.shape(id)?);
-    if !namespaces.namespaces.makes(libc::CLONE_NEWNET) {
+    let (init, shape) = (containers.living(id)?, containers.shape(id)?);
+    if !shape.namespaces.makes(libc::CLONE_NEWNET) {
         return Err(Error::precondition(format!("container {id} has no network namespace of its own")));
     }
     let own = Netlink::open().context(|| "open netlink socket")?;
@@ -39,7 +39,7 @@ pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
     take_back(&theirs, &request.unplugged)?;
     let there = open_namespace(&format!("/proc/{}/ns/net", init.pid))?;
     let plugged = all(&request.plugged, |card| hand_over(&own, card, &there));
-    let sysctls = [request.sysctls.clone(), containers.late_sysctls(id)?].concat();
+    let sysctls = [&request.sysctls[..], &shape.late_sysctls].concat();
     let written = match sysctls.is_empty() {
         true => Ok(()),
         false => visit::during(&stay, || all(&sysctls, write_sysctl))?.context(|| "enter the container's network")?,
@@ -55,14 +55,14 @@ fn all<T>(these: &[T], act: impl Fn(&T) -> Result<()>) -> Result<()> {
 }
 
 fn serve_resolver(containers: &Containers, request: &SetNetworkRequest, stay: &[visit::Stay<'_>]) -> Result<()> {
-    let id = &request.container_id;
-    if !request.resolver || containers.has_resolver(id)? {
+    if !request.resolver {
         return Ok(());
     }
-    let sockets = visit::during(stay, Resolver::bind)?.and_then(|bound| bound);
-    let sockets = sockets
-        .context(|| "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)")?;
-    containers.set_resolver(id, sockets)
+    containers.serve_resolver(&request.container_id, || {
+        visit::during(stay, Resolver::bind)?
+            .and_then(|bound| bound)
+            .context(|| "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)")
+    })
 }
 
 /// Whether a sysctl is one interface's: it may come later than the container.
@@ -84,7 +84,7 @@ fn write_sysctl(sysctl: &KeyValue) -> Result<()> {
 
 /// Before the container starts: an interface that has not come is a mistake of whoever set its sysctls.
 pub fn check_sysctls(containers: &Containers, id: &str) -> Result<()> {
-    let late = containers.late_sysctls(id)?;
+    let late = &containers.shape(id)?.late_sysctls;
     if late.is_empty() {
         return Ok(());
     }
