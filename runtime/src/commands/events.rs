@@ -4,7 +4,7 @@ mod stats;
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -41,10 +41,21 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
         match (data, dir.load()) {
             (Ok(data), _) => print(&args.id, "stats", Some(data))?,
             (Err(_), Ok(Some(state))) if state.status() == Status::Paused => {}
-            (Err(_), Ok(Some(state))) if state.status() == Status::Stopped => return Ok(0),
-            // Deleted meanwhile.
-            (Err(_), Ok(None)) => return Ok(0),
+            (Err(_), _) if ends(&dir) => return Ok(0),
             (Err(error), _) => return Err(error),
+        }
+    }
+}
+
+/// Whether the container has ended or been deleted, or is at it: its monitor answers no more, and delivers the last output.
+fn ends(dir: &Dir) -> bool {
+    let begin = Instant::now();
+    loop {
+        match dir.load() {
+            Ok(None) => return true,
+            Ok(Some(state)) if state.status() == Status::Stopped => return true,
+            _ if begin.elapsed() > PATIENCE => return false,
+            _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }
 }
