@@ -61,8 +61,12 @@ def bundle(name, rootfs, network, args):
     return directory
 
 
-def command(runtime, directory, name):
-    return [WORK / "bin" / runtime, "--root", WORK / f"{runtime}.state", "run", "--bundle", directory, name]
+def command(runtime, *verb):
+    return [WORK / "bin" / runtime, "--root", WORK / f"{runtime}.state", *verb]
+
+
+def run(runtime, directory, name):
+    return command(runtime, "run", "--bundle", directory, name)
 
 
 def servers(rootfs):
@@ -71,7 +75,7 @@ def servers(rootfs):
     for runtime in ("runvm", "runc"):
         namespace(runtime, ADDRESSES[runtime])
         directory = bundle(f"{runtime}.serve", rootfs, runtime, ["/network", "serve", PORT])
-        started.append(subprocess.Popen(command(runtime, directory, "serve"), stdin=subprocess.DEVNULL))
+        started.append(subprocess.Popen(run(runtime, directory, f"serve-{runtime}"), stdin=subprocess.DEVNULL))
     sh("ip tuntap add bench-tap mode tap vnet_hdr; ip link set bench-tap master bench0 up")
     started.append(subprocess.Popen([
         "qemu-system-x86_64", "-global", "virtio-mmio.force-legacy=false",
@@ -142,13 +146,15 @@ def main():
         own, runc, qemu = (statistics.median(found[name][phase]) for name in ADDRESSES)
         per = [exits(phase, ADDRESSES[name], count) / count for name in ("runvm", "QEMU microvm + tap")]
         lines.append(f"| {phase}: {meaning} | {own:.0f} | {runc:.0f} | {qemu:.0f} | {own / runc:.2f} | {own / qemu:.2f} | {per[0]:.1f} | {per[1]:.1f} |")
+    # The first process of a container does not hear SIGTERM.
+    for runtime in ("runvm", "runc"):
+        subprocess.run(command(runtime, "delete", "--force", f"serve-{runtime}"), check=True)
     for process in started:
         process.terminate()
-    for process in started:
         process.wait()
     for name, address in (("card", "10.7.0.5"), ("none", None)):
         namespace(name, address)
-    timed = [Peer(f"{runtime}, {what}", command(runtime, bundle(f"{runtime}.{name}", rootfs, name, ["true"]), "start"))
+    timed = [Peer(f"{runtime}, {what}", run(runtime, bundle(f"{runtime}.{name}", rootfs, name, ["true"]), "start"))
              for runtime in ("runvm", "crun") for name, what in (("none", "no link"), ("card", "one link"))]
     rounds = peers.rounds(timed)
     lines += ["", *peers.table("Start with a network card", timed, rounds)[2:]]

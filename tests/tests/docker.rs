@@ -50,7 +50,7 @@ fn a_quarter_gibibyte_in_and_out() {
     let bytes: Vec<u8> = (0..32_u64 << 20).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
     std::fs::write(&input, &bytes).unwrap();
     let output = memory_file();
-    let mut command = docker.container(&["--rm", "--interactive"], &["cat"]);
+    let mut command = docker.container(&["--rm", "--interactive", "--log-driver=none"], &["cat"]);
     command.stdin(File::open(&input).unwrap()).stdout(output.try_clone().unwrap());
     let mut child = command.spawn().unwrap();
     assert!(process::wait_end(child.id() as i32, Duration::from_secs(400)), "it does not end");
