@@ -5,7 +5,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, bail};
-use rustix::fs::{FileType, Mode, OFlags, major, minor};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, major, minor};
 use rustix::io::Errno;
 
 use crate::log;
@@ -14,7 +14,7 @@ use crate::plan::DiskPlan;
 /// `_IO(0x12, 94)`; libc does not have it.
 const BLKROGET: u32 = 0x125e;
 
-/// An open block device.
+/// An open block device or image.
 pub struct Disk {
     /// Its descriptor.
     pub file: OwnedFd,
@@ -27,7 +27,7 @@ pub struct Disk {
 /// # Errors
 /// One that cannot be opened, or is another one by now.
 pub fn open(plans: &[DiskPlan]) -> anyhow::Result<Vec<Disk>> {
-    let open = |plan: &DiskPlan| open_one(plan).with_context(|| format!("linux.devices: block device {plan}"));
+    let open = |plan: &DiskPlan| open_one(plan).with_context(|| plan.to_string());
     plans.iter().map(open).collect()
 }
 
@@ -40,14 +40,27 @@ fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
     };
     let found = rustix::fs::fstat(&file)?;
     let number = (major(found.st_rdev), minor(found.st_rdev));
-    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice || number != (plan.major, plan.minor) {
-        bail!("it is another file by now");
-    }
-    let read_only = read_only || is_read_only(&file)?;
+    let read_only = match (FileType::from_raw_mode(found.st_mode), plan.device) {
+        (FileType::BlockDevice, Some(device)) if device == number => read_only || is_read_only(&file)?,
+        (FileType::RegularFile, None) => lock(&file, read_only).map(|()| read_only)?,
+        (_, Some(_)) => bail!("it is another file by now"),
+        (_, None) => bail!("it is no regular file: give a block device with --device"),
+    };
     if read_only && !plan.read_only {
-        log::debug(&format!("block device {plan} can only be read"));
+        log::debug(&format!("{plan} can only be read"));
     }
     Ok(Disk { file, read_only })
+}
+
+/// Two kernels that write to one image destroy what is on it. The lock is held as long as somebody has the descriptor.
+fn lock(image: &OwnedFd, read_only: bool) -> anyhow::Result<()> {
+    let how = if read_only { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
+    match rustix::fs::flock(image, how) {
+        Err(Errno::WOULDBLOCK) => {
+            bail!("it is in use (somebody holds a lock of it): it can be shared if all only read")
+        }
+        locked => locked.context("lock it"),
+    }
 }
 
 /// Whether the kernel lets nobody write to the device, as it does only when somebody tries.

@@ -1,6 +1,6 @@
 //! Which devices a container may use: the rules of `linux.resources.devices`, and disks of the host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -354,4 +354,66 @@ fn vm_a_vm_has_only_so_many_disks() {
     let names: String = (0..11).map(|number| format!("disk {number}\n")).collect();
     assert_eq!(container.sh(&script).run().success().stdout, names);
     let _ = run(Command::new("modprobe").args(["--remove", "brd"]));
+}
+
+/// A container with this image as the disk /dev/data.
+fn with_image<'a>(scene: &'a Scene, image: &Path, options: &[&str]) -> Container<'a> {
+    let mut container = container(scene, json!([all(false)]));
+    container.mount("bind", image, "/dev/data", options).set("/annotations", json!({"io.runvm.disks": "/dev/data"}));
+    let capabilities = json!(["CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"]);
+    let sets = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    container.set("/process/capabilities", sets);
+    container
+}
+
+fn image(scene: &Scene) -> PathBuf {
+    let image = scene.dir().join("image.raw");
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&image)).success();
+    image
+}
+
+#[test]
+fn vm_a_raw_image_becomes_a_disk() {
+    let scene = Scene::new();
+    let image = image(&scene);
+    let script = "stat -c '%F %a %u:%g' /dev/data; blockdev --getsize64 /dev/data
+        mkdir -p /mnt && mount -t ext4 /dev/data /mnt && echo from inside >/mnt/file && umount /mnt
+        dd if=/dev/urandom of=/dev/data bs=1M seek=60 count=4 conv=fsync status=none
+        blkdiscard -o 62914560 -l 2097152 /dev/data";
+    let outcome = with_image(&scene, &image, &["bind"]).sh(script).run().success();
+    assert_eq!(outcome.stdout, "block special file 660 0:0\n67108864\n");
+    let host = format!(
+        "debugfs -R 'cat file' {0} 2>/dev/null; dd if={0} bs=1M skip=60 count=2 status=none | tr -d '\\0' | wc -c",
+        image.display()
+    );
+    assert_eq!(run(Command::new("sh").args(["-c", &host])).success().stdout, "from inside\n0\n");
+}
+
+#[test]
+fn vm_a_raw_image_is_written_by_one_or_read_by_many() {
+    let scene = Scene::new();
+    let image = image(&scene);
+    let mut reader = with_image(&scene, &image, &["bind", "ro"]);
+    let up = reader.idle();
+    let script = "blockdev --getro /dev/data; (echo x >/dev/data) 2>/dev/null || echo refused";
+    assert_eq!(with_image(&scene, &image, &["bind", "ro"]).sh(script).run().success().stdout, "1\nrefused\n");
+    let name = image.display().to_string();
+    scene.refused(&with_image(&scene, &image, &["bind"]).try_create(), &["io.runvm.disks", &name, "in use"]);
+    reader.end(&up);
+    with_image(&scene, &image, &["bind"]).sh("echo x >/dev/data").run().success();
+}
+
+#[test]
+fn vm_what_is_no_raw_image_is_refused() {
+    let scene = Scene::new();
+    let annotated = |value: &str| {
+        let mut container = with_image(&scene, scene.dir(), &["bind"]);
+        container.set("/annotations", json!({"io.runvm.disks": value}));
+        container.try_create()
+    };
+    let folder = scene.dir().display().to_string();
+    scene.refused(&annotated("/dev/data"), &["mount /dev/data", &folder, "no regular file"]);
+    scene.refused(&annotated("/dev/other"), &["io.runvm.disks", "/dev/other", "no bind mount"]);
+    scene.refused(&annotated("data"), &["io.runvm.disks", "\"data\"", "absolute"]);
 }

@@ -1,8 +1,9 @@
 //! How a device interrupts its driver.
 
+use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
+use kvm_ioctls::VmFd;
 
 use crate::virtio::Error;
 use crate::virtio::mmio::{INTERRUPT_STATUS, NEEDS_RESET, STATUS};
@@ -13,28 +14,68 @@ pub const VRING: u32 = 1;
 /// Bit of `InterruptStatus`: the configuration or the device status changed.
 pub const CONFIG: u32 = 2;
 
-/// The interrupt line of one virtio-mmio device: an irqfd and the status register behind it.
+/// An interrupt line of the machine.
+pub trait Line: Send + Sync {
+    /// Interrupts once: an edge.
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn raise(&self) -> io::Result<()>;
+}
+
+/// A line of KVM's I/O APIC.
 ///
-/// The driver reads the register on each interrupt and writes `InterruptACK` then. Each interrupt means
-/// that a used ring was updated, so that bit is always set; hence nobody has to see the write, which
-/// the machine lets end in an event that nobody reads. A changed configuration stays visible too: the
-/// only one there is yet is `DEVICE_NEEDS_RESET`, and the reset clears it.
+/// Raised by two system calls of the device's own thread. An irqfd would be one, but KVM leaves what goes by the I/O
+/// APIC to a thread of the kernel's: two context switches more until the guest knows.
+pub struct KvmLine {
+    vm: Arc<VmFd>,
+    irq: u32,
+}
+
+impl KvmLine {
+    /// The line of this number.
+    pub fn new(vm: Arc<VmFd>, irq: u32) -> Self {
+        Self { vm, irq }
+    }
+}
+
+impl Line for KvmLine {
+    fn raise(&self) -> io::Result<()> {
+        self.vm.set_irq_line(self.irq, true)?;
+        Ok(self.vm.set_irq_line(self.irq, false)?)
+    }
+}
+
+/// What devices' tests look at.
+#[cfg(test)]
+impl Line for vmm_sys_util::eventfd::EventFd {
+    fn raise(&self) -> io::Result<()> {
+        self.write(1)
+    }
+}
+
+/// The interrupt of one virtio-mmio device: a line and the status register behind it.
+///
+/// The driver reads the register on each interrupt. Each means that a used ring was updated, so that bit is always set;
+/// hence nobody has to see it acknowledged: our kernel doesn't (patch 0015), and what others write to `InterruptACK`
+/// ends in an event that nobody reads. A changed configuration stays visible too: the only one there is yet is
+/// `DEVICE_NEEDS_RESET`, and the reset clears it.
 #[derive(Clone)]
 pub struct Interrupt {
     registers: Window,
-    irqfd: Arc<EventFd>,
+    line: Arc<dyn Line>,
 }
 
 impl Interrupt {
-    /// An interrupt that raises `irqfd` (registered with KVM by the machine) and shows in `registers`.
-    pub fn new(irqfd: Arc<EventFd>, registers: Window) -> Self {
+    /// An interrupt that raises this line and shows in `registers`.
+    pub fn new(line: Arc<dyn Line>, registers: Window) -> Self {
         registers.store(INTERRUPT_STATUS, VRING);
-        Self { registers, irqfd }
+        Self { registers, line }
     }
 
     /// Tells the driver that a used ring was updated.
     pub fn queue(&self) -> Result<(), Error> {
-        self.irqfd.write(1).map_err(|error| Error::Host("raise an interrupt", error))
+        self.line.raise().map_err(|error| Error::Host("raise an interrupt", error))
     }
 
     /// Has the device status show `DEVICE_NEEDS_RESET` from now on, and tells the driver.

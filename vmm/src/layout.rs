@@ -63,6 +63,10 @@ pub const VIRTIO_IRQ: u32 = 5;
 pub const IRQS: u32 = 24;
 /// Most virtio-mmio devices: one input of the I/O APIC each.
 pub const VIRTIO_MAX: usize = (IRQS - VIRTIO_IRQ) as usize;
+/// First port that notifies queues of a virtio-mmio device.
+pub const NOTIFY_PORT: u64 = 0x6000;
+/// Bytes of each.
+pub const NOTIFY_PORT_SIZE: u64 = 4;
 /// Serial port and its interrupt.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Ports of the serial device.
@@ -93,6 +97,11 @@ pub fn low_memory_end(bytes: u64) -> u64 {
 /// Address and interrupt of the virtio-mmio device in this slot.
 pub fn virtio_slot(slot: usize) -> (u64, u32) {
     (VIRTIO + slot as u64 * VIRTIO_SIZE, VIRTIO_IRQ + slot as u32)
+}
+
+/// The port to which a driver that knows it writes the number of a queue, 32 bits, for `QueueNotify` of that device.
+pub fn notify_port(slot: usize) -> u64 {
+    NOTIFY_PORT + slot as u64 * NOTIFY_PORT_SIZE
 }
 
 /// What Linux is told of that device: a value of its parameter `virtio_mmio.device`.

@@ -31,7 +31,7 @@ pub struct Machine {
 /// What a machine consists of besides its vCPUs.
 struct Body {
     kvm: Kvm,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     memory_mib: u32,
     devices: Vec<Slot>,
@@ -85,8 +85,8 @@ impl Machine {
         let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
         timeline.mark("vCPUs");
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
-        let builder = SlotBuilder { memory: &memory, on_fault: &on_fault };
-        let (devices, late) = builder.build(&vm, (devices, late), windows)?;
+        let builder = SlotBuilder { vm: &vm, memory: &memory, on_fault: &on_fault };
+        let (devices, late) = builder.build((devices, late), windows)?;
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
         let memory_mib = spec.memory_mib;
@@ -251,13 +251,13 @@ pub fn open_kvm() -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn make_vm(spec: &MachineSpec) -> Result<(Kvm, VmFd), Error> {
+fn make_vm(spec: &MachineSpec) -> Result<(Kvm, Arc<VmFd>), Error> {
     let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
     // SAFETY: the copy is given away, and KVM's by the meaning of the field; if it is not, its calls fail.
     let kvm_fd = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
     loop {
         match kvm_fd.create_vm() {
-            Ok(vm) => return Ok((kvm_fd, vm)),
+            Ok(vm) => return Ok((kvm_fd, Arc::new(vm))),
             // Waiting for a lock of KVM's own can be interrupted.
             Err(error) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(kvm("make a VM")(error)),

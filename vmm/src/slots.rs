@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  build ──▶ Transport   the guest's writes find it from the start
-//!       └──▶ Wires ──connect──▶ irqfd, ioeventfds: at once or, for a late device, when it is attached
+//!       └──▶ Wires ──connect──▶ ioeventfds: at once or, for a late device, when it is attached
 //! ```
 //!
-//! Before that, a guest that finds a late device by itself has one that works but never interrupts it.
+//! Before that, a late device works too for a guest that finds it by itself, and is slow.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,10 +14,10 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, kvm};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, KvmLine};
 use crate::layout;
 use crate::virtio::Device;
-use crate::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport};
+use crate::virtio::mmio::{INTERRUPT_ACK, NOTIFY_PORT, QUEUE_NOTIFY, Transport};
 use crate::virtio::registers::Window;
 use crate::virtio::worker::{OnFault, Wiring};
 
@@ -29,6 +29,8 @@ pub type Slot = Arc<Mutex<Transport>>;
 
 /// What slots have in common.
 pub struct SlotBuilder<'a> {
+    /// The machine.
+    pub vm: &'a Arc<VmFd>,
     /// The guest's memory.
     pub memory: &'a GuestMemoryMmap,
     /// Where faults are reported, once somebody has said so.
@@ -38,7 +40,7 @@ pub struct SlotBuilder<'a> {
 /// A device's events, of which KVM does not know yet.
 pub struct Wires {
     slot: usize,
-    irqfd: Arc<EventFd>,
+    registers: Window,
     notified: Vec<Arc<EventFd>>,
 }
 
@@ -53,7 +55,6 @@ impl SlotBuilder<'_> {
     /// Slots for these devices and those late ones, in order; the late ones once more, to be attached.
     pub fn build(
         &self,
-        vm: &VmFd,
         (devices, late): (Devices, Devices),
         windows: Vec<Window>,
     ) -> Result<(Vec<Slot>, Vec<Late>), Error> {
@@ -63,7 +64,7 @@ impl SlotBuilder<'_> {
             let (built, wires) = self.build_slot(slot, device, window)?;
             slots.push(built);
             if slot < early {
-                wires.connect(vm)?;
+                wires.connect(self.vm)?;
             } else {
                 unattached.push(Late::new(slot, wires));
             }
@@ -73,33 +74,34 @@ impl SlotBuilder<'_> {
 
     /// A device in this slot, and its events.
     fn build_slot(&self, slot: usize, device: Box<dyn Device>, window: Window) -> Result<(Slot, Wires), Error> {
-        let irqfd = Arc::new(event()?);
+        let (_, irq) = layout::virtio_slot(slot);
         let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let on_fault = self.on_fault.clone();
         let wiring = Wiring {
             name: device_name(device.id()),
             memory: self.memory.clone(),
             notified: notified.clone(),
-            interrupt: Interrupt::new(irqfd.clone(), window),
+            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window.clone()),
             on_fault: Arc::new(move |text| match on_fault.get() {
                 Some(report) => report(text),
                 None => eprintln!("{text}"),
             }),
         };
-        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), Wires { slot, irqfd, notified }))
+        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), Wires { slot, registers: window, notified }))
     }
 }
 
 impl Wires {
-    /// Has KVM raise the interrupt and notify the queues.
+    /// Has KVM notify the queues.
     pub fn connect(&self, vm: &VmFd) -> Result<(), Error> {
-        let (address, irq) = layout::virtio_slot(self.slot);
+        let ((address, _), port) = (layout::virtio_slot(self.slot), layout::notify_port(self.slot));
         let refused = kvm("register an ioeventfd");
-        vm.register_irqfd(&self.irqfd, irq).map_err(kvm("register an irqfd"))?;
         for (queue, notified) in self.notified.iter().enumerate() {
             let at = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
             vm.register_ioevent(notified, &at, queue as u32).map_err(&refused)?;
+            vm.register_ioevent(notified, &IoEventAddress::Pio(port), queue as u32).map_err(&refused)?;
         }
+        self.registers.store(NOTIFY_PORT, port as u32);
         // A write of any value ends in the kernel; KVM keeps the event.
         vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch).map_err(refused)
     }

@@ -7,6 +7,8 @@ use oci_spec::runtime::Spec;
 
 /// What the guest may keep of its files.
 pub const CACHE: &str = "io.runvm.cache";
+/// Mounts of raw images that become disks.
+pub const DISKS: &str = "io.runvm.disks";
 /// Another kernel than the usual one, by its name.
 pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
@@ -21,7 +23,7 @@ pub const VCPUS: &str = "io.runvm.vcpus";
 /// What ours begin with.
 const PREFIX: &str = "io.runvm.";
 /// All there are.
-const KNOWN: [&str; 6] = [CACHE, KERNEL, MEMORY, SOCKETS, TIMELINE, VCPUS];
+const KNOWN: [&str; 7] = [CACHE, DISKS, KERNEL, MEMORY, SOCKETS, TIMELINE, VCPUS];
 
 /// Checks that those of ours are known.
 ///

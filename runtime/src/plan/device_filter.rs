@@ -62,14 +62,14 @@ pub struct Filter {
     /// As the kernel takes it; empty where none is needed because everything is allowed.
     pub program: Vec<u8>,
     /// For each disk the number of the instruction that compares with its major number in the guest. The next one
-    /// compares with the minor number.
+    /// compares with the minor number. All are 0 where no program is needed.
     pub disks_at: Vec<u32>,
 }
 
 /// Compiles the rules; `disks` are major and minor number, on the host, of what is a disk of the guest's.
 pub fn compile(rules: &Rules, disks: &[(u32, u32)]) -> Filter {
     if rules.allow_everything() {
-        return Filter::default();
+        return Filter { program: Vec::new(), disks_at: vec![0; disks.len()] };
     }
     let blocks = rules.rules.iter().rev().flat_map(block);
     let (begin, translation) = (prologue(), translation(disks));

@@ -5,7 +5,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use protocol::{CreateContainerRequest, Device};
 
 use super::device_rules::Rules;
-use super::disks::{DiskPlan, Disks};
+use super::disks::{DiskPlan, Disks, Image};
 use super::sandbox::Sandbox;
 use super::{device_filter, text};
 use crate::facts::Facts;
@@ -37,6 +37,7 @@ pub fn pseudo(major: u32, minor: u32) -> Option<&'static str> {
 pub fn plan(
     spec: &Spec,
     (facts, sandbox): (&Facts, Option<&Sandbox>),
+    images: Vec<Image>,
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<DiskPlan>> {
@@ -59,20 +60,22 @@ pub fn plan(
             _ => bail!("{} of the host does not exist in a VM: run without --device {path}", name(device)),
         }
     }
-    let disks = disks.plans;
+    for image in images {
+        request.devices.push(disks.image(image)?);
+    }
     filter(&rules, &disks, request);
-    Ok(disks)
+    Ok(disks.plans)
 }
 
-fn filter(rules: &Rules, disks: &[DiskPlan], request: &mut CreateContainerRequest) {
-    let numbers: Vec<_> = disks.iter().map(|disk| (disk.major, disk.minor)).collect();
-    let filter = device_filter::compile(rules, &numbers);
+fn filter(rules: &Rules, disks: &Disks<'_>, request: &mut CreateContainerRequest) {
+    let all = Rules { rules: rules.rules.iter().copied().chain(disks.rules()).collect(), ..*rules };
+    let filter = device_filter::compile(&all, &disks.numbers());
     let message = |(disk, filter_at): (&DiskPlan, u32)| protocol::Disk {
         serial: disk.serial.clone(),
         filter_at,
         ..Default::default()
     };
-    request.disks = disks.iter().zip(filter.disks_at).map(message).collect();
+    request.disks = disks.plans.iter().zip(filter.disks_at).map(message).collect();
     request.device_filter = filter.program;
 }
 
@@ -117,7 +120,8 @@ mod tests {
     ) -> anyhow::Result<(CreateContainerRequest, Vec<DiskPlan>, Vec<String>)> {
         let json = format!(r#"{{"linux":{{"devices":[{device}],"resources":{{"devices":[{rules}]}}}}}}"#);
         let (mut request, mut notes) = (CreateContainerRequest::new(), Vec::new());
-        let disks = plan(&serde_json::from_str(&json).unwrap(), (facts, None), &mut request, &mut notes)?;
+        let spec = serde_json::from_str(&json).unwrap();
+        let disks = plan(&spec, (facts, None), Vec::new(), &mut request, &mut notes)?;
         Ok((request, disks, notes))
     }
 
@@ -149,11 +153,38 @@ mod tests {
         let made: Vec<_> = request.devices.iter().map(|made| (made.path.as_str(), made.disk.as_str())).collect();
         assert_eq!(made, [("/dev/a", "disk0"), ("/dev/b", "disk1"), ("/mnt/c", "disk0")]);
         assert_eq!((request.devices[0].mode, request.devices[0].uid, request.devices[0].gid), (0o660, 1, 2));
-        let opened: Vec<_> = disks.iter().map(|disk| (disk.to_string(), disk.read_only)).collect();
-        assert_eq!(opened, [("/dev/sd1 (8:1)".to_owned(), false), ("/dev/sd2 (8:2)".to_owned(), true)]);
+        let opened: Vec<_> = disks.iter().map(|disk| (disk.device.unwrap(), disk.read_only)).collect();
+        assert_eq!(opened, [((8, 1), false), ((8, 2), true)]);
+        assert_eq!(disks[0].to_string(), "linux.devices: block device /dev/sd1 (8:1)");
         let serials: Vec<_> = request.disks.iter().map(|disk| disk.serial.as_str()).collect();
         assert_eq!((serials, notes.len()), (vec!["disk0", "disk1"], 0));
         assert!(request.disks.iter().all(|disk| disk.filter_at > 0));
+    }
+
+    /// What becomes of so many images, with these rules.
+    fn images(count: usize, rules: &str) -> anyhow::Result<(CreateContainerRequest, Vec<DiskPlan>)> {
+        let json = format!(r#"{{"linux":{{"resources":{{"devices":[{rules}]}}}}}}"#);
+        let image = |n| Image { source: format!("/srv/{n}").into(), path: format!("/dev/{n}"), read_only: n == 1 };
+        let (mut request, spec) = (CreateContainerRequest::new(), serde_json::from_str(&json).unwrap());
+        let images = (0..count).map(image).collect();
+        let disks = plan(&spec, (&facts(&[]), None), images, &mut request, &mut Vec::new())?;
+        Ok((request, disks))
+    }
+
+    #[test]
+    fn images_become_disks() {
+        for (rules, filtered) in [(DENY, true), (r#"{"allow":true,"access":"rwm"}"#, false)] {
+            let (request, disks) = images(2, rules).unwrap();
+            let made: Vec<_> = request.devices.iter().map(|made| (made.path.as_str(), made.disk.as_str())).collect();
+            assert_eq!(made, [("/dev/0", "disk0"), ("/dev/1", "disk1")]);
+            let opened: Vec<_> = disks.iter().map(|disk| (disk.to_string(), disk.read_only)).collect();
+            let name = |n| format!("annotation io.runvm.disks: image /srv/{n}");
+            assert_eq!(opened, [(name(0), false), (name(1), true)]);
+            assert_eq!(request.disks.len(), 2);
+            assert!(request.disks.iter().all(|disk| (disk.filter_at > 0) == filtered));
+        }
+        let text = format!("{:#}", images(vmm::MAX_DEVICES, DENY).unwrap_err());
+        assert_eq!(text, "annotation io.runvm.disks: /dev/11: a VM has 11 disks at most: list fewer");
     }
 
     #[test]

@@ -147,9 +147,9 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.container_id = options.id.clone();
     container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
-    let (shares, sockets) = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
+    let (shares, sockets, images) = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
-    let disks = devices::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
+    let disks = devices::plan(spec, (facts, sandbox.as_ref()), images, &mut container, &mut notes)?;
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
     container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };

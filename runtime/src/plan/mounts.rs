@@ -12,6 +12,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protocol::CreateContainerRequest;
 
 use super::cache::{CachePlan, Caches};
+use super::disks::{Destinations, Image};
 use super::mount_options::{self, MountOptions};
 use super::sandbox::Sandbox;
 use super::{annotations, devices, id_mappings, text};
@@ -102,7 +103,8 @@ pub fn bind_source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
     mount.source().as_ref().filter(|source| !source.as_os_str().is_empty()).map(|source| bundle.join(source))
 }
 
-/// Fills in root file system, mounts, masked and read-only paths; returns the shares, and the sockets of the host.
+/// Fills in root file system, mounts, masked and read-only paths; returns the shares, the sockets of the host, and images
+/// that become disks.
 ///
 /// # Errors
 /// A source that is missing or cannot be in a VM, a kind of file system the guest does not have.
@@ -111,7 +113,7 @@ pub fn plan(
     (facts, sandbox): (&Facts, Option<&Sandbox>),
     request: &mut CreateContainerRequest,
     notes: &mut Vec<String>,
-) -> anyhow::Result<(Vec<SharePlan>, Vec<SocketPlan>)> {
+) -> anyhow::Result<(Vec<SharePlan>, Vec<SocketPlan>, Vec<Image>)> {
     let spec = &bundle.spec;
     let mut caches = Caches::of(spec)?;
     let mut rootfs = rootfs(bundle, facts)?;
@@ -121,14 +123,16 @@ pub fn plan(
     request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
     let sockets_allowed = annotations::sockets_allowed(spec)?;
-    let (shares, sockets) = (vec![rootfs], Vec::new());
-    let mut planner = Planner { bundle, facts, ipc_owner, sockets_allowed, shares, sockets, caches, notes };
+    let (shares, sockets, images, disks) = (vec![rootfs], Vec::new(), Vec::new(), Destinations::of(spec)?);
+    let mut planner =
+        Planner { bundle, facts, ipc_owner, sockets_allowed, shares, sockets, images, disks, caches, notes };
     for mount in spec.mounts().iter().flatten() {
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
-        request.mounts.push(planned);
+        request.mounts.extend(planned);
     }
     planner.caches.finish()?;
-    let planned = (planner.shares, planner.sockets);
+    planner.disks.finish()?;
+    let planned = (planner.shares, planner.sockets, planner.images);
     paths(spec, request, notes)?;
     Ok(planned)
 }
@@ -184,11 +188,15 @@ struct Planner<'a> {
     shares: Vec<SharePlan>,
     caches: Caches,
     sockets: Vec<SocketPlan>,
+    images: Vec<Image>,
+    /// Annotation `io.runvm.disks`, what of it was not met yet.
+    disks: Destinations,
     notes: &'a mut Vec<String>,
 }
 
-impl Planner<'_> {
-    fn mount(&mut self, mount: &Mount) -> anyhow::Result<protocol::Mount> {
+impl<'a> Planner<'a> {
+    /// What the guest mounts; nothing where it gets a disk.
+    fn mount(&mut self, mount: &Mount) -> anyhow::Result<Option<protocol::Mount>> {
         let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
         let ids = id_mappings::of_mount(mount, self.bundle.spec.linux().as_ref(), options.idmap)?;
         let destination = self.destination(mount)?;
@@ -196,8 +204,14 @@ impl Planner<'_> {
         if options.copy_up && (options.bind || kind != "tmpfs") {
             bail!("option tmpcopyup works with type tmpfs only");
         }
+        let is_bind = options.bind || kind == "bind";
+        if is_bind && self.disks.take(&destination) {
+            let image = self.image(mount, destination, options.read_only())?;
+            self.images.push(image);
+            return Ok(None);
+        }
         let planned = match kind {
-            _ if options.bind || kind == "bind" => self.bind(mount, &destination, &options, ids)?,
+            _ if is_bind => self.bind(mount, &destination, &options, ids)?,
             _ if ids.is_some() => {
                 bail!("only bind mounts can have their ids mapped: leave uidMappings and gidMappings out")
             }
@@ -209,7 +223,24 @@ impl Planner<'_> {
                  mount it on the host and give the container a bind mount"
             ),
         };
-        Ok(planned)
+        Ok(Some(planned))
+    }
+
+    fn image(&self, mount: &Mount, path: String, read_only: bool) -> anyhow::Result<Image> {
+        let fact = self.source(mount)?.1;
+        let source = fact.canonical.clone();
+        match &fact.kind {
+            SourceKind::File if fact.place == Place::Ordinary => Ok(Image { source, path, read_only }),
+            SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
+            _ => bail!("{} is no regular file, and so no image of a disk", source.display()),
+        }
+    }
+
+    /// The host path that a bind mount has, and what is there.
+    fn source(&self, mount: &Mount) -> anyhow::Result<(PathBuf, &'a SourceFact)> {
+        let path = bind_source(mount, &self.bundle.dir).context("a bind mount must have a source")?;
+        let fact = self.facts.sources.get(&path).with_context(|| format!("{} was not looked at", path.display()))?;
+        Ok((path, fact))
     }
 
     fn destination(&mut self, mount: &Mount) -> anyhow::Result<String> {
@@ -230,9 +261,7 @@ impl Planner<'_> {
         options: &MountOptions,
         ids: Option<[String; 2]>,
     ) -> anyhow::Result<protocol::Mount> {
-        let path = bind_source(mount, &self.bundle.dir).context("a bind mount must have a source")?;
-        let facts = self.facts;
-        let fact = facts.sources.get(&path).with_context(|| format!("{} was not looked at", path.display()))?;
+        let (path, fact) = self.source(mount)?;
         if !options.data.is_empty() {
             let data = options.data.join(",");
             self.notes.push(format!("mount {destination}: {data}: no effect on a bind mount"));

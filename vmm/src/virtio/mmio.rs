@@ -25,7 +25,7 @@ pub use state::{DeviceState, Registers, STATE_VERSION, SavedQueue};
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
-/// "rvm", little endian: the vendor id says which monitor this is; drivers don't look.
+/// "rvm", little endian: the vendor id says which monitor this is; the driver of our kernel looks (patch 0015).
 const VENDOR: u32 = 0x006d_7672;
 /// Where the configuration space starts.
 const CONFIG: u64 = 0x100;
@@ -79,6 +79,8 @@ pub const NEEDS_RESET: u32 = 64;
 pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 /// The `InterruptACK` register, whose writes nobody has to see.
 pub const INTERRUPT_ACK: u64 = register::INTERRUPT_ACK;
+/// A register of our own among those that the specification leaves free: the port that is notified instead, or 0.
+pub const NOTIFY_PORT: u64 = 0x0d0;
 /// The `InterruptStatus` register.
 pub const INTERRUPT_STATUS: u64 = register::INTERRUPT_STATUS;
 /// The `Status` register.
