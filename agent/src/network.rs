@@ -3,7 +3,7 @@
 //! ```text
 //!  guest's own namespace            the container's
 //!  eth0, eth1, … as they come ────▶ name and index as on the host, then addresses and routes
-//!  card0, card1, … once used  ◀────
+//!  card0, card1, … once used  ◀──── also when it ends: they are for all containers
 //! ```
 //!
 //! The guest decides nothing here: the host sends what it found in the namespace that the engine set up.
@@ -17,40 +17,145 @@ use protocol::{Card, KeyValue, SetNetworkRequest};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// virtio-mmio devices that the kernel was told of by number.
 const DEVICES: &str = "/sys/devices/virtio-mmio-cmdline";
 /// Where it is told of more.
 const PLUG: &str = "/sys/module/virtio_mmio/parameters/device";
 
+/// How long a card may take to come back that a container has moved on, to a namespace that ends with it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What containers have of the cards, by their ids.
+#[derive(Default)]
+pub struct Networks(Mutex<HashMap<String, Network>>);
+
+/// A container's network that the host has filled.
+struct Network {
+    /// A socket in it, good also when nobody lives there any more.
+    netlink: Netlink,
+    /// Its interfaces that are cards: index and number of the device.
+    cards: BTreeMap<u32, u32>,
+}
+
 /// Does what is asked for. What the kernel refuses does not keep the rest from being done; the first of it is the error.
-pub fn set(containers: &Containers, request: &SetNetworkRequest) -> Result<()> {
+pub fn set(containers: &Containers, networks: &Networks, request: &SetNetworkRequest) -> Result<()> {
     let id = &request.container_id;
     let (init, shape) = (containers.living(id)?, containers.shape(id)?);
     if !shape.namespaces.makes(libc::CLONE_NEWNET) {
         return Err(Error::precondition(format!("container {id} has no network namespace of its own")));
     }
-    let own = Netlink::open().context(|| "open netlink socket")?;
     let stay = [(&init.pidfd, libc::CLONE_NEWNET as u64)];
-    let theirs = visit::during(&stay, Netlink::open)?.and_then(|opened| opened);
-    let theirs = theirs.context(|| "open netlink socket in the container's network")?;
-    take_back(&theirs, &request.unplugged)?;
+    let mut table = networks.lock();
+    let network = match table.entry(id.clone()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(Network::of(&stay)?),
+    };
+    network.take_back(&request.unplugged)?;
     let there = open_namespace(&format!("/proc/{}/ns/net", init.pid))?;
-    let plugged = all(&request.plugged, |card| hand_over(&own, card, &there));
-    let sysctls = [&request.sysctls[..], &shape.late_sysctls].concat();
+    let (plugged, come) = network.hand_over(&request.plugged, &there)?;
+    let has_come = |sysctl: &&KeyValue| interface_of(&sysctl.key).is_some_and(|name| come.contains(&name));
+    let late = shape.late_sysctls.iter().filter(has_come);
+    let sysctls: Vec<&KeyValue> = request.sysctls.iter().chain(late).collect();
     let written = match sysctls.is_empty() {
         true => Ok(()),
-        false => visit::during(&stay, || all(&sysctls, write_sysctl))?.context(|| "enter the container's network")?,
+        false => visit::during(&stay, || all(&sysctls, |sysctl| write_sysctl(sysctl)))?
+            .context(|| "enter the container's network")?,
     };
-    let executed = all(&request.messages, |message| execute(&theirs, message));
+    let executed = all(&request.messages, |message| execute(&network.netlink, message));
     let resolver = serve_resolver(containers, request, &stay);
     plugged.and(written).and(executed).and(resolver)
 }
 
+impl Networks {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Network>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back what cards a container has whose processes are gone.
+    pub async fn leave(&self, id: &str) {
+        let Some(mut network) = self.lock().remove(id) else { return };
+        let (indexes, devices): (Vec<u32>, Vec<u32>) = network.cards.clone().into_iter().unzip();
+        if let Err(error) = network.take_back(&indexes) {
+            crate::log::error(&error.message);
+        }
+        drop(network);
+        let come_back = async {
+            while !devices.iter().all(|device| matches!(interface(&place(*device)), Ok(Some(_)))) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, come_back).await.is_err() {
+            crate::log::error(&format!("network cards that container {id} had did not come back"));
+        }
+    }
+}
+
+impl Network {
+    fn of(stay: &[visit::Stay<'_>]) -> Result<Self> {
+        let opened = visit::during(stay, Netlink::open)?.and_then(|opened| opened);
+        let netlink = opened.context(|| "open netlink socket in the container's network")?;
+        Ok(Self { netlink, cards: BTreeMap::new() })
+    }
+
+    /// Interfaces that the container has removed or renumbered itself are not missed.
+    fn take_back(&mut self, unplugged: &[u32]) -> Result<()> {
+        let home = open_namespace("/proc/self/ns/net")?;
+        for index in unplugged {
+            if self.cards.remove(index).is_none() {
+                continue;
+            }
+            // Out of the way of those that the kernel is yet to name; those of other containers have names already.
+            if let Err(error) = self.netlink.move_link(*index, home.as_fd(), ("card%d", 0)) {
+                crate::log::debug(|| error.message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes cards interfaces of the container's; also gives the names of those that were none before.
+    fn hand_over<'a>(&mut self, cards: &'a [Card], there: &OwnedFd) -> Result<(Result<()>, Vec<&'a str>)> {
+        let (own, mut come) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
+        let done = all(cards, |card| {
+            let Some(index) = self.at_home(card)? else { return Ok(()) };
+            own.move_link(index, there.as_fd(), (&card.name, card.index))?;
+            self.cards.insert(card.index, card.device);
+            come.push(card.name.as_str());
+            Ok(())
+        });
+        Ok((done, come))
+    }
+
+    /// Index of a card's interface in the guest's own namespace; none if it is where it is to go, or the container has
+    /// moved it from there.
+    fn at_home(&self, card: &Card) -> Result<Option<u32>> {
+        let device = place(card.device);
+        if !device.exists() {
+            sys::write_file(PLUG, &card.plug).context(|| format!("tell the guest's kernel of device {}", card.plug))?;
+        }
+        match interface(&device)? {
+            None if self.cards.get(&card.index) != Some(&card.device) => Err(Error::precondition(format!(
+                "the network card for interface {} is still where another container has moved it",
+                card.name
+            ))),
+            index => Ok(index),
+        }
+    }
+}
+
+/// The directory of a device.
+fn place(device: u32) -> PathBuf {
+    Path::new(DEVICES).join(format!("virtio-mmio.{device}"))
+}
+
 /// Tries each; the first failure.
-fn all<T>(these: &[T], act: impl Fn(&T) -> Result<()>) -> Result<()> {
+fn all<'a, T>(these: &'a [T], act: impl FnMut(&'a T) -> Result<()>) -> Result<()> {
     these.iter().map(act).fold(Ok(()), Result::and)
 }
 
@@ -67,10 +172,15 @@ fn serve_resolver(containers: &Containers, request: &SetNetworkRequest, stay: &[
 
 /// Whether a sysctl is one interface's: it may come later than the container.
 pub fn is_of_interface(path: &str) -> bool {
-    let parts: Vec<&str> = path.split('/').collect();
-    match parts.as_slice() {
-        ["net", "ipv4" | "ipv6", "conf" | "neigh", interface, ..] => !["all", "default", "lo"].contains(interface),
-        _ => false,
+    interface_of(path).is_some()
+}
+
+fn interface_of(path: &str) -> Option<&str> {
+    match path.split('/').collect::<Vec<_>>().as_slice() {
+        ["net", "ipv4" | "ipv6", "conf" | "neigh", interface, ..] => {
+            (!["all", "default", "lo"].contains(interface)).then_some(*interface)
+        }
+        _ => None,
     }
 }
 
@@ -99,30 +209,6 @@ pub fn check_sysctls(containers: &Containers, id: &str) -> Result<()> {
 
 fn open_namespace(path: &str) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| format!("open {path}"))
-}
-
-/// Interfaces that the container has removed or renumbered itself are not missed.
-fn take_back(theirs: &Netlink, unplugged: &[u32]) -> Result<()> {
-    let home = open_namespace("/proc/self/ns/net")?;
-    for index in unplugged {
-        // Out of the way of those that the kernel is yet to name.
-        if let Err(error) = theirs.move_link(*index, home.as_fd(), (&format!("card{index}"), 0)) {
-            crate::log::debug(|| error.message);
-        }
-    }
-    Ok(())
-}
-
-fn hand_over(own: &Netlink, card: &Card, there: &OwnedFd) -> Result<()> {
-    let device = Path::new(DEVICES).join(format!("virtio-mmio.{}", card.device));
-    if !device.exists() {
-        sys::write_file(PLUG, &card.plug).context(|| format!("tell the guest's kernel of device {}", card.plug))?;
-    }
-    match interface(&device)? {
-        Some(index) => own.move_link(index, there.as_fd(), (&card.name, card.index)),
-        // Where it was to go already, or where the container has moved it.
-        None => Ok(()),
-    }
 }
 
 /// Index of the interface that the kernel has made of a virtio-mmio device, if it is in the guest's own namespace.

@@ -2,6 +2,7 @@
 
 use crate::container::{Containers, Process};
 use crate::error::{Error, Result};
+use crate::network::Networks;
 use crate::rootfs::Places;
 use crate::streams::Streams;
 use crate::{create, exec, machine, network, processes};
@@ -19,6 +20,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Service {
     /// Shared with the reaper.
     pub containers: Arc<Containers>,
+    /// Who has which of the guest's network cards.
+    pub networks: Networks,
     /// Shared with the one who accepts them.
     pub streams: Arc<Streams>,
 }
@@ -26,7 +29,7 @@ pub struct Service {
 impl Service {
     /// Nothing there yet.
     pub fn new(places: Places) -> Self {
-        Self { containers: Arc::new(Containers::new(places)), streams: Arc::default() }
+        Self { containers: Arc::new(Containers::new(places)), networks: Networks::default(), streams: Arc::default() }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
@@ -44,6 +47,7 @@ impl Service {
         // What can't be killed must not keep the others waiting. Nothing has to be written back: what a process writes
         // is on the host, what it has mapped is when it unmaps it.
         let _ = tokio::time::timeout(KILL_PATIENCE, gone(killed)).await;
+        self.networks.leave(id).await;
         match self.containers.remove(id) {
             Some(shape) => shape.cgroup.remove().await,
             None => Ok(()),
@@ -144,7 +148,7 @@ impl Agent for Service {
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {
-        network::set(&self.containers, &request)?;
+        network::set(&self.containers, &self.networks, &request)?;
         Ok(Empty::new())
     }
 

@@ -73,12 +73,14 @@ pub enum Request {
     },
 }
 
-/// A container that joins a VM. With it come its listening control socket, a descriptor for each share and each socket
-/// of the host, and its standard descriptors, as with [`Request::Exec`].
+/// A container that joins a VM. With it come its listening control socket, its network namespace if it has one of its
+/// own, a descriptor for each share and each socket of the host, and its standard descriptors, as with [`Request::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Join {
     /// `protocol::CreateContainerRequest`, encoded.
     pub container: Vec<u8>,
+    /// Whether it has a network namespace of its own.
+    pub network: bool,
     /// Names of the shares, whether each is read-only, and what the guest may keep of it.
     pub shares: Vec<(String, bool, CachePlan)>,
     /// How many sockets of the host it may connect to.

@@ -263,7 +263,6 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         vcpus: plan.machine.vcpus,
         sandbox: plan.sandbox.clone(),
         network: network_to_clean(plan),
-        shares_network: plan.container.namespaces.iter().any(is_shared_network),
         shared: false,
         hooks: plan.hooks.clone(),
     }
@@ -275,8 +274,8 @@ fn is_shared_network(namespace: &protocol::Namespace) -> bool {
 
 /// A namespace that outlives the container, and is not another container's.
 fn network_to_clean(plan: &Plan) -> Option<PathBuf> {
-    match (&plan.network, &plan.sandbox) {
-        (NetworkPlan::Path(path), None) => Some(path.clone()),
+    match (&plan.network, plan.container.namespaces.iter().any(is_shared_network)) {
+        (NetworkPlan::Path(path), false) => Some(path.clone()),
         _ => None,
     }
 }

@@ -90,9 +90,6 @@ pub struct State {
     /// A network namespace that was there before it and stays.
     #[serde(default)]
     pub network: Option<PathBuf>,
-    /// Whether its network namespace is that of another container in the same VM.
-    #[serde(default)]
-    pub shares_network: bool,
     /// Whether others came into its VM.
     #[serde(default)]
     pub shared: bool,

@@ -313,18 +313,101 @@ fn vm_the_network_of_a_process_of_the_host_is_refused() {
     scene.refused(&outcome, &[&path, "cannot share its network with a VM"]);
 }
 
+/// One that shares process numbers with another container, and with that its VM.
+fn member<'a>(scene: &'a Scene, namespace: &Netns, pid: i32) -> Container<'a> {
+    let mut container = in_namespace(scene, namespace);
+    container.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")})));
+    container
+}
+
 #[test]
-fn vm_who_shares_a_vm_has_no_links_of_its_own() {
+fn who_shares_a_vm_can_have_a_network_of_its_own() {
+    let scene = Scene::new();
+    let (one, other) = (Netns::new("runvm-test"), Netns::new("runvm-other"));
+    one.veth(77, ("rvt0", "eth0"));
+    other.veth(78, ("rvt1", "eth0"));
+    let before = other.traffic_control();
+    let _server = NameServer::new(Some(&other.path()), "127.0.0.11:53".parse().unwrap(), [10, 1, 2, 3]);
+    let resolv = scene.dir().join("resolv.conf");
+    fs::write(&resolv, "nameserver 127.0.0.11\noptions ndots:0\n").unwrap();
+    let mut first = in_namespace(&scene, &one);
+    let up = first.idle();
+    let addresses = "ip -o -4 addr | grep -v ': lo' | sed 's/.*inet //; s/ .*//'";
+    // More often than there are cards.
+    for round in 0..5 {
+        let mut second = member(&scene, &other, up.pid);
+        second.mount("bind", &resolv, "/etc/resolv.conf", &["bind"]);
+        let created = second.idle();
+        assert_eq!(second.exec_sh(addresses).stdout, "10.78.0.2/24\n");
+        second.exec_sh("ping -c 1 -W 5 10.78.0.1 && ping -c 1 -W 5 fd78::1").success();
+        assert!(second.exec_sh("nslookup db.test").success().stdout.contains("10.1.2.3"));
+        host("busybox ping -c 1 -W 5 10.78.0.2");
+        if round == 0 {
+            let ask = "printf '\\0\\031\\1\\2\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\2db\\4test\\0\\0\\1\\0\\1'";
+            let by_tcp = second.exec_sh(&format!("{ask} | nc 127.0.0.11 53 | od -An -tu1 | tr -s ' \\n' ' '"));
+            assert!(by_tcp.stdout.trim_end().ends_with("10 1 2 3"), "{by_tcp:?}");
+            other.veth(79, ("rvt2", "eth1"));
+            process::wait_until("the link to come", || second.exec_sh("ping -c 1 -W 2 10.79.0.1").code == 0);
+            host("ip link del rvt2");
+            process::wait_until("the link to go", || second.exec_sh(addresses).stdout == "10.78.0.2/24\n");
+        }
+        assert_eq!(first.exec_sh(addresses).stdout, "10.77.0.2/24\n");
+        second.end(&created);
+        assert_eq!(other.traffic_control(), before);
+    }
+    first.exec_sh("ping -c 1 -W 5 10.77.0.1").success();
+    first.end(&up);
+}
+
+#[test]
+fn links_come_to_one_that_shares_a_vm_before_its_start() {
     let scene = Scene::new();
     let mut first = scene.container();
     let up = first.idle();
     let mut second = scene.container();
+    second.set("/process/capabilities", all_capabilities());
     second.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", up.pid)})));
-    let created = second.sh("ls /sys/class/net").create();
+    let mut created = second.sh("ping -c 1 -W 5 10.77.0.1 >/dev/null && ls /sys/class/net; sleep 100000").create();
     veth("rvt0", (&format!("/proc/{}/ns/net", created.pid), "eth0"), 77);
-    scene.refused(&second.start(), &[&second.id, &first.id, "link eth0"]);
-    second.force_delete().success();
+    second.start().success();
+    created.stdout.expect("eth0\nlo\n");
+    assert_eq!(first.exec_sh("ls /sys/class/net").stdout, "lo\n");
+    second.end(&created);
+    process::wait_until("the link to go with its namespace", || !fs::exists("/sys/class/net/rvt0").unwrap());
     first.end(&up);
+}
+
+#[test]
+fn vm_the_cards_of_a_vm_are_for_all_its_containers() {
+    let scene = Scene::new();
+    let (one, other) = (Netns::new("runvm-test"), Netns::new("runvm-other"));
+    (0..3).for_each(|number| drop(one.ip(&format!("link add d{number} type dummy"))));
+    (0..2).for_each(|number| drop(other.ip(&format!("link add e{number} type dummy"))));
+    let before = other.traffic_control();
+    let mut first = in_namespace(&scene, &one);
+    let up = first.idle();
+    scene.refused(&member(&scene, &other, up.pid).try_create(), &["link e1", "2 links", "at most 4 cards for all"]);
+    assert_eq!(other.traffic_control(), before);
+    other.ip("link del e1");
+    let before = other.traffic_control();
+    // One that moves its link on takes nothing with it.
+    let mut second = member(&scene, &other, up.pid);
+    second.set("/process/capabilities/bounding", json!(["CAP_SYS_ADMIN", "CAP_NET_ADMIN"]));
+    for set in ["bounding", "effective", "permitted"] {
+        second.set(&format!("/process/capabilities/{set}"), json!(["CAP_SYS_ADMIN", "CAP_NET_ADMIN"]));
+    }
+    second.sh("unshare -n sleep 1000 & sleep 1; ip link set e0 netns $! && ls /sys/class/net");
+    assert_eq!(second.run().success().stdout, "lo\n");
+    assert_eq!(member(&scene, &other, up.pid).sh("ls /sys/class/net").run().success().stdout, "e0\nlo\n");
+    // Nor does a monitor that is killed.
+    let mut third = member(&scene, &other, up.pid);
+    let created = third.idle();
+    assert_ne!(other.traffic_control(), before);
+    process::signal(up.pid, rustix::process::Signal::KILL);
+    assert_eq!((process::wait_orphan(up.pid), process::wait_orphan(created.pid)), (137, 137));
+    third.force_delete().success();
+    first.force_delete().success();
+    assert_eq!(other.traffic_control(), before);
 }
 
 #[test]

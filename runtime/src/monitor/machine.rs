@@ -6,8 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -19,6 +19,7 @@ use super::motion::Motion;
 use super::server::Server;
 use super::vm::Vm;
 use crate::log;
+use crate::network::Files;
 
 /// How long a container may take to be gone after its end.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,8 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Machine {
     /// The machine itself.
     pub vm: Vm,
-    /// The host's /proc, for sockets of containers that join.
-    pub proc: OwnedFd,
+    /// The host's, for containers that join.
+    pub files: Arc<Files>,
     motion: Motion,
     /// Held by whoever pauses or resumes.
     turn: Mutex<()>,
@@ -48,10 +49,10 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with one container.
-    pub fn new(vm: Vm, proc: OwnedFd) -> Self {
+    pub fn new(vm: Vm, files: Arc<Files>) -> Self {
         Self {
             vm,
-            proc,
+            files,
             motion: Motion::new(),
             turn: Mutex::default(),
             still: Cell::new(false),

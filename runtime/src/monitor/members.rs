@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context;
 use protobuf::Message;
@@ -11,12 +12,14 @@ use vmm::virtio::fs::Share;
 
 use super::agent_client::Agent;
 use super::machine::{Machine, Membership};
+use super::network::Network;
 use super::server::Server;
 use super::sockets::Sockets;
 use super::stdio::Stdio;
 use super::wire::{arrange, send};
 use crate::control::{Join, Reply};
 use crate::log;
+use crate::network::Place;
 use crate::plan::CachePlan;
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
@@ -45,6 +48,7 @@ pub async fn join(
 struct Parts {
     request: CreateContainerRequest,
     control: UnixListener,
+    network: Option<OwnedFd>,
     shares: Vec<Share>,
     sockets: Vec<OwnedFd>,
     files: [Option<OwnedFd>; 3],
@@ -56,6 +60,7 @@ impl Parts {
         let mut next = || fds.next().context("fewer descriptors came with the container than it names");
         let control = std::os::unix::net::UnixListener::from(next()?);
         control.set_nonblocking(true)?;
+        let network = join.network.then(&mut next).transpose()?;
         let share = |(name, read_only, cache): (_, _, CachePlan)| {
             Ok(Share { name, root: next()?, read_only, cache: cache.into() })
         };
@@ -64,6 +69,7 @@ impl Parts {
         Ok(Self {
             request: CreateContainerRequest::parse_from_bytes(&join.container).context("decode the container")?,
             control: UnixListener::from_std(control)?,
+            network,
             shares,
             sockets,
             files: arrange(fds.collect(), join.streams)?,
@@ -86,17 +92,16 @@ async fn live(
     stream: &UnixStream,
     (parts, membership): (Parts, &Membership),
 ) -> anyhow::Result<Reply> {
-    let Parts { mut request, control, files, sockets, .. } = parts;
-    let sockets = Sockets::new(&machine.proc, sockets)?;
+    let Parts { mut request, control, network, files, sockets, .. } = parts;
+    let place = network.map(Place::of);
+    let sockets = Sockets::new(&machine.files, sockets, place.clone().unwrap_or_default());
+    let open = |place| Network::open(place, Arc::clone(&machine.files), true, sockets.resolver());
+    let network = place.map(open).transpose()?;
     let process = request.process.mut_or_insert_default();
     let stdio = Stdio::attach(machine.vm.vsock(), files, process.terminal)?;
     stdio.name_in(process);
-    if let Err(error) = machine.ask(agent.create(&request)).await {
-        // One that took too long may be there all the same.
-        let _ = machine.ask(agent.delete()).await;
-        return Err(error);
-    }
-    let server = Rc::new(Server::of_member(Rc::clone(machine), agent));
+    create(machine, &agent, &request, network.as_ref()).await?;
+    let server = Rc::new(Server::of_member(Rc::clone(machine), agent, network));
     membership.complete(Rc::clone(&server));
     if machine.is_closing() {
         server.end().await;
@@ -115,6 +120,31 @@ async fn live(
             }
         }
     }
+}
+
+/// Has the guest create it; what fails leaves nothing.
+async fn create(
+    machine: &Machine,
+    agent: &Agent,
+    request: &CreateContainerRequest,
+    network: Option<&Network>,
+) -> anyhow::Result<()> {
+    let created = machine.ask(async {
+        agent.create(request).await?;
+        match network {
+            Some(network) => network.update(&machine.vm, agent).await,
+            None => Ok(()),
+        }
+    });
+    let created = created.await;
+    if created.is_err() {
+        // One that took too long may be there all the same.
+        let _ = machine.ask(agent.delete()).await;
+        if let Some(network) = network {
+            network.end(&machine.vm).await;
+        }
+    }
+    created
 }
 
 /// The device answers when it has done what it is at: not for this thread to wait for.

@@ -13,6 +13,7 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod agent_client;
+mod cards;
 mod clock;
 mod confine;
 mod lifecycle;
@@ -32,6 +33,7 @@ mod wire;
 use std::io::{Read, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context;
 use protobuf::Message;
@@ -39,6 +41,7 @@ use tokio::net::UnixListener;
 
 use crate::control;
 use crate::handover::{Answer, Home, Setup, inherited};
+use crate::network::{Files, Place};
 use crate::{console, log};
 use agent_client::Agent;
 use confine::View;
@@ -160,8 +163,7 @@ struct Container {
     stdio: Stdio,
     terminal: Option<OwnedFd>,
     witness: Option<Witness>,
-    /// The host's /proc.
-    proc: OwnedFd,
+    files: Arc<Files>,
     sockets: Sockets,
     network: Network,
 }
@@ -181,10 +183,11 @@ async fn create(
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
     let witness = Witness::find(&setup.cgroups)?;
-    let proc = crate::sockets::open_proc()?;
-    let sockets = Sockets::new(&proc, sockets)?;
+    // Before this process leaves the host's.
+    let host = Arc::new(Files::open()?);
+    let sockets = Sockets::new(&host, sockets, Place::default());
     let stays = matches!(&setup.home, Home::Machine(machine) if machine.network_stays);
-    let network = Network::open(&proc, stays, sockets.resolver())?;
+    let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
@@ -193,7 +196,7 @@ async fn create(
     // While the guest boots.
     let mut view = View::new(&request, &copies)?;
     view.enter()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare());
+    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_cards()));
     let agent = agent?;
     prepared?;
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
@@ -207,7 +210,7 @@ async fn create(
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal, witness, proc, sockets, network })
+    Ok(Container { vm, agent, stdio, terminal, witness, files: host, sockets, network })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
@@ -223,8 +226,8 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
             return u8::MAX;
         }
     };
-    let Container { vm, agent, stdio, terminal, witness, proc, sockets, network } = container;
-    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, proc)), agent, witness, network));
+    let Container { vm, agent, stdio, terminal, witness, files, sockets, network } = container;
+    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, files)), agent, witness, network));
     server::follow_signals(&server, terminal);
     let code = server.run(listener, stdio, sockets).await;
     if print_timeline {

@@ -1,12 +1,12 @@
-//! The network of the container's namespace on the host is made the guest's: when the container is created, when it is
+//! The network of a container's namespace on the host is made the guest's: when the container is created, when it is
 //! started, and whenever it changes after that.
 //!
 //! ```text
 //!  the engine's link ── tc ── tap ── card of the VM ── interface of the same name, index and configuration
 //! ```
 //!
-//! The monitor lives in that namespace. What it does there may wait for the kernel's lock of all network
-//! configuration, so it is done on threads that may wait.
+//! The monitor lives in the namespace of the first container of its VM; those of others are entered by threads. What is
+//! done there may wait for the kernel's lock of all network configuration, so it is done on threads that may wait.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +19,12 @@ use protocol::{Card, KeyValue, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
 use super::agent_client::Agent;
+use super::cards::{Pool, Slot};
 use super::machine::Machine;
 use super::resolver::Announcement;
 use super::vm::Vm;
 use crate::log;
-use crate::network::{self, Changes, Link, Namespace, mirror};
+use crate::network::{Changes, Files, Link, Namespace, Place, mirror};
 use crate::plan::CARDS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
@@ -33,10 +34,11 @@ const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 10;
 
-/// The container's network.
+/// A container's network.
 pub struct Network {
+    place: Place,
     host: Arc<Mutex<Namespace>>,
-    /// Whether the namespace outlives the container.
+    /// Whether the namespace outlives the container, or the monitor does.
     stays: bool,
     changes: RefCell<Changes>,
     /// The same, to be waited for.
@@ -51,8 +53,8 @@ pub struct Network {
 /// What the guest was told last.
 #[derive(Default)]
 struct State {
-    /// What each card is connected to.
-    cards: [Option<Wired>; CARDS],
+    wired: Vec<Wired>,
+    leaving: Vec<Leaving>,
     resolver: bool,
     /// The container has ended.
     closed: bool,
@@ -61,41 +63,50 @@ struct State {
 /// A link that a card is connected to.
 struct Wired {
     link: Link,
+    slot: Slot,
     /// How the guest finds the card.
     card: Card,
     /// The guest has done all that it was told. Otherwise it is told from the beginning.
     done: bool,
 }
 
+/// An interface that the guest is yet to take from the container.
+struct Leaving {
+    index: u32,
+    /// Its card, unless that has another link already.
+    slot: Option<Slot>,
+}
+
 /// What is to be done.
 #[derive(Debug, Default)]
 struct Steps {
-    /// Cards whose links are gone.
-    gone: Vec<usize>,
-    /// Cards and what their links are now.
-    changed: Vec<(usize, Link)>,
-    /// Cards that are free, for links that are new.
-    new: Vec<(usize, Link)>,
+    /// Links that are gone.
+    gone: Vec<u32>,
+    /// What links are now.
+    changed: Vec<Link>,
+    /// Links that are new.
+    new: Vec<Link>,
 }
 
-/// The same with taps for what is new.
+/// The same with taps for what is new, and cards besides those that become free.
 struct Found {
-    gone: Vec<usize>,
-    changed: Vec<(usize, Link)>,
-    new: Vec<(usize, Link, OwnedFd)>,
+    gone: Vec<u32>,
+    changed: Vec<Link>,
+    new: Vec<(Link, OwnedFd)>,
+    slots: Vec<Slot>,
     resolver: bool,
 }
 
 impl Network {
-    /// That of the namespace that this process is in. Before it leaves the host's files.
-    pub fn open(proc: &OwnedFd, stays: bool, resolver: Rc<Announcement>) -> anyhow::Result<Self> {
-        let namespace =
-            Namespace::open(network::open_devices(), proc.try_clone().context("copy the descriptor of /proc")?, CARDS)?;
-        let changes = Changes::open().context("watch the network")?;
+    /// That of this namespace. Needs a running tokio runtime.
+    pub fn open(place: Place, files: Arc<Files>, stays: bool, resolver: Rc<Announcement>) -> anyhow::Result<Self> {
+        let there = move || Ok((Namespace::open(files)?, Changes::open().context("watch the network")?));
+        let (namespace, changes) = place.run(there)?;
         let change = changes.as_fd().try_clone_to_owned().context("watch the network")?;
         // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.
         let change = unsafe { AsyncFd::register(change) }.map_err(std::io::Error::from)?;
         Ok(Self {
+            place,
             host: Arc::new(Mutex::new(namespace)),
             stays,
             changes: RefCell::new(changes),
@@ -107,8 +118,8 @@ impl Network {
     }
 
     /// Connects what there is already with taps, while the guest boots.
-    pub async fn prepare(&self) -> anyhow::Result<()> {
-        let found = self.find([const { None }; CARDS]).await?;
+    pub async fn prepare(&self, cards: &Pool) -> anyhow::Result<()> {
+        let found = self.find(&State::default(), cards).await?;
         self.early.replace(Some(found));
         Ok(())
     }
@@ -120,20 +131,21 @@ impl Network {
             return Ok(());
         }
         let early = self.early.take();
-        let found = match early {
+        let mut found = match early {
             Some(found) => found,
-            None => self.find(state.links()).await?,
+            None => self.find(&state, vm.free_cards()).await?,
         };
         let begins = found.resolver && !state.resolver;
         if found.is_nothing() && !begins && state.all_done() {
             return Ok(());
         }
-        let mut request = SetNetworkRequest { resolver: found.resolver, ..Default::default() };
-        let plugged = self.plug(vm, &mut state, (found.gone, found.new), &mut request).await;
-        state.tell(found.changed, &mut request);
+        let (resolver, changed) = (found.resolver, std::mem::take(&mut found.changed));
+        let plugged = self.plug(vm, &mut state, found).await;
+        let request = state.tell(changed, resolver);
         agent.set_network(request).await?;
-        state.cards.iter_mut().flatten().for_each(|wired| wired.done = true);
-        state.resolver = found.resolver;
+        state.leaving.clear();
+        state.wired.iter_mut().for_each(|wired| wired.done = true);
+        state.resolver = resolver;
         if begins {
             self.resolver.announce();
         }
@@ -141,27 +153,25 @@ impl Network {
     }
 
     /// Disconnects cards and connects others. One that cannot be connected leaves its link as it was.
-    async fn plug(
-        &self,
-        vm: &Vm,
-        state: &mut State,
-        (gone, new): (Vec<usize>, Vec<(usize, Link, OwnedFd)>),
-        request: &mut SetNetworkRequest,
-    ) -> anyhow::Result<()> {
+    async fn plug(&self, vm: &Vm, state: &mut State, found: Found) -> anyhow::Result<()> {
         let mut result = Ok(());
-        for card in gone {
-            result = result.and(vm.unplug(card).await);
-            request.unplugged.extend(state.cards.get_mut(card).and_then(Option::take).map(|wired| wired.link.index));
+        for index in found.gone {
+            let Some(at) = state.wired.iter().position(|wired| wired.link.index == index) else { continue };
+            let slot = state.wired.remove(at).slot;
+            result = result.and(vm.unplug(&slot).await);
+            state.leaving.push(Leaving { index, slot: Some(slot) });
         }
-        for (number, link, tap) in new {
-            match (vm.plug(number, tap).await, state.cards.get_mut(number)) {
-                (Ok(card), Some(place)) => {
+        let mut slots = found.slots.into_iter();
+        for (link, tap) in found.new {
+            let Some(slot) = state.spare().or_else(|| slots.next()) else { break };
+            match vm.plug(&slot, tap).await {
+                Ok(card) => {
                     let card = Card { index: link.index, name: link.name.clone(), ..card };
-                    *place = Some(Wired { link, card, done: false });
+                    state.wired.push(Wired { link, slot, card, done: false });
                 }
-                (plugged, _) => {
+                Err(error) => {
                     self.on_host(move |host| host.unwire(link.index)).await?;
-                    result = result.and(plugged.map(drop).with_context(|| format!("connect link {}", link.name)));
+                    result = result.and(Err(error).with_context(|| format!("connect link {}", link.name)));
                 }
             }
         }
@@ -199,38 +209,51 @@ impl Network {
         self.changes.borrow_mut().drain()
     }
 
-    /// The container has ended: a namespace that stays is as it was.
-    pub async fn end(&self) {
-        self.state.lock().await.closed = true;
-        if self.stays
-            && let Err(error) = self.on_host(Namespace::unwire_all).await
-        {
+    /// The container has ended: a namespace that stays is as it was, and cards are free.
+    pub async fn end(&self, vm: &Vm) {
+        let mut state = self.state.lock().await;
+        state.closed = true;
+        self.early.take();
+        if !self.stays {
+            return;
+        }
+        if let Err(error) = self.on_host(Namespace::unwire_all).await {
             log::warning(&format!("clean up the container's network: {error:#}"));
         }
+        for wired in state.wired.drain(..) {
+            if let Err(error) = vm.unplug(&wired.slot).await {
+                log::debug(&format!("disconnect link {}: {error:#}", wired.link.name));
+            }
+        }
+        state.leaving.clear();
     }
 
-    async fn find(&self, cards: [Option<Link>; CARDS]) -> anyhow::Result<Found> {
-        self.on_host(move |host| find(host, &cards)).await
+    async fn find(&self, state: &State, cards: &Pool) -> anyhow::Result<Found> {
+        let known: Vec<Link> = state.wired.iter().map(|wired| wired.link.clone()).collect();
+        let spare = state.leaving.iter().filter(|leaving| leaving.slot.is_some()).count();
+        let cards = cards.clone();
+        self.on_host(move |host| find(host, &known, (spare, &cards))).await
     }
 
     async fn on_host<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Namespace) -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
-        let host = Arc::clone(&self.host);
+        let (place, host) = (self.place.clone(), Arc::clone(&self.host));
         let work = move || work(&mut host.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(work).await?
+        tokio::task::spawn_blocking(move || place.run(work)).await?
     }
 }
 
-fn find(host: &mut Namespace, cards: &[Option<Link>; CARDS]) -> anyhow::Result<Found> {
+/// Looks at the namespace and wires what is new there; with so many spare cards, and these.
+fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) -> anyhow::Result<Found> {
     let links = host.scan()?;
     let resolver = host.resolver()?;
-    let steps = Steps::between(cards, links.clone())?;
-    for index in steps.gone.iter().filter_map(|&card| cards.get(card)?.as_ref()).map(|link| link.index) {
-        host.unwire(index)?;
-    }
-    steps.changed.iter().try_for_each(|(_, link)| host.follow(link))?;
+    let steps = Steps::between(known, links.clone());
+    let wanted = steps.new.len().saturating_sub(steps.gone.len() + spare);
+    let slots = cards.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
+    steps.gone.iter().try_for_each(|index| host.unwire(*index))?;
+    steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
     let wired = wire(host, steps.new, &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
@@ -238,18 +261,25 @@ fn find(host: &mut Namespace, cards: &[Option<Link>; CARDS]) -> anyhow::Result<F
     });
     if let Err(error) = wired {
         // All or none, or the next try would find them in use.
-        for (_, link, _) in new {
+        for (link, _) in new {
             host.unwire(link.index)?;
         }
         return Err(error);
     }
-    Ok(Found { gone: steps.gone, changed: steps.changed, new, resolver })
+    Ok(Found { gone: steps.gone, changed: steps.changed, new, slots, resolver })
 }
 
-fn wire(host: &mut Namespace, links: Vec<(usize, Link)>, done: &mut Vec<(usize, Link, OwnedFd)>) -> anyhow::Result<()> {
-    for (card, link) in links {
+fn too_many(new: &[Link], count: usize) -> String {
+    let name = new.last().map_or("", |link| &link.name);
+    format!(
+        "link {name}: the network namespace has {count} links, and a VM at most {CARDS} cards for all of its containers"
+    )
+}
+
+fn wire(host: &mut Namespace, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
+    for link in links {
         let tap = host.wire(&link)?;
-        done.push((card, link, tap));
+        done.push((link, tap));
     }
     Ok(())
 }
@@ -261,55 +291,49 @@ impl Found {
 }
 
 impl Steps {
-    fn between(cards: &[Option<Link>; CARDS], links: Vec<Link>) -> anyhow::Result<Self> {
-        let mut steps = Self::default();
-        let count = links.len();
-        for (card, known) in cards.iter().enumerate() {
-            let Some(known) = known else { continue };
-            match links.iter().find(|link| link.index == known.index) {
-                None => steps.gone.push(card),
-                Some(link) if link != known => steps.changed.push((card, link.clone())),
+    fn between(known: &[Link], links: Vec<Link>) -> Self {
+        let is_gone = |known: &&Link| !links.iter().any(|link| link.index == known.index);
+        let mut steps = Self { gone: known.iter().filter(is_gone).map(|link| link.index).collect(), ..Self::default() };
+        for link in links {
+            match known.iter().find(|known| known.index == link.index) {
+                None => steps.new.push(link),
+                Some(known) if *known != link => steps.changed.push(link),
                 Some(_) => {}
             }
         }
-        let is_known = |link: &Link| cards.iter().flatten().any(|known| known.index == link.index);
-        let is_free = |card: &usize| steps.gone.contains(card) || cards.get(*card).is_some_and(Option::is_none);
-        let mut free: Vec<usize> = (0..CARDS).filter(is_free).rev().collect();
-        for link in links.into_iter().filter(|link| !is_known(link)) {
-            let card = free.pop().with_context(|| {
-                format!("link {}: the network namespace has {count} links, and a VM at most {CARDS} cards", link.name)
-            })?;
-            steps.new.push((card, link));
-        }
-        Ok(steps)
+        steps
     }
 }
 
 impl State {
-    fn links(&self) -> [Option<Link>; CARDS] {
-        self.cards.each_ref().map(|wired| wired.as_ref().map(|wired| wired.link.clone()))
+    /// A card whose link is gone.
+    fn spare(&mut self) -> Option<Slot> {
+        self.leaving.iter_mut().find_map(|leaving| leaving.slot.take())
     }
 
     fn all_done(&self) -> bool {
-        self.cards.iter().flatten().all(|wired| wired.done)
+        self.leaving.is_empty() && self.wired.iter().all(|wired| wired.done)
     }
 
-    /// What the guest has to do for cards that are new, and for links that have changed.
-    fn tell(&mut self, changed: Vec<(usize, Link)>, request: &mut SetNetworkRequest) {
+    /// What the guest has to do for cards that go and that are new, and for links that have changed.
+    fn tell(&mut self, changed: Vec<Link>, resolver: bool) -> SetNetworkRequest {
+        let unplugged = self.leaving.iter().map(|leaving| leaving.index).collect();
+        let mut request = SetNetworkRequest { unplugged, resolver, ..Default::default() };
         let mut before = Vec::new();
-        for (card, link) in changed {
-            let Some(Some(wired)) = self.cards.get_mut(card) else { continue };
+        for link in changed {
+            let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == link.index) else { continue };
             let old = std::mem::replace(&mut wired.link, link);
-            before.extend(wired.done.then_some((card, old)));
+            before.extend(wired.done.then_some(old));
         }
-        self.cards.iter().flatten().filter(|wired| !wired.done).for_each(|wired| wired.begin(request));
-        for (card, old) in before {
-            let Some(Some(wired)) = self.cards.get_mut(card) else { continue };
+        self.wired.iter().filter(|wired| !wired.done).for_each(|wired| wired.begin(&mut request));
+        for old in before {
+            let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == old.index) else { continue };
             request.sysctls.extend(ipv6_switch(old.no_ipv6, &wired.link));
             request.messages.extend(mirror(Some(&old), &wired.link));
             // Until the guest has answered.
             wired.done = false;
         }
+        request
     }
 }
 
@@ -336,35 +360,49 @@ mod tests {
         Link { index, name: format!("eth{index}"), mtu, ..Link::default() }
     }
 
-    fn cards(indexes: &[u32]) -> [Option<Link>; CARDS] {
-        std::array::from_fn(|card| indexes.get(card).filter(|&&index| index > 0).map(|&index| link(index, 1500)))
-    }
+    /// Links that are gone, have changed, and are new.
+    type Seen = (Vec<u32>, Vec<u32>, Vec<u32>);
 
-    /// Cards whose links are gone and changed, and what is new.
-    type Seen = (Vec<usize>, Vec<usize>, Vec<(usize, u32)>);
-
-    fn between(indexes: &[u32], links: Vec<Link>) -> anyhow::Result<Seen> {
-        let steps = Steps::between(&cards(indexes), links)?;
-        let changed = steps.changed.iter().map(|(card, _)| *card).collect();
-        Ok((steps.gone, changed, steps.new.iter().map(|(card, link)| (*card, link.index)).collect()))
+    fn between(known: &[u32], links: Vec<Link>) -> Seen {
+        let known: Vec<Link> = known.iter().map(|index| link(*index, 1500)).collect();
+        let steps = Steps::between(&known, links);
+        let indexes = |links: Vec<Link>| links.iter().map(|link| link.index).collect();
+        (steps.gone, indexes(steps.changed), indexes(steps.new))
     }
 
     #[test]
     fn links_are_told_apart_by_their_numbers() {
         let as_before = || vec![link(2, 1500), link(5, 1500)];
-        assert_eq!(between(&[2, 5], as_before()).unwrap(), (vec![], vec![], vec![]));
-        assert_eq!(between(&[], as_before()).unwrap(), (vec![], vec![], vec![(0, 2), (1, 5)]));
+        assert_eq!(between(&[2, 5], as_before()), (vec![], vec![], vec![]));
+        assert_eq!(between(&[], as_before()), (vec![], vec![], vec![2, 5]));
         let mixed = vec![link(5, 1400), link(7, 1500)];
-        assert_eq!(between(&[2, 5], mixed).unwrap(), (vec![0], vec![1], vec![(0, 7)]));
-        assert_eq!(between(&[0, 5], vec![link(5, 1500), link(6, 1500)]).unwrap(), (vec![], vec![], vec![(0, 6)]));
-        assert_eq!(between(&[2, 5], vec![]).unwrap(), (vec![0, 1], vec![], vec![]));
+        assert_eq!(between(&[2, 5], mixed), (vec![2], vec![5], vec![7]));
+        assert_eq!(between(&[2, 5], vec![]), (vec![2, 5], vec![], vec![]));
+    }
+
+    fn wired(index: u32, pool: &Pool) -> Wired {
+        let slot = pool.take(1).unwrap().remove(0);
+        Wired { link: link(index, 1500), slot, card: Card { index, ..Default::default() }, done: true }
     }
 
     #[test]
-    fn more_links_than_cards_are_refused() {
-        let links = |count: usize| (2..).take(count).map(|index| link(index, 1500)).collect::<Vec<_>>();
-        assert!(between(&[], links(CARDS)).is_ok());
-        let text = between(&[2], links(CARDS + 1)).unwrap_err().to_string();
-        assert_eq!(text, "link eth6: the network namespace has 5 links, and a VM at most 4 cards");
+    fn an_interface_that_goes_is_told_until_the_guest_has_answered() {
+        let pool = Pool::default();
+        let mut state = State { wired: vec![wired(2, &pool)], ..State::default() };
+        assert!(state.all_done());
+        let slot = state.wired.remove(0).slot;
+        state.leaving.push(Leaving { index: 2, slot: Some(slot) });
+        for _ in 0..2 {
+            assert!(!state.all_done());
+            assert_eq!(state.tell(Vec::new(), false).unplugged, [2]);
+            assert!(pool.take(CARDS).is_none(), "somebody else could get the card");
+        }
+        // A new link of the same container can: the guest does the one before the other.
+        let slot = state.spare().unwrap();
+        state.wired.push(Wired { slot, ..wired(3, &pool) });
+        state.wired[0].done = false;
+        let request = state.tell(Vec::new(), false);
+        assert_eq!((request.unplugged, request.plugged[0].index), (vec![2], 3));
+        assert!(state.spare().is_none());
     }
 }

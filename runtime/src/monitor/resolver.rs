@@ -1,7 +1,6 @@
 //! Questions of a container's processes to the resolver of its network, by UDP.
 //!
-//! They come down one stream, each with a tag, and are asked from here: the monitor lives in the namespace in whose
-//! loopback the resolver is. Each has a socket of its own for as long as it may be answered, so nobody can answer
+//! They come down one stream, each with a tag, and are asked from the namespace in whose loopback the resolver is. Each has a socket of its own for as long as it may be answered, so nobody can answer
 //! another's.
 
 use std::cell::Cell;
@@ -21,6 +20,7 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
 use crate::log;
+use crate::network::Place;
 
 /// How long an answer is waited for: longer than who asks does.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -33,6 +33,7 @@ const TRIES: usize = 16;
 
 /// Whether the container's network has a resolver, and what serves questions to it.
 pub struct Announcement {
+    place: Place,
     there: Cell<bool>,
     made: Notify,
     /// One stream at a time.
@@ -40,14 +41,13 @@ pub struct Announcement {
     waiting: Arc<Semaphore>,
 }
 
-impl Default for Announcement {
-    fn default() -> Self {
-        let (there, made) = (Cell::new(false), Notify::new());
-        Self { there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
-    }
-}
-
 impl Announcement {
+    /// There is none in this namespace yet.
+    pub fn new(place: Place) -> Self {
+        let (there, made) = (Cell::new(false), Notify::new());
+        Self { place, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
+    }
+
     /// There is one, from now on.
     pub fn announce(&self) {
         self.there.set(true);
@@ -72,8 +72,8 @@ impl Announcement {
         match open(&vsock, &header) {
             Ok(stream) => {
                 let (questions, answers) = stream.into_split();
-                let questioning =
-                    Questions { waiting: Arc::clone(&self.waiting), answers: Rc::new(Mutex::new(answers)) };
+                let (waiting, place) = (Arc::clone(&self.waiting), self.place.clone());
+                let questioning = Questions { waiting, place, answers: Rc::new(Mutex::new(answers)) };
                 // The guest closes it when the container ends.
                 if let Err(error) = questioning.ask(questions).await {
                     log::debug(&format!("questions to the resolver of the container's network: {error}"));
@@ -93,6 +93,7 @@ fn open(vsock: &Handle, header: &[u8]) -> std::io::Result<tokio::net::UnixStream
 
 struct Questions {
     waiting: Arc<Semaphore>,
+    place: Place,
     answers: Rc<Mutex<OwnedWriteHalf>>,
 }
 
@@ -105,11 +106,11 @@ impl Questions {
             let mut question = vec![0; header.length.into()];
             stream.read_exact(&mut question).await?;
             let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { continue };
-            let answers = Rc::clone(&self.answers);
+            let (answers, resolver) = (Rc::clone(&self.answers), self.place.clone());
             tokio::task::spawn_local(async move {
                 let _place = place;
                 // Without an answer the process asks again.
-                if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, answer(&question)).await {
+                if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, answer(resolver, &question)).await {
                     let _ = deliver(&answers, header.tag, &answer).await;
                 }
             });
@@ -117,8 +118,9 @@ impl Questions {
     }
 }
 
-async fn answer(question: &[u8]) -> std::io::Result<Vec<u8>> {
-    let socket = bind().await?;
+async fn answer(place: Place, question: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let socket = tokio::task::spawn_blocking(move || place.run(|| Ok(bind()?))).await??;
+    let socket = UdpSocket::from_std(socket)?;
     socket.connect(RESOLVER).await?;
     socket.send(question).await?;
     let mut answer = vec![0; usize::from(u16::MAX)];
@@ -129,17 +131,19 @@ async fn answer(question: &[u8]) -> std::io::Result<Vec<u8>> {
 
 /// A socket at a port of our own choice: those that the kernel would choose are few in such a namespace, and the
 /// resolver needs them for questions to others.
-async fn bind() -> std::io::Result<UdpSocket> {
+fn bind() -> std::io::Result<std::net::UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let mut result = Err(std::io::ErrorKind::AddrInUse.into());
     for _ in 0..TRIES {
         let port = PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end() - PORTS.start());
-        result = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).await;
+        result = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
         if result.is_ok() {
             break;
         }
     }
-    result
+    let socket = result?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 async fn deliver(answers: &Mutex<OwnedWriteHalf>, tag: u16, answer: &[u8]) -> std::io::Result<()> {

@@ -50,8 +50,8 @@ enum Herald {
 pub struct Server {
     machine: Rc<Machine>,
     agent: Agent,
-    /// None for one that joined: it has that of another, or an empty one.
-    network: Option<Rc<Network>>,
+    /// None for one that joined with that of another.
+    network: RefCell<Option<Rc<Network>>>,
     phase: Cell<Phase>,
     execs: Cell<u64>,
     /// Signals that came while the machine stood still, and whether for all processes.
@@ -70,14 +70,14 @@ impl Server {
     }
 
     /// A server for one that joined.
-    pub fn of_member(machine: Rc<Machine>, agent: Agent) -> Self {
-        Self::of(machine, agent, Herald::StandIn(Notify::new()), None)
+    pub fn of_member(machine: Rc<Machine>, agent: Agent, network: Option<Network>) -> Self {
+        Self::of(machine, agent, Herald::StandIn(Notify::new()), network)
     }
 
     fn of(machine: Rc<Machine>, agent: Agent, herald: Herald, network: Option<Network>) -> Self {
         let (phase, execs, told) = (Cell::new(Phase::Created), Cell::new(0), Cell::new(false));
         let (oom_kills, waiting) = (watch::Sender::new(0), RefCell::default());
-        let network = network.map(Rc::new);
+        let network = RefCell::new(network.map(Rc::new));
         Self { machine, agent, network, phase, execs, waiting, oom_kills, herald, told }
     }
 
@@ -100,9 +100,7 @@ impl Server {
                     log::warning(&format!("stop the guest: {error:#}"));
                 }
                 self.machine.vm.mark("guest synced");
-                if let Some(network) = &self.network {
-                    network.end().await;
-                }
+                self.leave_network().await;
                 code
             }
             Err(error) => {
@@ -128,7 +126,20 @@ impl Server {
                 log::warning(&format!("remove a container from the VM: {error:#}"));
             }
         }
+        self.leave_network().await;
         code.unwrap_or(GUEST_DIED)
+    }
+
+    fn network(&self) -> Option<Rc<Network>> {
+        self.network.borrow().clone()
+    }
+
+    async fn leave_network(&self) {
+        // A command that still waits for something must not keep the namespace.
+        let network = self.network.take();
+        if let Some(network) = network {
+            network.end(&self.machine.vm).await;
+        }
     }
 
     /// What goes on until it is dropped.
@@ -136,8 +147,8 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(Rc::clone(self).accept(listener));
         tasks.spawn_local(Rc::clone(self).watch_oom());
-        if let Some(network) = &self.network {
-            tasks.spawn_local(Rc::clone(network).follow(Rc::clone(&self.machine), self.agent.clone()));
+        if let Some(network) = self.network() {
+            tasks.spawn_local(network.follow(Rc::clone(&self.machine), self.agent.clone()));
         }
         tasks.spawn_local(sockets.serve(self.machine.vm.vsock().clone(), self.agent.clone()));
         tasks
@@ -254,7 +265,7 @@ impl Server {
     async fn start(&self) -> anyhow::Result<Reply> {
         self.apply(Event::Start)?;
         self.machine.vm.mark("start asked");
-        if let Some(network) = &self.network {
+        if let Some(network) = self.network() {
             self.ask(network.update(&self.machine.vm, &self.agent)).await?;
         }
         self.ask(self.agent.start()).await?;

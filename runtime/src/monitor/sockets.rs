@@ -23,6 +23,7 @@ use vmm::virtio::vsock::Handle;
 
 use super::agent_client::Agent;
 use super::resolver::Announcement;
+use crate::network::{Files, Place};
 use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
@@ -39,9 +40,11 @@ pub struct Sockets {
 
 /// What the threads that connect have in common.
 struct Dialer {
-    /// The monitor sees no /proc once it is confined.
-    proc: OwnedFd,
+    /// The monitor sees none of them once it is confined.
+    files: Arc<Files>,
     sockets: Vec<OwnedFd>,
+    /// Where the resolver is.
+    place: Place,
 }
 
 /// A connection, as long as the device has it.
@@ -60,12 +63,12 @@ impl AsFd for Connection {
 type Connections = Rc<RefCell<Vec<Weak<Connection>>>>;
 
 impl Sockets {
-    /// These, and the resolver if there will be one.
-    pub fn new(proc: &OwnedFd, sockets: Vec<OwnedFd>) -> anyhow::Result<Self> {
-        let proc = proc.try_clone().context("copy the descriptor of /proc")?;
+    /// These, and the resolver if there will be one in this namespace.
+    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
+        let resolver = Rc::new(Announcement::new(place.clone()));
         let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
-        let dialer = Arc::new(Dialer { proc, sockets });
-        Ok(Self { dialer, free, connections: Rc::default(), resolver: Rc::default() })
+        let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
+        Self { dialer, free, connections: Rc::default(), resolver }
     }
 
     /// To be told once the container's network has a resolver.
@@ -139,11 +142,13 @@ async fn answer(
 async fn dial(dialer: Arc<Dialer>, number: u32) -> anyhow::Result<OwnedFd> {
     let dial = move || {
         if number == RESOLVER_STREAM {
-            let connected = TcpStream::connect_timeout(&SocketAddr::V4(RESOLVER), PATIENCE);
-            return connected.map(OwnedFd::from).context("connect to the resolver of the container's network");
+            let connect = || Ok(TcpStream::connect_timeout(&SocketAddr::V4(RESOLVER), PATIENCE)?);
+            let connected = dialer.place.run(connect).context("connect to the resolver of the container's network");
+            return connected.map(OwnedFd::from);
         }
         let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
-        let stream = sockets::dial(&dialer.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
+        let stream =
+            sockets::dial(&dialer.files.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
         Ok(stream.into())
     };
     // It may take a while, and wants a working directory of its own.
@@ -161,7 +166,8 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
-        let dialer = Arc::new(Dialer { proc: sockets::open_proc().unwrap(), sockets: opened });
+        let dialer =
+            Arc::new(Dialer { files: Arc::new(Files::open().unwrap()), sockets: opened, place: Place::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
         assert!(dialed(0).is_ok());

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, bail};
 use protobuf::Message;
-use protocol::CreateContainerRequest;
+use protocol::{CreateContainerRequest, NamespaceKind};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
@@ -21,6 +21,7 @@ use super::wire::{reply, send};
 use super::{FORWARDED, Inherited, stdio, tell};
 use crate::control::{self, Join, Reply, Request};
 use crate::handover::{Answer, Setup};
+use crate::network::Place;
 use crate::{console, log};
 
 /// What a container gets whose machine ended under it: as if it had been killed.
@@ -57,12 +58,13 @@ async fn join(
     }
     let mut view = View::new(&request, &inherited.shares)?;
     let shares = setup.shares.iter().map(|share| (share.name.clone(), share.read_only, share.cache)).collect();
-    let sockets = inherited.sockets.len();
-    let wish = Request::Join(Join { container: request.write_to_bytes()?, shares, sockets, streams });
+    let (network, sockets) = (own_network(&request)?, inherited.sockets.len());
+    let container = request.write_to_bytes()?;
+    let wish = Request::Join(Join { container, network: network.is_some(), shares, sockets, streams });
     let stream = std::os::unix::net::UnixStream::from(inherited.home.try_clone()?);
-    control::send(&stream, &wish, &descriptors(&inherited, &files))?;
+    control::send(&stream, &wish, &descriptors(&inherited, network.as_ref(), &files))?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
-    drop((inherited, files));
+    drop((inherited, network, files));
     view.enter()?;
     stream.set_nonblocking(true)?;
     let stream = UnixStream::from_std(stream)?;
@@ -86,11 +88,22 @@ fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(
     Ok((vec![slave.try_clone()?], [true, true, false]))
 }
 
+/// This process's network namespace, unless the container has another one's.
+fn own_network(request: &CreateContainerRequest) -> anyhow::Result<Option<OwnedFd>> {
+    let network = request.namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::NETWORK.into());
+    network.filter(|network| network.container_id.is_empty()).map(|_| Place::own()).transpose()
+}
+
 /// In the order in which the monitor expects them.
-fn descriptors<'a>(inherited: &'a Inherited, files: &'a [OwnedFd]) -> Vec<BorrowedFd<'a>> {
+fn descriptors<'a>(
+    inherited: &'a Inherited,
+    network: Option<&'a OwnedFd>,
+    files: &'a [OwnedFd],
+) -> Vec<BorrowedFd<'a>> {
     let shares = inherited.shares.iter().map(|share: &Share| share.root.as_fd());
     let given = shares.chain(inherited.sockets.iter().chain(files).map(AsFd::as_fd));
-    std::iter::once(inherited.control.as_fd()).chain(given).collect()
+    let first = std::iter::once(inherited.control.as_fd()).chain(network.map(AsFd::as_fd));
+    first.chain(given).collect()
 }
 
 /// Until the container's end.

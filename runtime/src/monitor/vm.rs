@@ -13,14 +13,14 @@ use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::{Block, Disk};
 use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
-use vmm::virtio::net::{Net, Plug};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use super::agent_client::Agent;
+use super::cards::{Cards, Pool, Slot};
 use crate::handover::{Home, Setup};
-use crate::plan::{CARDS, OWN_DEVICES};
+use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -41,15 +41,6 @@ pub struct Vm {
     requests: Arc<Counters>,
     sharing: Sharing,
     cards: Cards,
-}
-
-/// Network cards, connected to nothing at first.
-struct Cards {
-    plugs: Vec<Plug>,
-    /// Number of the first one among the machine's devices.
-    first: usize,
-    /// The kernel is told of each when it is needed. One that cannot be told later finds all of them as it boots.
-    late: bool,
 }
 
 impl Vm {
@@ -74,7 +65,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = cards(devices.len(), machine.kernel_is_ours)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -128,21 +119,19 @@ impl Vm {
         &self.sharing
     }
 
+    /// Network cards that no container has.
+    pub fn free_cards(&self) -> &Pool {
+        self.cards.pool()
+    }
+
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: usize, tap: OwnedFd) -> anyhow::Result<Card> {
-        let Cards { plugs, first, late } = &self.cards;
-        let plug = plugs.get(card).with_context(|| format!("there is no network card {card}"))?.clone();
-        let device = first + card;
-        let text = if *late { format!("{}:{device}", self.running.attach(card)?) } else { String::new() };
-        // The device answers when it has done what it is at: not for this thread to wait for.
-        tokio::task::spawn_blocking(move || plug.plug(tap)).await??;
-        Ok(Card { device: u32::try_from(device)?, plug: text, ..Default::default() })
+    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Card> {
+        self.cards.plug(card, tap, &self.running).await
     }
 
     /// Disconnects it.
-    pub async fn unplug(&self, card: usize) -> anyhow::Result<()> {
-        let Some(plug) = self.cards.plugs.get(card).cloned() else { return Ok(()) };
-        Ok(tokio::task::spawn_blocking(move || plug.unplug()).await??)
+    pub async fn unplug(&self, card: &Slot) -> anyhow::Result<()> {
+        self.cards.unplug(card).await
     }
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
@@ -212,17 +201,6 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
-}
-
-/// Their addresses only matter until they are connected to something.
-fn cards(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Cards)> {
-    let (mut devices, mut plugs) = (Vec::<Box<dyn Device>>::new(), Vec::new());
-    for number in (0..=u8::MAX).take(CARDS) {
-        let (device, plug) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
-        devices.push(Box::new(device));
-        plugs.push(plug);
-    }
-    Ok((devices, Cards { plugs, first, late }))
 }
 
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {

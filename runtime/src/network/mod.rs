@@ -12,6 +12,7 @@ mod changes;
 mod links;
 mod mirror;
 mod netlink;
+mod place;
 mod resolver;
 mod tap;
 mod traffic;
@@ -19,6 +20,7 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 
@@ -26,7 +28,8 @@ pub use changes::Changes;
 pub use links::Link;
 pub use mirror::mirror;
 use netlink::Socket;
-pub use tap::open_devices;
+pub use place::Place;
+use place::inside;
 
 use crate::log;
 use crate::state::State;
@@ -38,13 +41,28 @@ const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// blocks. When this is dropped what was done stays, but for the taps: see [`Namespace::unwire_all`].
 pub struct Namespace {
     socket: Socket,
-    /// Why there are none is said when one is needed.
-    devices: anyhow::Result<OwnedFd>,
-    proc: OwnedFd,
-    slots: usize,
+    files: Arc<Files>,
     wired: BTreeMap<u32, Wire>,
     /// The ports that the host's sockets had before some were set apart.
     ports: Option<String>,
+}
+
+/// What is needed of the host's files, by whoever does not see them any more.
+pub struct Files {
+    /// The directory of processes.
+    pub proc: OwnedFd,
+    /// That of the tun device. Why there is none is said when one is needed.
+    devices: anyhow::Result<OwnedFd>,
+}
+
+impl Files {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// There is no /proc.
+    pub fn open() -> anyhow::Result<Self> {
+        Ok(Self { proc: crate::sockets::open_proc()?, devices: tap::open_devices() })
+    }
 }
 
 /// One link that leads to the guest.
@@ -55,14 +73,13 @@ struct Wire {
 }
 
 impl Namespace {
-    /// The calling thread's, with the directories of devices and of processes ([`open_devices`],
-    /// [`crate::sockets::open_proc`]) and as many links as the machine has network devices.
+    /// The calling thread's.
     ///
     /// # Errors
     /// The kernel gives no netlink socket.
-    pub fn open(devices: anyhow::Result<OwnedFd>, proc: OwnedFd, slots: usize) -> anyhow::Result<Self> {
+    pub fn open(files: Arc<Files>) -> anyhow::Result<Self> {
         let socket = Socket::open().context("open a netlink socket")?;
-        Ok(Self { socket, devices, proc, slots, wired: BTreeMap::new(), ports: None })
+        Ok(Self { socket, files, wired: BTreeMap::new(), ports: None })
     }
 
     /// The links that a guest can have, by their numbers, with all that is configured on them.
@@ -81,7 +98,7 @@ impl Namespace {
     pub fn wire(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
         self.check(link)?;
         let what = || format!("connect link {} to the VM", link.name);
-        let devices = self.devices.as_ref().map_err(|error| anyhow!("{error:#}")).with_context(what)?;
+        let devices = self.files.devices.as_ref().map_err(|error| anyhow!("{error:#}")).with_context(what)?;
         let tap = tap::make(devices, &self.socket).with_context(what)?;
         tap::set_up(&mut self.socket, tap.index, link).context("set its tap up").with_context(what)?;
         traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
@@ -93,9 +110,6 @@ impl Namespace {
         check_mtu(link)?;
         if self.wired.contains_key(&link.index) {
             bail!("link {} leads to the VM already", link.name);
-        }
-        if self.wired.len() >= self.slots {
-            bail!("link {} is one too many: the VM has {} network devices, and all are in use", link.name, self.slots);
         }
         Ok(())
     }
@@ -140,7 +154,7 @@ impl Namespace {
     /// # Errors
     /// The sockets cannot be listed.
     pub fn resolver(&self) -> anyhow::Result<bool> {
-        resolver::is_there(&self.proc)
+        resolver::is_there(&self.files.proc)
     }
 
     /// Lets the host have the answers to what a name server in the namespace asks by a wired link. More than once is as
@@ -157,7 +171,7 @@ impl Namespace {
             .with_context(|| format!("let the host's resolver have its answers from link {}", link.name))?;
         wire.replies = true;
         if self.ports.is_none() {
-            match resolver::set_apart(&self.proc) {
+            match resolver::set_apart(&self.files.proc) {
                 Ok(old) => self.ports = Some(old),
                 Err(error) => {
                     wire.replies = false;
@@ -174,7 +188,7 @@ impl Namespace {
         if self.wired.values().any(|wire| wire.replies) {
             return Ok(());
         }
-        self.ports.take().map_or(Ok(()), |old| resolver::give_back(&self.proc, &old))
+        self.ports.take().map_or(Ok(()), |old| resolver::give_back(&self.files.proc, &old))
     }
 }
 
@@ -206,40 +220,6 @@ pub fn clean_after(state: &State) {
     if let Err(error) = inside(namespace, there) {
         log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));
     }
-}
-
-/// Refuses a container in another one's VM whose network namespace has links of its own: all cards of the VM are for
-/// those of the container that it was made for.
-///
-/// # Errors
-/// It has some, or they cannot be looked at.
-pub fn check_member(state: &State) -> anyhow::Result<()> {
-    let Some(sandbox) = &state.sandbox else { return Ok(()) };
-    let path = format!("/proc/{}/ns/net", state.pid);
-    let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
-    let links = inside(namespace, || links::scan(&mut Socket::open()?))?;
-    match links.first() {
-        Some(link) if !state.shares_network => bail!(
-            "container {} is in the VM of container {sandbox}, and has a network of its own (link {}), which that VM has \
-             no place for: give it the network of {sandbox}, or none, or no namespace of {sandbox}'s at all",
-            state.id,
-            link.name
-        ),
-        _ => Ok(()),
-    }
-}
-
-/// Does something in a network namespace, on a thread that nobody needs afterwards, since it stays there.
-fn inside<T: Send + 'static>(
-    namespace: File,
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    let there = move || {
-        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
-        work()
-    };
-    let thread = std::thread::Builder::new().spawn(there)?;
-    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
 
 fn check_mtu(link: &Link) -> anyhow::Result<()> {

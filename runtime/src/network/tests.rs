@@ -34,9 +34,9 @@ impl Place {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    fn namespace(&self, slots: usize) -> Namespace {
+    fn namespace(&self) -> Namespace {
         self.enter();
-        Namespace::open(open_devices(), crate::sockets::open_proc().unwrap(), slots).unwrap()
+        Namespace::open(Arc::new(Files::open().unwrap())).unwrap()
     }
 
     /// A pair of links: eth0 here, with 10.0.0.2 and fd00::2, and peer there, with 10.0.0.1 and fd00::1.

@@ -37,7 +37,7 @@ fn guest(index: u32) -> Place {
 }
 
 fn scan(place: &Place) -> Link {
-    named(place.namespace(1).scan().unwrap(), "eth0")
+    named(place.namespace().scan().unwrap(), "eth0")
 }
 
 const SETTINGS: &str = "

@@ -72,7 +72,7 @@ fn packets_go_where_they_belong() {
     isolated(|| {
         let (inside, outside) = (Place::new(), Place::new());
         inside.plug(&outside);
-        let mut namespace = inside.namespace(1);
+        let mut namespace = inside.namespace();
         let link = namespace.scan().unwrap().remove(0);
         let host = UdpSocket::bind("10.0.0.2:8080").unwrap();
         host.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
@@ -111,7 +111,7 @@ fn the_hosts_resolver_gets_its_answers() {
         let (inside, outside) = (Place::new(), Place::new());
         inside.plug(&outside);
         outside.sh("ip addr add fd00::5/64 dev peer nodad; ip addr add 10.0.0.5/24 dev peer");
-        let mut namespace = inside.namespace(1);
+        let mut namespace = inside.namespace();
         assert!(!namespace.resolver().unwrap());
         let name_server = UdpSocket::bind("127.0.0.11:0").unwrap();
         assert!(namespace.resolver().unwrap());
@@ -155,8 +155,8 @@ fn nothing_but_answers_is_kept() {
     isolated(|| {
         let place = Place::new();
         // A link whose other end is the test.
-        let mut namespace = place.namespace(1);
-        let far = tap::make(namespace.devices.as_ref().unwrap(), &namespace.socket).unwrap();
+        let mut namespace = place.namespace();
+        let far = tap::make(namespace.files.devices.as_ref().unwrap(), &namespace.socket).unwrap();
         place.sh("ip link set runvm0 name eth0; ip link set eth0 up address 02:00:00:00:00:02");
         let link = named(namespace.scan().unwrap(), "eth0");
         let tap = namespace.wire(&link).unwrap();
@@ -207,7 +207,7 @@ fn a_tap_is_quiet() {
     isolated(|| {
         let place = Place::new();
         place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up");
-        let mut namespace = place.namespace(1);
+        let mut namespace = place.namespace();
         let link = namespace.scan().unwrap().remove(0);
         let tap = namespace.wire(&link).unwrap();
         std::thread::sleep(Duration::from_secs(2));

@@ -7,7 +7,7 @@ fn wiring_leaves_nothing_behind() {
         inside.plug(&outside);
         inside.sh("ip tuntap add eth1 mode tap; ip link set eth1 up mtu 1400");
         let before = inside.dump();
-        let mut namespace = inside.namespace(2);
+        let mut namespace = inside.namespace();
         let links = namespace.scan().unwrap();
         assert_eq!(links.len(), 2);
         let taps: Vec<OwnedFd> = links.iter().map(|link| namespace.wire(link).unwrap()).collect();
@@ -42,7 +42,7 @@ fn what_takes_packets_already_is_left_alone() {
             place.sh(&format!("tc qdisc add dev eth0 {qdisc}"));
             place.sh("tc filter add dev eth0 ingress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
             let before = place.dump();
-            let mut namespace = place.namespace(1);
+            let mut namespace = place.namespace();
             let link = named(namespace.scan().unwrap(), "eth0");
             let error = format!("{:#}", namespace.wire(&link).unwrap_err());
             assert!(error.contains("connect link eth0 to the VM: something else takes packets off it"), "{error}");
@@ -61,7 +61,7 @@ fn limits_are_told() {
         let place = Place::new();
         place.sh("for n in 0 1 2 3; do ip tuntap add eth$n mode tap; done");
         place.sh("ip link set eth3 mtu 68");
-        let mut namespace = place.namespace(1);
+        let mut namespace = place.namespace();
         let before = place.dump();
         let mut links = namespace.scan().unwrap();
         (links[0].mtu, links[1].mtu, links[2].mtu) = (65535, 67, 65536);
@@ -71,8 +71,6 @@ fn limits_are_told() {
         assert_eq!(failed(&mut namespace, 2), format!("link eth2 has an MTU of 65536: {range}"));
         let tap = namespace.wire(&links[0]).unwrap();
         assert_eq!(failed(&mut namespace, 0), "link eth0 leads to the VM already");
-        let many = "link eth3 is one too many: the VM has 1 network devices, and all are in use";
-        assert_eq!(failed(&mut namespace, 3), many);
         assert!(namespace.follow(&links[3]).is_err() && namespace.keep_replies(&links[3]).is_err());
         namespace.unwire(links[0].index).unwrap();
         drop(tap);
@@ -94,7 +92,7 @@ fn a_link_may_be_gone_or_another_one() {
     isolated(|| {
         let place = Place::new();
         place.sh("ip link add eth0 type veth peer name far0");
-        let mut namespace = place.namespace(1);
+        let mut namespace = place.namespace();
         let link = named(namespace.scan().unwrap(), "eth0");
         let _tap = namespace.wire(&link).unwrap();
         place.sh("ip link del eth0");
@@ -121,7 +119,7 @@ fn leftovers_are_cleaned_and_nothing_else() {
         place.sh("tc filter add dev eth2 ingress protocol all prio 100 u32 match u32 0 0 action mirred egress redirect dev away");
         place.sh("ip link del away");
         let before = place.dump();
-        let mut namespace = place.namespace(4);
+        let mut namespace = place.namespace();
         let links = namespace.scan().unwrap();
         let dead = namespace.wire(&links[0]).unwrap();
         namespace.keep_replies(&links[0]).unwrap();
@@ -147,7 +145,7 @@ fn only_links_like_ethernet_are_found() {
         place.sh("ip tuntap add tun0 mode tun; ip tuntap add tap0 mode tap; ip tuntap add dum0 mode tap");
         place.sh("ip tuntap add runvm7 mode tap; ip link add v0 type veth peer name v1");
         place.sh("ip link add mac0 link v0 type macvlan || true; ip link add sit1 type sit local 10.0.0.1 || true");
-        let found = place.namespace(1).scan().unwrap();
+        let found = place.namespace().scan().unwrap();
         let mut names: Vec<&str> = found.iter().map(|link| link.name.as_str()).filter(|name| *name != "mac0").collect();
         assert!(found.is_sorted_by_key(|link| link.index));
         names.sort_unstable();
@@ -161,7 +159,7 @@ fn a_monitor_without_dev_and_proc_can_do_it() {
         let place = Place::new();
         place.sh("ip tuntap add eth0 mode tap");
         let _resolver = std::net::UdpSocket::bind("127.0.0.11:0").unwrap();
-        let mut namespace = place.namespace(1);
+        let mut namespace = place.namespace();
         // As the monitor is: with a root that has nothing.
         let root = tempfile::tempdir().unwrap();
         rustix::mount::mount("none", root.path(), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
@@ -170,12 +168,12 @@ fn a_monitor_without_dev_and_proc_can_do_it() {
         rustix::process::chdir(root.path()).unwrap();
         rustix::process::pivot_root(".", ".").unwrap();
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert!(open_devices().is_err() && crate::sockets::open_proc().is_err());
+        assert!(tap::open_devices().is_err() && crate::sockets::open_proc().is_err());
         let link = named(namespace.scan().unwrap(), "eth0");
         let tap = namespace.wire(&link).unwrap();
         assert!(namespace.resolver().unwrap());
         namespace.keep_replies(&link).unwrap();
-        assert_eq!(resolver::set_apart(&namespace.proc).unwrap(), "32768\t60999", "what it was is forgotten");
+        assert_eq!(resolver::set_apart(&namespace.files.proc).unwrap(), "32768\t60999", "what it was is forgotten");
         assert!(namespace.ports.is_some());
         namespace.unwire_all().unwrap();
         assert!(traffic::busy(&mut namespace.socket).unwrap().is_empty());
@@ -190,7 +188,7 @@ fn changes_of_others_are_told() {
         place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up; sleep 0.1");
         let mut changes = Changes::open().unwrap();
         assert!(!changes.drain().unwrap());
-        let mut namespace = place.namespace(1);
+        let mut namespace = place.namespace();
         let link = named(namespace.scan().unwrap(), "eth0");
         let tap = namespace.wire(&link).unwrap();
         namespace.keep_replies(&link).unwrap();
