@@ -246,6 +246,7 @@ impl Drop for Launch {
 
 fn new_state(bundle: &Bundle, plan: &Plan) -> State {
     let uid = rustix::process::getuid();
+    let network = network_to_clean(plan);
     State {
         oci_version: bundle.spec.version().clone(),
         id: plan.container.container_id.clone(),
@@ -262,7 +263,8 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         memory_mib: plan.machine.memory_mib,
         vcpus: plan.machine.vcpus,
         sandbox: plan.sandbox.clone(),
-        network: network_to_clean(plan),
+        ports: network.as_deref().and_then(network::ports),
+        network,
         shared: false,
         hooks: plan.hooks.clone(),
     }

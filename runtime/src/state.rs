@@ -90,6 +90,9 @@ pub struct State {
     /// A network namespace that was there before it and stays.
     #[serde(default)]
     pub network: Option<PathBuf>,
+    /// The ports that the host's sockets had there.
+    #[serde(default)]
+    pub ports: Option<String>,
     /// Whether others came into its VM.
     #[serde(default)]
     pub shared: bool,

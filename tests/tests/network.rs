@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::command;
 use tests::dns::NameServer;
 use tests::netns::{Netns, veth};
-use tests::{Container, Created, Scene, process};
+use tests::{Container, Created, Scene, place, process};
 
 fn in_namespace<'a>(scene: &'a Scene, namespace: &Netns) -> Container<'a> {
     let mut container = scene.container();
@@ -81,6 +81,16 @@ fn sysctls_of_a_link_and_of_all() {
     let script = "cd /proc/sys/net; cat ipv4/conf/eth0/rp_filter ipv4/ip_forward ipv6/conf/eth0/disable_ipv6
         ping -c 1 -W 5 10.77.0.1 >/dev/null && echo reached";
     assert_eq!(container.sh(script).run().success().stdout, "2\n1\n1\nreached\n");
+    // They are written once: what the container makes of them stays when its network changes.
+    container.set("/linux/readonlyPaths", json!([]));
+    container.set("/linux/sysctl", json!({"net.ipv4.conf.eth0.rp_filter": "2"}));
+    let created = container.idle();
+    let setting = "/proc/sys/net/ipv4/conf/eth0/rp_filter";
+    container.exec_sh(&format!("mount -o remount,rw /proc/sys 2>/dev/null; echo 1 >{setting}")).success();
+    namespace.ip("addr add 10.77.0.9/24 dev eth0");
+    process::wait_until("the other address", || container.exec_sh("ip addr").stdout.contains("10.77.0.9"));
+    assert_eq!(container.exec_sh(&format!("cat {setting}")).stdout, "1\n");
+    container.end(&created);
 }
 
 #[test]
@@ -151,6 +161,19 @@ fn links_come_and_go_while_it_runs() {
     namespace.ip("link set eth78 mtu 1300");
     let seen = "cat /sys/class/net/eth78/mtu; ip -o -4 addr show eth78 | sed 's/.*inet //; s/ .*//'";
     process::wait_until("the other address", || container.exec_sh(seen).stdout == "1300\n10.80.0.3/24\n");
+    // What cannot be followed is told if it stays so.
+    namespace.ip("link add d0 type dummy");
+    process::wait_until("the link to come", || container.exec_sh("ls /sys/class/net").stdout.contains("d0"));
+    namespace.sh("ip link set d0 mtu 60; sleep 0.02; ip link set d0 mtu 1400");
+    process::wait_until("its MTU", || container.exec_sh("cat /sys/class/net/d0/mtu").stdout == "1400\n");
+    let warned = || fs::read_to_string(scene.log()).unwrap_or_default().contains("has an MTU of 60");
+    assert!(!warned());
+    namespace.sh("ip link set d0 mtu 60");
+    process::wait_until("a warning", warned);
+    namespace.ip("link del d0");
+    // A neighbour that is added later.
+    namespace.ip("neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth77 nud permanent");
+    process::wait_until("the neighbour", || container.exec_sh("ip neigh").stdout.contains("02:00:00:00:00:09"));
     // A place that became free is used again.
     for _ in 0..3 {
         host("ip link del rvt0");
@@ -253,17 +276,21 @@ fn the_resolver_can_ask_others_from_inside_of_the_namespace() {
 fn a_killed_monitor_leaves_the_links_as_they_were() {
     let scene = Scene::new();
     let namespace = Netns::new("runvm-test");
+    let ports = || namespace.sh("cat /proc/sys/net/ipv4/ip_local_port_range").stdout;
+    namespace.sh("echo 40000 50000 >/proc/sys/net/ipv4/ip_local_port_range");
     namespace.veth(77, ("rvt0", "eth0"));
-    let before = namespace.traffic_control();
+    let _server = NameServer::new(Some(&namespace.path()), "127.0.0.11:53".parse().unwrap(), [10, 1, 2, 3]);
+    let before = namespace.traffic_control() + &ports();
     let mut container = in_namespace(&scene, &namespace);
     let created = container.idle();
+    assert!(place::is_runvm() == (ports() == "65280\t65535\n"), "{}", ports());
     process::signal(created.pid, rustix::process::Signal::KILL);
     assert_eq!(process::wait_orphan(created.pid), 137);
     container.force_delete().success();
-    assert_eq!(namespace.traffic_control(), before);
+    assert_eq!(namespace.traffic_control() + &ports(), before);
     // And can be used again.
     in_namespace(&scene, &namespace).sh("ping -c 1 -W 5 10.77.0.1").run().success();
-    assert_eq!(namespace.traffic_control(), before);
+    assert_eq!(namespace.traffic_control() + &ports(), before);
 }
 
 #[test]
@@ -445,6 +472,8 @@ fn vm_a_link_that_somebody_redirects_already() {
     let namespace = Netns::new("runvm-test");
     namespace.veth(77, ("rvt0", "eth0"));
     namespace.sh("tc qdisc add dev eth0 ingress");
+    in_namespace(&scene, &namespace).sh("ping -c 1 -W 5 10.77.0.1").run().success();
+    namespace.sh("tc filter add dev eth0 ingress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
     let before = namespace.traffic_control();
     let outcome = in_namespace(&scene, &namespace).try_create();
     scene.refused(&outcome, &["eth0", "ingress"]);

@@ -8,13 +8,14 @@ use anyhow::Context;
 use protocol::Card;
 use vmm::Running;
 use vmm::virtio::Device;
-use vmm::virtio::net::{Net, Plug};
+use vmm::virtio::net::{Counters, Net, Plug, Traffic};
 
 use crate::plan::CARDS;
 
 /// All of them.
 pub struct Cards {
     plugs: Vec<Plug>,
+    counters: Vec<Arc<Counters>>,
     /// Number of the first one among the machine's devices.
     first: usize,
     /// The kernel is told of each when it is needed. One that cannot be told later finds all of them as it boots.
@@ -25,18 +26,32 @@ pub struct Cards {
 impl Cards {
     /// Makes them, as devices behind so many others. Their addresses only matter until they are connected to something.
     pub fn new(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
-        let (mut devices, mut plugs) = (Vec::<Box<dyn Device>>::new(), Vec::new());
+        let (mut devices, mut plugs, mut counters) = (Vec::<Box<dyn Device>>::new(), Vec::new(), Vec::new());
         for number in (0..=u8::MAX).take(CARDS) {
             let (device, plug) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
+            counters.push(device.counters());
             devices.push(Box::new(device));
             plugs.push(plug);
         }
-        Ok((devices, Self { plugs, first, late, pool: Pool::default() }))
+        Ok((devices, Self { plugs, counters, first, late, pool: Pool::default() }))
     }
 
     /// Those that are free.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// How many frames went each way, and did not arrive, over all of them.
+    pub fn frames(&self) -> [(&'static str, u64); 4] {
+        let sum = |of: fn(&Counters) -> &Traffic, count: fn(&Traffic) -> u64| {
+            self.counters.iter().map(|counters| count(of(counters))).sum()
+        };
+        [
+            ("received", sum(|of| &of.received, Traffic::frames)),
+            ("receive dropped", sum(|of| &of.received, Traffic::dropped)),
+            ("sent", sum(|of| &of.transmitted, Traffic::frames)),
+            ("send dropped", sum(|of| &of.transmitted, Traffic::dropped)),
+        ]
     }
 
     /// Connects one with a tap. Returns how the guest finds it.

@@ -156,7 +156,9 @@ impl Vm {
             counts.join(", ")
         };
         let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
-        format!("{}; FUSE requests: {requests}; exits to user space: {exits}", self.timeline.borrow().summary())
+        let frames = list(self.cards.frames().to_vec());
+        let begin = self.timeline.borrow().summary();
+        format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
     }
 
     /// Returns when the VM has stopped by itself.

@@ -6,18 +6,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteAttribute;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{links, netlink};
 
-/// Links, addresses and routes.
-const GROUPS: [u32; 5] = [
+/// Links, addresses, routes and neighbours.
+const GROUPS: [u32; 6] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_NEIGH,
 ];
 
 /// A descriptor that becomes readable when something changes. Open it before the first look at the namespace.
@@ -52,7 +54,7 @@ impl Changes {
         Ok(Self { socket, taps: BTreeSet::new(), buffer: Vec::new() })
     }
 
-    /// Forgets what has been told, and says whether any of it was somebody else's doing than ours.
+    /// Forgets what has been told, and says whether any of it matters and was somebody else's doing than ours.
     ///
     /// # Errors
     /// The kernel's.
@@ -70,15 +72,15 @@ impl Changes {
                 Err(error) => return Err(error),
             }
             for message in netlink::messages(&self.buffer) {
-                let ours = message.is_ok_and(|message| is_ours(&mut self.taps, &message.payload));
-                changed |= !ours;
+                let idle = message.is_ok_and(|message| is_idle(&mut self.taps, &message.payload));
+                changed |= !idle;
             }
         }
     }
 }
 
-/// Whether a message is about a tap of ours.
-fn is_ours(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+/// Whether a message is about a tap of ours, or a neighbour that the kernel knows by itself.
+fn is_idle(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage as M;
     let NetlinkPayload::InnerMessage(message) = payload else { return false };
     match message {
@@ -95,6 +97,10 @@ fn is_ours(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessag
             let tap =
                 |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(index) if taps.contains(index));
             route.attributes.iter().any(tap)
+        }
+        // One that is removed is told to have failed, whatever it was.
+        M::NewNeighbour(neighbour) | M::DelNeighbour(neighbour) => {
+            !matches!(neighbour.header.state, NeighbourState::Permanent | NeighbourState::Failed)
         }
         _ => false,
     }

@@ -1,9 +1,11 @@
 //! The links of a network namespace with all that is configured on them, as messages that can be sent again.
 //!
 //! What the kernel makes by itself (routes of an address's own network, what a router announces) is left out: the guest's
-//! kernel makes it as well. What changes with time is left out too, so that two looks at the same link are equal.
+//! kernel makes it as well, and is told where it is not to. What changes with time is left out too, so that two looks at
+//! the same link are equal.
 
 use std::io;
+use std::net::IpAddr;
 
 use anyhow::Context;
 use netlink_packet_route::address::{
@@ -15,7 +17,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -59,7 +61,8 @@ pub fn scan(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
         return Ok(links);
     }
     add_addresses(socket, &mut links).context("list the addresses")?;
-    add_routes(socket, &mut links).context("list the routes")?;
+    let prefixes = add_routes(socket, &mut links).context("list the routes")?;
+    links.iter_mut().for_each(|link| note_missing(link, &prefixes));
     add_neighbours(socket, &mut links).context("list the neighbours")?;
     links.iter_mut().for_each(order);
     Ok(links)
@@ -74,14 +77,66 @@ fn add_addresses(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
     Ok(())
 }
 
-fn add_routes(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
+/// A network that a link leads to: its number, an address and how much of that counts.
+type Prefix = (u32, IpAddr, u8);
+
+/// Also gives the networks to which the kernel has made routes.
+fn add_routes(socket: &mut Socket, links: &mut [Link]) -> io::Result<Vec<Prefix>> {
+    let mut prefixes = Vec::new();
     for message in socket.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
         let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        prefixes.extend(prefix_of_kernel(&message));
         let Some((index, route)) = route(message) else { continue };
         let Some(link) = by_index(links, index) else { continue };
         link.routes.push(route);
     }
-    Ok(())
+    Ok(prefixes)
+}
+
+fn prefix_of_kernel(route: &RouteMessage) -> Option<Prefix> {
+    if route.header.protocol != RouteProtocol::Kernel {
+        return None;
+    }
+    let (mut index, mut network) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(link) => index = Some(*link),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => network = Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => network = Some(IpAddr::V6(*address)),
+            _ => {}
+        }
+    }
+    Some((index?, network?, route.header.destination_prefix_length))
+}
+
+/// Somebody has removed the routes that the kernel made for addresses: it is to make none in the guest.
+fn note_missing(link: &mut Link, prefixes: &[Prefix]) {
+    let (index, up) = (link.index, link.up);
+    for address in link.addresses.iter_mut().filter(|_| up) {
+        let length = address.header.prefix_len;
+        let ip = address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+        let Some(ip) = ip.filter(|ip| ip.is_ipv6() || length < 32) else { continue };
+        if prefixes.contains(&(index, network(ip, length), length)) {
+            continue;
+        }
+        for attribute in &mut address.attributes {
+            if let AddressAttribute::Flags(flags) = attribute {
+                *flags |= AddressFlags::Noprefixroute;
+            }
+        }
+    }
+}
+
+/// What of an address counts.
+fn network(ip: IpAddr, length: u8) -> IpAddr {
+    let rest = |bits: u32| bits.saturating_sub(length.into());
+    match ip {
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) & u32::MAX.checked_shl(rest(32)).unwrap_or(0)).into()),
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & u128::MAX.checked_shl(rest(128)).unwrap_or(0)).into()),
+    }
 }
 
 fn add_neighbours(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {

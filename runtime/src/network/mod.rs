@@ -20,6 +20,7 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
@@ -37,11 +38,16 @@ use crate::state::State;
 /// What a network device of the guest can have.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
+/// How often is looked at links that change all the time.
+const LOOKS: usize = 10;
+
 /// A container's network namespace and what was done in it. Every call belongs on a thread that is in the namespace, and
 /// blocks. When this is dropped what was done stays, but for the taps: see [`Namespace::unwire_all`].
 pub struct Namespace {
     socket: Socket,
     files: Arc<Files>,
+    /// The links as they were last.
+    seen: Vec<Link>,
     wired: BTreeMap<u32, Wire>,
     /// The ports that the host's sockets had before some were set apart.
     ports: Option<String>,
@@ -68,6 +74,8 @@ impl Files {
 /// One link that leads to the guest.
 struct Wire {
     tap: u32,
+    /// Whether it had an ingress qdisc before.
+    had_qdisc: bool,
     /// Whether the host gets answers to its own questions.
     replies: bool,
 }
@@ -79,15 +87,18 @@ impl Namespace {
     /// The kernel gives no netlink socket.
     pub fn open(files: Arc<Files>) -> anyhow::Result<Self> {
         let socket = Socket::open().context("open a netlink socket")?;
-        Ok(Self { socket, files, wired: BTreeMap::new(), ports: None })
+        Ok(Self { socket, files, seen: Vec::new(), wired: BTreeMap::new(), ports: None })
     }
 
-    /// The links that a guest can have, by their numbers, with all that is configured on them.
+    /// The links that a guest can have, by their numbers, with all that is configured on them. Where they are not as they
+    /// were the last time, two looks must agree: one takes the kernel several lists, which somebody may change between
+    /// them.
     ///
     /// # Errors
     /// The kernel's.
     pub fn scan(&mut self) -> anyhow::Result<Vec<Link>> {
-        links::scan(&mut self.socket)
+        settle(&mut self.seen, || links::scan(&mut self.socket))?;
+        Ok(self.seen.clone())
     }
 
     /// Leads a link's packets to a new tap, and the tap's to the link. The descriptor is the guest's network device's;
@@ -101,8 +112,8 @@ impl Namespace {
         let devices = self.files.devices.as_ref().map_err(|error| anyhow!("{error:#}")).with_context(what)?;
         let tap = tap::make(devices, &self.socket).with_context(what)?;
         tap::set_up(&mut self.socket, tap.index, link).context("set its tap up").with_context(what)?;
-        traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
-        self.wired.insert(link.index, Wire { tap: tap.index, replies: false });
+        let had_qdisc = traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
+        self.wired.insert(link.index, Wire { tap: tap.index, had_qdisc, replies: false });
         Ok(tap.file)
     }
 
@@ -131,10 +142,10 @@ impl Namespace {
     pub fn unwire(&mut self, index: u32) -> anyhow::Result<()> {
         let Some(wire) = self.wired.remove(&index) else { return Ok(()) };
         // All of it is tried, whatever becomes of one.
-        let parted = traffic::part(&mut self.socket, index, Some(wire.tap));
+        let parted = traffic::part(&mut self.socket, index, Some(wire.tap), wire.had_qdisc);
         let removed = tap::remove(&mut self.socket, wire.tap);
         let given = self.give_ports_back();
-        parted.with_context(|| format!("take the ingress qdisc off link {index}"))?;
+        parted.with_context(|| format!("take the filters off link {index}"))?;
         removed.with_context(|| format!("remove the tap of link {index}"))?;
         given
     }
@@ -192,6 +203,17 @@ impl Namespace {
     }
 }
 
+/// Looks until it is as it was seen before.
+fn settle<T: PartialEq>(seen: &mut T, mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<()> {
+    for _ in 0..LOOKS {
+        let before = std::mem::replace(seen, look()?);
+        if *seen == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Takes what a monitor that could not has left on the links of the calling thread's namespace: filters of ours that lead
 /// nowhere any more. Everything else stays.
 ///
@@ -201,21 +223,27 @@ pub fn clean() -> anyhow::Result<()> {
     let mut socket = Socket::open().context("open a netlink socket")?;
     let busy = traffic::busy(&mut socket).context("list the qdiscs")?;
     let mut part = |link: u32| {
-        let done = traffic::part(&mut socket, link, None);
-        done.map(drop).with_context(|| format!("take the ingress qdisc off link {link}"))
+        let done = traffic::part(&mut socket, link, None, false);
+        done.with_context(|| format!("take the filters off link {link}"))
     };
     let results: Vec<_> = busy.into_iter().map(&mut part).collect();
     results.into_iter().collect()
+}
+
+/// The ports that the host's sockets in a namespace have, to be noted before a monitor may set some apart.
+pub fn ports(namespace: &Path) -> Option<String> {
+    inside(File::open(namespace).ok()?, || resolver::ports(&crate::sockets::open_proc()?)).ok()
 }
 
 /// The same in the namespace of a container that has ended and did not make it. Where that is gone, so is all that was
 /// in it.
 pub fn clean_after(state: &State) {
     let Some(namespace) = state.network.as_ref().and_then(|path| File::open(path).ok()) else { return };
-    let there = || {
+    let ports = state.ports.clone().unwrap_or_else(|| resolver::DEFAULT.to_owned());
+    let there = move || {
         clean()?;
-        // What it was before nobody knows any more, unless the monitor has given it back.
-        resolver::give_back(&crate::sockets::open_proc()?, resolver::DEFAULT)
+        // Unless the monitor has done so.
+        resolver::give_back(&crate::sockets::open_proc()?, &ports)
     };
     if let Err(error) = inside(namespace, there) {
         log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));

@@ -31,14 +31,22 @@ pub fn is_there(proc: &OwnedFd) -> anyhow::Result<bool> {
     Ok(sockets.lines().any(local))
 }
 
+/// The ports that new sockets of the namespace get.
+///
+/// # Errors
+/// The setting cannot be read.
+pub fn ports(proc: &OwnedFd) -> anyhow::Result<String> {
+    let ports = read(proc, RANGE)?.trim().to_owned();
+    // Left by somebody who could not give it back.
+    Ok(if ports == PORTS { DEFAULT.to_owned() } else { ports })
+}
+
 /// Gives new sockets of the namespace's ports of their own, and says what they had.
 ///
 /// # Errors
 /// The setting cannot be read or written.
 pub fn set_apart(proc: &OwnedFd) -> anyhow::Result<String> {
-    let old = read(proc, RANGE)?.trim().to_owned();
-    // Left by somebody who could not give it back.
-    let old = if old == PORTS { DEFAULT.to_owned() } else { old };
+    let old = ports(proc)?;
     write(proc, PORTS).map(|()| old)
 }
 

@@ -3,9 +3,10 @@
 //! Filters of ours bear a mark where others have a class, so that they are told from somebody else's whoever has ended
 //! without removing them.
 
+use std::collections::BTreeSet;
 use std::io;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
@@ -92,24 +93,34 @@ enum Fate {
     Pass,
 }
 
-/// Joins a link and a tap. What takes packets off the link already is left as it is.
+/// Joins a link and a tap. Says whether the link had an ingress qdisc already, one without filters.
 ///
 /// # Errors
 /// Something takes packets off the link already, or the kernel cannot do it. Then the link is as it was.
-pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
+pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
     add_qdisc(socket, tap).context("add an ingress qdisc to its tap")?;
     redirect(socket, tap, link).context("redirect what comes from its tap")?;
-    add_qdisc(socket, link).map_err(|error| match error.raw_os_error() {
-        Some(libc::EEXIST) => anyhow!(
-            "something else takes packets off it already (an ingress or clsact qdisc); remove that, or give the \
-             container a link of its own"
-        ),
-        _ => anyhow::Error::new(error).context("add an ingress qdisc (is the kernel's sch_ingress there?)"),
-    })?;
+    let had = match add_qdisc(socket, link) {
+        Ok(()) => false,
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            // One of a monitor that was killed just then, or of somebody who has no use for it.
+            if !busy(socket)?.contains(&link) || !filters(socket, link)?.is_empty() {
+                bail!(
+                    "something else takes packets off it already (filters of an ingress qdisc, or a clsact qdisc); \
+                     remove that, or give the container a link of its own"
+                );
+            }
+            true
+        }
+        Err(error) => return Err(error).context("add an ingress qdisc (is the kernel's sch_ingress there?)"),
+    };
     redirect(socket, link, tap).context("redirect what comes in").inspect_err(|_| {
-        // The error at hand says more than one of cleaning up.
-        let _ = remove_qdisc(socket, link);
-    })
+        if !had {
+            // The error at hand says more than one of cleaning up.
+            let _ = remove_qdisc(socket, link);
+        }
+    })?;
+    Ok(had)
 }
 
 fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
@@ -140,28 +151,45 @@ pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
 /// # Errors
 /// The first filter that stays.
 pub fn give(socket: &mut Socket, link: u32) -> io::Result<()> {
+    let found = filters(socket, link)?;
+    remove_ours(socket, link, &found, |filter| filter.place() != LAST)
+}
+
+/// Removes what is ours of a link, if that leads to this tap or to nowhere. What others have there stays, and so does a
+/// qdisc that is to be kept.
+///
+/// # Errors
+/// The kernel's.
+pub fn part(socket: &mut Socket, link: u32, tap: Option<u32>, keep_qdisc: bool) -> io::Result<()> {
+    let found = filters(socket, link)?;
+    let target = found.iter().filter(|filter| filter.ours).find_map(|filter| filter.target);
+    if target != Some(0) && (tap.is_none() || target != tap) {
+        return Ok(());
+    }
+    match keep_qdisc || found.iter().any(|filter| !filter.ours) {
+        true => remove_ours(socket, link, &found, |_| true),
+        false => remove_qdisc(socket, link),
+    }
+}
+
+fn remove_ours(socket: &mut Socket, link: u32, found: &[Filter], wanted: impl Fn(&Filter) -> bool) -> io::Result<()> {
     let mut result = Ok(());
-    for (place, protocol, _) in ANSWERS.iter().chain(&NEIGHBOURS) {
-        let mut message = at_link(link, TcHandle::UNSPEC, INGRESS);
-        message.header.info = info(*place, *protocol);
+    let mut removed = BTreeSet::new();
+    for filter in found.iter().filter(|filter| filter.ours && wanted(filter)) {
+        // All at a place are removed together, with the place, where nobody else has one.
+        let shared = found.iter().any(|other| other.info == filter.info && !other.ours);
+        if !shared && !removed.insert(filter.info) {
+            continue;
+        }
+        let handle = if shared { filter.handle } else { TcHandle::UNSPEC };
+        let mut message = at_link(link, handle, INGRESS);
+        message.header.info = filter.info;
         match socket.request(RouteNetlinkMessage::DelTrafficFilter(message), 0) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => result = result.and(Err(error)),
             _ => {}
         }
     }
     result
-}
-
-/// Removes what is ours of a link, if that leads to this tap or to nowhere.
-///
-/// # Errors
-/// The kernel's.
-pub fn part(socket: &mut Socket, link: u32, tap: Option<u32>) -> io::Result<bool> {
-    let target = ours(socket, link)?;
-    if target != Some(0) && (tap.is_none() || target != tap) {
-        return Ok(false);
-    }
-    remove_qdisc(socket, link).map(|()| true)
 }
 
 /// Links that have an ingress qdisc.
@@ -177,13 +205,21 @@ pub fn busy(socket: &mut Socket) -> io::Result<Vec<u32>> {
     Ok(found.into_iter().filter_map(ingress).collect())
 }
 
-/// Where the ingress filters of a link lead (0: nowhere any more) if all of them are ours.
-fn ours(socket: &mut Socket, link: u32) -> io::Result<Option<u32>> {
-    let asked = at_link(link, TcHandle::UNSPEC, INGRESS);
-    let mut target = None;
-    for message in socket.dump(&RouteNetlinkMessage::GetTrafficFilter(asked))? {
-        let RouteNetlinkMessage::NewTrafficFilter(message) = message else { continue };
-        let u32s = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == TcFilterU32::KIND));
+/// A filter of a link's ingress qdisc.
+struct Filter {
+    handle: TcHandle,
+    /// Its place and protocol.
+    info: u32,
+    ours: bool,
+    /// The link that it redirects to; 0: one that is gone.
+    target: Option<u32>,
+}
+
+impl Filter {
+    /// None of what is listed besides filters: the tables that those of u32 are in.
+    fn of(message: &TcMessage) -> Option<Self> {
+        let kind = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == TcFilterU32::KIND);
+        let u32s = message.attributes.iter().any(kind);
         let options = message.attributes.iter().find_map(|attribute| match attribute {
             TcAttribute::Options(options) => Some(options.as_slice()),
             _ => None,
@@ -191,14 +227,30 @@ fn ours(socket: &mut Socket, link: u32) -> io::Result<Option<u32>> {
         let options = options.unwrap_or_default();
         let has =
             |wanted: fn(&TcFilterU32Option) -> bool| options.iter().any(|o| matches!(o, TcOption::U32(o) if wanted(o)));
-        // The table that a filter is in is listed as well.
-        let is_filter = has(|option| matches!(option, TcFilterU32Option::Selector(_)));
-        if !u32s || is_filter && !has(|option| *option == TcFilterU32Option::ClassId(MARK)) {
-            return Ok(None);
+        if u32s && !has(|option| matches!(option, TcFilterU32Option::Selector(_))) {
+            return None;
         }
-        target = options.iter().find_map(redirected).or(target);
+        Some(Self {
+            handle: message.header.handle,
+            info: message.header.info,
+            ours: u32s && has(|option| *option == TcFilterU32Option::ClassId(MARK)),
+            target: options.iter().find_map(redirected),
+        })
     }
-    Ok(target)
+
+    fn place(&self) -> u16 {
+        (self.info >> 16) as u16
+    }
+}
+
+fn filters(socket: &mut Socket, link: u32) -> io::Result<Vec<Filter>> {
+    let asked = at_link(link, TcHandle::UNSPEC, INGRESS);
+    let found = socket.dump(&RouteNetlinkMessage::GetTrafficFilter(asked))?;
+    let filter = |message: &RouteNetlinkMessage| match message {
+        RouteNetlinkMessage::NewTrafficFilter(message) => Filter::of(message),
+        _ => None,
+    };
+    Ok(found.iter().filter_map(filter).collect())
 }
 
 fn redirected(option: &TcOption) -> Option<u32> {

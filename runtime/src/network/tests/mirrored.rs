@@ -126,6 +126,46 @@ fn a_guest_follows_what_changes() {
 }
 
 #[test]
+fn a_route_of_the_kernels_that_was_removed_does_not_come_back() {
+    isolated(|| {
+        let (inside, outside) = (Place::new(), Place::new());
+        inside.plug(&outside);
+        // As the CNI's ptp does it.
+        inside.sh("ip route del 10.0.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth0");
+        inside.sh("ip route add 10.0.0.1 dev eth0 scope link src 10.0.0.2");
+        inside.sh("ip route add 10.0.0.0/24 via 10.0.0.1 src 10.0.0.2; ip addr add 10.8.0.9/32 dev eth0; sleep 2");
+        let old = scan(&inside);
+        let guest = guest(old.index);
+        replay(&mirror(None, &old));
+        assert_eq!((told(&guest).replace(" noprefixroute", ""), scan(&guest)), (told(&inside), old.clone()));
+        inside.sh("ip addr add 10.2.0.2/24 dev eth0");
+        let new = scan(&inside);
+        inside.sh("ip route del 10.2.0.0/24 dev eth0");
+        let last = scan(&inside);
+        guest.enter();
+        replay(&mirror(Some(&old), &new));
+        assert!(told(&guest).contains("10.2.0.0/24"));
+        replay(&mirror(Some(&new), &last));
+        assert_eq!(told(&guest).replace(" noprefixroute", ""), told(&inside));
+    });
+}
+
+#[test]
+fn what_changes_is_looked_at_until_two_looks_agree() {
+    let looked = |mut seen: &'static str, looks: &[&'static str]| {
+        let mut next = looks.iter();
+        settle(&mut seen, || Ok(*next.next().unwrap_or(&"more"))).unwrap();
+        (seen, next.len())
+    };
+    assert_eq!(looked("nothing", &["nothing", "more"]), ("nothing", 1));
+    assert_eq!(
+        looked("nothing", &["route", "address and route", "address and route", "more"]),
+        ("address and route", 1)
+    );
+    assert_eq!(looked("", &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]), ("9", 1));
+}
+
+#[test]
 fn a_link_without_ipv6_stays_without() {
     isolated(|| {
         let inside = Place::new();

@@ -56,6 +56,53 @@ fn what_takes_packets_already_is_left_alone() {
 }
 
 #[test]
+fn an_ingress_qdisc_without_filters_is_used_and_left() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip tuntap add eth0 mode tap; tc qdisc add dev eth0 ingress");
+        let before = place.dump();
+        let mut namespace = place.namespace();
+        let link = named(namespace.scan().unwrap(), "eth0");
+        let tap = namespace.wire(&link).unwrap();
+        namespace.keep_replies(&link).unwrap();
+        namespace.unwire_all().unwrap();
+        drop(tap);
+        assert_eq!(place.dump(), before);
+        place.sh("tc qdisc del dev eth0 ingress; tc qdisc add dev eth0 clsact");
+        assert!(namespace.wire(&link).is_err());
+    });
+}
+
+#[test]
+fn filters_of_others_beside_ours_stay() {
+    isolated(|| {
+        let place = Place::new();
+        for by_monitor in [true, false] {
+            place.sh("ip tuntap add eth0 mode tap");
+            let mut namespace = place.namespace();
+            let link = named(namespace.scan().unwrap(), "eth0");
+            let tap = namespace.wire(&link).unwrap();
+            namespace.keep_replies(&link).unwrap();
+            // One where we have none, and one at a place of ours.
+            place.sh("tc filter add dev eth0 ingress protocol ip prio 7 u32 match u32 0 0 flowid 1:1");
+            place.sh("tc filter add dev eth0 ingress protocol all prio 100 u32 match u32 0 0 flowid 1:2");
+            if by_monitor {
+                namespace.unwire_all().unwrap();
+                drop(tap);
+            } else {
+                drop(tap);
+                clean().unwrap();
+            }
+            let left = place.sh("tc filter show dev eth0 ingress");
+            let places = |text: &str| left.lines().filter(|line| line.contains(text)).count();
+            assert_eq!((places("flowid 1:1"), places("flowid 1:2")), (1, 1), "{left}");
+            assert!(!left.contains("mirred") && !left.contains("flowid ffff:7276"), "{left}");
+            place.sh("ip link del eth0");
+        }
+    });
+}
+
+#[test]
 fn limits_are_told() {
     isolated(|| {
         let place = Place::new();
@@ -205,6 +252,8 @@ fn changes_of_others_are_told() {
             "ip -6 route add fd01::/64 via fd00::9",
             "ip addr del 10.0.0.1/24 dev eth0",
             "ip link set eth0 mtu 1300",
+            "ip neigh add 10.0.0.7 lladdr 02:00:00:00:00:07 dev eth0 nud permanent",
+            "ip neigh del 10.0.0.7 dev eth0",
             "ip link del eth1",
         ];
         for other in others {
@@ -212,6 +261,8 @@ fn changes_of_others_are_told() {
             assert!(changes.drain().unwrap(), "{other}");
             assert!(!changes.drain().unwrap(), "told twice");
         }
+        place.sh("ip neigh add 10.0.0.8 lladdr 02:00:00:00:00:08 dev eth0 nud stale");
+        assert!(!changes.drain().unwrap(), "what the kernel learns by itself");
         // More than the socket holds.
         place
             .sh("for n in $(seq 300); do echo link add x$n type veth peer name y$n; echo link del x$n; done | ip -b -");
