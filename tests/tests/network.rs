@@ -127,6 +127,7 @@ fn links_on_top_of_others() {
 fn a_new_namespace_is_filled_between_create_and_start() {
     let scene = Scene::new();
     let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.timeline": "true"}));
     container.set("/process/capabilities", all_capabilities());
     container.sh(
         "ip -o -4 addr show eth0 | sed 's/.*inet //; s/ .*//'; ping -c 1 -W 5 10.77.0.1 >/dev/null && echo reached",
@@ -136,6 +137,10 @@ fn a_new_namespace_is_filled_between_create_and_start() {
     container.start().success();
     assert_eq!((created.stdout.line(), created.stdout.line()), ("10.77.0.2/24".to_owned(), "reached".to_owned()));
     assert_eq!(process::wait_orphan(created.pid), 0);
+    if place::is_runvm() {
+        let log = fs::read_to_string(scene.log()).unwrap();
+        assert!(log.contains("frames: received ") && !log.contains("frames: received 0,"), "{log}");
+    }
     container.delete().success();
     process::wait_until("the link to go with its namespace", || !fs::exists("/sys/class/net/rvt0").unwrap());
 }

@@ -30,9 +30,7 @@ use crate::plan::CARDS;
 /// Engines do several things to a link, one after the other; they are passed on together.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// When a change that could not be followed is tried again: soon, as somebody may be in the middle of more, and later on;
-/// and how often without another change.
-const SOON: Duration = Duration::from_millis(50);
+/// When a change that could not be followed is tried again, and how often without another change.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 10;
 
@@ -186,7 +184,7 @@ impl Network {
         loop {
             let changed = tokio::select! {
                 changed = self.changed() => changed,
-                () = tokio::time::sleep(if failures == 1 { SOON } else { RETRY }), if (1..=RETRIES).contains(&failures) => Ok(true),
+                () = tokio::time::sleep(RETRY), if (1..=RETRIES).contains(&failures) => Ok(true),
             };
             match changed {
                 Ok(false) => continue,
@@ -197,6 +195,7 @@ impl Network {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
+                    // Somebody may be in the middle of more.
                     let tell = if failures == 1 { log::debug } else { log::warning };
                     tell(&format!("follow a change of the network: {error:#}"));
                 }
