@@ -232,7 +232,12 @@ fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
     let family = message.get(16).copied().map_or(0, libc::c_int::from);
     let of_link = [libc::RTM_NEWLINK, libc::RTM_SETLINK].contains(&kind);
     let deletes = [libc::RTM_DELADDR, libc::RTM_DELROUTE, libc::RTM_DELNEIGH].contains(&kind);
-    match theirs.execute(message) {
+    let mut done = theirs.execute(message);
+    if done == Err(Errno::NETUNREACH) && kind == libc::RTM_NEWROUTE && family == libc::AF_INET {
+        // A route stays when the way to its gateway goes, and cannot be made again like that.
+        done = theirs.execute(&to_any_gateway(message));
+    }
+    match done {
         // The container may have done it itself, and what goes takes along what belongs to it.
         Err(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL) if deletes => Ok(()),
         Err(Errno::EXIST) if !of_link => Ok(()),
@@ -240,6 +245,18 @@ fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
         Err(Errno::ACCESS | Errno::HOSTUNREACH | Errno::NETUNREACH) if family == libc::AF_INET6 => Ok(()),
         done => done.context(|| format!("set up the container's network (rtnetlink request of type {kind})")),
     }
+}
+
+/// The same `RTM_NEWROUTE` with `RTNH_F_ONLINK`: the kernel does not look for a way to the gateway.
+fn to_any_gateway(route: &[u8]) -> Vec<u8> {
+    const FLAGS: std::ops::Range<usize> = 24..28;
+    /// Of `linux/rtnetlink.h`.
+    const RTNH_F_ONLINK: u32 = 4;
+    let mut route = route.to_vec();
+    if let Some(flags) = route.get_mut(FLAGS).and_then(|flags| flags.first_chunk_mut()) {
+        *flags = (u32::from_ne_bytes(*flags) | RTNH_F_ONLINK).to_ne_bytes();
+    }
+    route
 }
 
 #[cfg(test)]

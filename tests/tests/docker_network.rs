@@ -244,9 +244,7 @@ fn a_network_of_its_own_beside_processes_of_another() {
     set.up("runc", "plain", &["--network", "team"], &page("plain"));
     let flags = ["--pid", "container:owner", "--network", "team", "-p", "8080:80"];
     set.up("vm", "member", &flags, &page("member"));
-    set.up("vm", "bridged", &["--pid", "container:owner"], &page("bridged"));
     assert_eq!(fetch("http://127.0.0.1:8080/"), "member\n");
-    assert_eq!(fetch(&format!("http://{}/", address(&docker, "bridged"))), "bridged\n");
     for (from, to) in [("member", "plain"), ("plain", "member")] {
         let got = soon(|| set.exec(from, &format!("timeout 10 wget -q -O - http://{to}/")));
         assert_eq!(got.stdout, format!("{to}\n"));
@@ -257,10 +255,8 @@ fn a_network_of_its_own_beside_processes_of_another() {
     });
     docker.run(&["network", "disconnect", "team", "member"]).success();
     process::wait_until("the network to go", || set.exec("member", "ls /sys/class/net | grep -c eth").stdout == "1\n");
-    docker.run(&["restart", "--time", "0", "bridged"]).success();
-    assert_eq!(fetch(&format!("http://{}/", address(&docker, "bridged"))), "bridged\n");
+    docker.run(&["rm", "--force", &set.names.pop().unwrap()]).success();
     assert_eq!(fetch(&format!("http://{}/", address(&docker, "owner"))), "owner\n");
-    set.names.reverse();
     set.remove();
 }
 
