@@ -609,6 +609,8 @@ async fn a_network_that_can_not_be_set_up(host: &mut Host) {
         "{text}"
     );
     let id = host.sleeper().await;
+    // The first call opens a socket there, for as long as there is the container.
+    host.client.set_network(context(), &ask(&id)).await.unwrap();
     let before = host.agent_descriptors();
     for message in [new_address(77, [1, 2, 3, 4]), b"short".to_vec(), Vec::new()] {
         let request = SetNetworkRequest { messages: vec![message], ..ask(&id) };
