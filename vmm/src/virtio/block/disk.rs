@@ -44,13 +44,16 @@ impl Disk {
         Ok(rustix::fs::fdatasync(&self.file)?)
     }
 
-    /// Tells the disk that these bytes are of no more use.
+    /// Tells the disk that these bytes are of no more use; a file has holes there then.
     pub(super) fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
         let range = [at, bytes];
         // SAFETY: the request reads two numbers, which live across the call.
-        match unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        if unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOTTY) => self.clear(at, bytes, true),
+            error => Err(error),
         }
     }
 

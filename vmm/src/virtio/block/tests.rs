@@ -205,10 +205,22 @@ fn what_nobody_knows_is_unsupported() {
     for kind in [2, 3, 5, 12, 15, 16, 0x100, u32::MAX] {
         assert_eq!(guest.ask(kind, 0, (512, WRITE)), (UNSUPPORTED, 0), "{kind}");
     }
-    // A file cannot be discarded, and a range has no flags then.
-    assert_eq!(guest.range(VIRTIO_BLK_T_DISCARD, (0, 8, 0)), UNSUPPORTED);
+    // What is discarded has no flags.
     assert_eq!(guest.range(VIRTIO_BLK_T_DISCARD, (0, 8, 1)), UNSUPPORTED);
     assert_eq!(guest.range(VIRTIO_BLK_T_WRITE_ZEROES, (0, 8, 2)), UNSUPPORTED);
+}
+
+#[test]
+fn what_is_discarded_of_a_file_takes_no_room() {
+    let mut guest = Guest::new(false);
+    guest.disk.set_len(0).unwrap();
+    guest.disk.set_len(SECTORS * SECTOR).unwrap();
+    guest.disk.write_all_at(&[7; 16384], 0).unwrap();
+    let room = |guest: &Guest| std::os::unix::fs::MetadataExt::blocks(&guest.disk.metadata().unwrap());
+    let before = room(&guest);
+    assert_eq!(guest.range(VIRTIO_BLK_T_DISCARD, (8, 16, 0)), OK);
+    assert!(room(&guest) < before);
+    assert_eq!((guest.on_host(7, 1), guest.on_host(8, 1), guest.on_host(24, 1)), (vec![7], vec![0], vec![7]));
 }
 
 #[test]
