@@ -32,7 +32,7 @@
 //!                         Transport ──────┼─move──────▶ Device + rings
 //!                         notifications:  │             ▲        │
 //!                         in the kernel ──┼─ioeventfd───┘        │
-//!                                         └────────────irqfd─────┘
+//!                                         └──────KVM_IRQ_LINE─────┘
 //!  Running::ended ◀──────reset, triple fault, KVM error
 //!  Running::stop  ─join▶ all of them; Stopped::state is plain data
 //! ```
