@@ -1,7 +1,7 @@
 //! Questions of a container's processes to the resolver of its network, by UDP.
 //!
-//! They come down one stream, each with a tag, and are asked from the namespace in whose loopback the resolver is. Each has a socket of its own for as long as it may be answered, so nobody can answer
-//! another's.
+//! They come down one stream, each with a tag, and are asked from the namespace in whose loopback the resolver is. Each
+//! has a socket of its own for as long as it may be answered, so nobody can answer another's.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
