@@ -7,6 +7,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{Containers, Process, Shape};
 use crate::disks;
 use crate::error::{Context, Error, Result};
+use crate::files::Files;
 use crate::link::{ChildLink, Link};
 use crate::namespaces::{self, Namespaces};
 use crate::rootfs::{self, Places};
@@ -37,6 +38,8 @@ pub async fn create(
     let taken = stdio::take(&request.process, streams).await?;
     disks::resolve(&mut request)?;
     let sockets = Sockets::open(&mut request, &containers.places.sockets, streams)?;
+    // Mounted, a file needs no name any more.
+    let _files = Files::make(&mut request, &containers.places.sockets)?;
     let id = request.container_id.as_str();
     if id.is_empty() {
         return Err(Error::invalid("container id is empty"));

@@ -7,7 +7,9 @@
 //!               │            │ ├─ cgroup ─ device_filter
 //!               │            │ ├─ scheduling
 //!               │            │ ├─ visit
+//!               │            │ ├─ files
 //!               │            │ ├─ sockets ─ relay
+//!               ├─ ports ─ relay
 //!               ├─ network ─ netlink, resolver ─ nat
 //!               │            │ fork
 //!            streams         ▼ in the child
@@ -32,6 +34,7 @@ mod disks;
 mod error;
 mod event;
 mod exec;
+mod files;
 mod link;
 pub mod log;
 mod lookup;
@@ -42,6 +45,7 @@ mod nat;
 mod netlink;
 mod network;
 mod path;
+mod ports;
 mod process;
 mod processes;
 mod pump;

@@ -29,7 +29,7 @@ pub struct Places {
     pub rootfs: PathBuf,
     /// The guest's cgroup2.
     pub cgroup_root: PathBuf,
-    /// An empty directory, for sockets that stand for those of the host.
+    /// An empty directory, for sockets that stand for those of the host, and for files that are made for it.
     pub sockets: PathBuf,
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::network::Networks;
 use crate::rootfs::Places;
 use crate::streams::Streams;
-use crate::{create, exec, machine, network, processes};
+use crate::{create, exec, machine, network, ports, processes};
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -145,6 +145,11 @@ impl Agent for Service {
     async fn accept_socket(&self, _: &TtrpcContext, request: AcceptSocketRequest) -> Reply<AcceptSocketResponse> {
         let queue = self.containers.socket_queue(&request.container_id)?;
         Ok(queue.next().await?)
+    }
+
+    async fn connect_port(&self, _: &TtrpcContext, request: ConnectPortRequest) -> Reply<ConnectPortResponse> {
+        let stream = ports::connect(&self.containers, &self.streams, &request).await?;
+        Ok(ConnectPortResponse { stream, ..Default::default() })
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {

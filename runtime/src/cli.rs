@@ -45,6 +45,11 @@ pub struct Global {
     /// Ignore cgroup permission errors (true, false or auto)
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<String>,
+    /// Let annotations of bundles give a network and publish ports (io.runvm.net, io.runvm.ports)
+    ///
+    /// Engines pass annotations on that users, and for podman images, have chosen.
+    #[arg(long)]
+    pub allow_net_annotations: bool,
     /// Accepted for compatibility; criu is not used
     #[arg(long, hide = true, value_name = "PATH")]
     pub criu: Option<String>,
@@ -193,9 +198,22 @@ pub struct CreateArgs {
     /// Pass N additional file descriptors to the container
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
+    /// Network where no engine makes one: user, by passt(1)
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    pub net: Option<Net>,
+    /// Publish a port on the host: [ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]; works without a network, too
+    #[arg(long, short = 'p', value_name = "PORTS")]
+    pub publish: Vec<String>,
     /// Name of the container
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
+}
+
+/// A network of our own making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// What the host can reach is reached by passt(1), as by any program of its user's
+    User,
 }
 
 /// Arguments of `run`.

@@ -29,6 +29,10 @@ pub struct Setup {
     pub disks: Vec<DiskFd>,
     /// Sockets of the host that the container may connect to.
     pub sockets: Vec<RawFd>,
+    /// Ports of the host that lead to the container.
+    pub ports: Vec<PortFd>,
+    /// What leads to passt(1), if the network is its.
+    pub uplink: Option<RawFd>,
     /// The container's cgroups on the host.
     pub cgroups: Vec<PathBuf>,
     /// The listening control socket.
@@ -95,6 +99,17 @@ pub struct DiskFd {
     pub fd: RawFd,
 }
 
+/// A published port, open as an inherited descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PortFd {
+    /// The container's.
+    pub container: u16,
+    /// Whether the descriptor is of a UDP socket, and not one that listens.
+    pub datagrams: bool,
+    /// The socket.
+    pub fd: RawFd,
+}
+
 /// The monitor's one answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -122,6 +137,10 @@ pub struct Numbers {
     pub disks: Vec<(RawFd, bool)>,
     /// Sockets of the host, in the plan's order.
     pub sockets: Vec<RawFd>,
+    /// Published ports, in the plan's order.
+    pub ports: Vec<RawFd>,
+    /// What leads to passt(1).
+    pub uplink: Option<RawFd>,
     /// The listening control socket.
     pub control: RawFd,
     /// The monitor's end of the ready pipe.
@@ -146,6 +165,11 @@ impl Pipes {
             read_only,
             fd,
         };
+        let port = |(plan, &fd): (&plan::PortPlan, &RawFd)| PortFd {
+            container: plan.container,
+            datagrams: plan.datagrams,
+            fd,
+        };
         let setup = Setup {
             id: plan.container.container_id.clone(),
             home,
@@ -153,6 +177,8 @@ impl Pipes {
             shares: plan.shares.iter().zip(&self.numbers.shares).map(share).collect(),
             disks: plan.disks.iter().zip(&self.numbers.disks).map(disk).collect(),
             sockets: self.numbers.sockets.clone(),
+            ports: plan.ports.iter().zip(&self.numbers.ports).map(port).collect(),
+            uplink: self.numbers.uplink,
             cgroups,
             control: self.numbers.control,
             ready: self.numbers.ready,

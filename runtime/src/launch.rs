@@ -25,7 +25,7 @@ use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, disks, facts, log, network, sandbox, shares, sockets, state};
+use crate::{control, disks, facts, log, network, passt, publish, sandbox, shares, sockets, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -78,11 +78,27 @@ fn make_plan(global: &Global, args: &CreateArgs) -> anyhow::Result<(Bundle, Plan
         bail!("--preserve-fds {}: open descriptors of the host cannot be passed into a VM", args.preserve_fds);
     }
     let bundle = bundle::load(&args.bundle)?;
-    let options = plan::Options { id: args.id.clone(), systemd_cgroup: global.systemd_cgroup };
+    let options = options(global, args);
     let facts = facts::gather(&bundle, &global.root())?;
     let plan = plan::plan(&bundle, &facts, &options)?;
     plan.notes.iter().for_each(|note| log::debug(note));
     Ok((bundle, plan))
+}
+
+fn options(global: &Global, args: &CreateArgs) -> plan::Options {
+    plan::Options {
+        id: args.id.clone(),
+        systemd_cgroup: global.systemd_cgroup,
+        user_network: args.net.is_some(),
+        publish: args.publish.clone(),
+        allow_net_annotations: global.allow_net_annotations,
+        resolv_conf: (args.net.is_some() || global.allow_net_annotations).then(read_resolv_conf).unwrap_or_default(),
+    }
+}
+
+/// Without one, or with one that cannot be read, there are no settings to be taken from it.
+fn read_resolv_conf() -> String {
+    std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
 }
 
 fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {
@@ -156,6 +172,8 @@ impl Launch {
         let shares = shares::open(&plan.shares)?;
         let disks = disks::open(&plan.disks)?;
         let sockets = sockets::open(&plan.sockets)?;
+        let ports = publish::open(&plan.ports)?;
+        let uplink = plan.user_network.then(passt::pair).transpose()?;
         let listener = control::listen(self.dir.path())?;
         let (setup_read, setup_write) = pipe()?;
         let (ready_read, ready_write) = pipe()?;
@@ -164,6 +182,8 @@ impl Launch {
             shares: shares.iter().map(AsRawFd::as_raw_fd).collect(),
             disks: disks.iter().map(|disk| (disk.file.as_raw_fd(), disk.read_only)).collect(),
             sockets: sockets.iter().map(AsRawFd::as_raw_fd).collect(),
+            ports: ports.iter().map(AsRawFd::as_raw_fd).collect(),
+            uplink: uplink.as_ref().map(|(ours, _)| ours.as_raw_fd()),
             control: listener.as_raw_fd(),
             ready: ready_write.as_raw_fd(),
             terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),
@@ -172,6 +192,9 @@ impl Launch {
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
         let child = spawn::monitor(plan, setup_read.as_raw_fd(), &numbers, cgroup.as_ref().map(AsFd::as_fd))?;
         self.adopt(child, &plan.cgroup)?;
+        if let Some((_, theirs)) = uplink {
+            passt::start(theirs, self.state.cgroup.as_ref())?;
+        }
         if matches!(terminal, Terminal::Foreground) {
             self.master = pty.map(|pty| pty.master);
         }

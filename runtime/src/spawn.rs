@@ -100,6 +100,7 @@ pub fn monitor(
         null.iter().try_for_each(take_as_standard)?;
         let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready, &numbers.home]);
         let inherited = inherited.chain(numbers.disks.iter().map(|(fd, _)| fd)).chain(&numbers.sockets);
+        let inherited = inherited.chain(&numbers.ports).chain(&numbers.uplink);
         inherited.chain(&numbers.terminal).try_for_each(|&fd| keep_open(fd))?;
         rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;

@@ -29,6 +29,7 @@ pub mod spec;
 pub mod stream;
 pub mod terminal;
 pub mod unix;
+pub mod uplink;
 
 pub use command::{Outcome, PATIENCE};
 pub use container::{Container, Created};

@@ -124,8 +124,17 @@ pub fn poll(fd: &impl std::os::fd::AsFd, flags: PollFlags, limit: Duration) -> b
 /// Waits for something that announces itself by no event.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    until(what, || holds().then_some(()));
+}
+
+/// The same for something that is of use when it is there.
+#[track_caller]
+pub fn until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
-    while !holds() {
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -7,6 +7,7 @@ use serde_json::json;
 use tests::command;
 use tests::dns::NameServer;
 use tests::netns::{Netns, veth};
+use tests::uplink::{Connected, HOST};
 use tests::{Container, Created, Scene, place, process};
 
 fn in_namespace<'a>(scene: &'a Scene, namespace: &Netns) -> Container<'a> {
@@ -484,4 +485,38 @@ fn vm_a_link_that_somebody_redirects_already() {
     let outcome = in_namespace(&scene, &namespace).try_create();
     scene.refused(&outcome, &["eth0", "ingress"]);
     assert_eq!(namespace.traffic_control(), before);
+}
+
+/// A namespace of an ordinary user's, filled by pasta.
+#[test]
+fn a_tap_of_pasta() {
+    let connected = Connected::new();
+    let scene = Scene::new();
+    let mut pasta = Command::new("pasta");
+    pasta.args(["--foreground", "--config-net", "--quiet", "--tcp-ports", "18090:80", "--", "sleep", "100000"]);
+    let pasta = command::start(&mut pasta);
+    let sleeps = |pid: &i32| process::status_field(*pid, "Name").is_some_and(|name| name == "sleep");
+    let owner = process::until("a namespace", || process::descendants().into_keys().find(sleeps));
+    let address = || host(&format!("nsenter --net=/proc/{owner}/ns/net ip -o -4 addr show scope global"));
+    process::wait_until("an address", || address().contains(HOST));
+    let path = scene.dir().join("netns");
+    fs::write(&path, "").unwrap();
+    host(&format!("mount --bind /proc/{owner}/ns/net {}", path.display()));
+    let mut container = scene.container();
+    container.namespace("network", Some(json!({"type": "network", "path": path})));
+    container.set("/process/capabilities", all_capabilities());
+    container.sh("echo page >/tmp/index.html; httpd -p 80 -h /tmp; echo up; exec sleep 100000");
+    let mut created = container.up();
+    created.stdout.expect("up\n");
+    let outside = connected.page(18088, "outside\n".to_owned());
+    // The host's own address is the container's too, so that others' are asked by the gateway's.
+    let got = container.exec_sh("timeout 20 wget -q -O - http://198.51.100.1:18088/").success();
+    assert_eq!(got.stdout, "outside\n");
+    outside.join().unwrap();
+    assert_eq!(host(&format!("timeout 20 busybox wget -q -O - http://{HOST}:18090/")), "page\n");
+    container.end(&created);
+    host(&format!("umount {}", path.display()));
+    pasta.signal(rustix::process::Signal::TERM);
+    process::signal(owner, rustix::process::Signal::KILL);
+    pasta.finish();
 }

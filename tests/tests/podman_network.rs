@@ -5,6 +5,7 @@ use std::process::Command;
 use tests::command::{Outcome, run};
 use tests::podman::{IMAGE, Podman};
 use tests::process;
+use tests::uplink::{Connected, HOST};
 
 const PAGE: &str = "mkdir -p /www && echo page >/www/index.html && exec httpd -f -p 80 -h /www";
 
@@ -82,4 +83,20 @@ fn a_pod_shares_its_network() {
     let ask = ["run", "--rm", "--pod", "podded", IMAGE, "wget", "-q", "-O", "-", "http://127.0.0.1/"];
     assert_eq!(podman.run(&ask).success().stdout, "page\n");
     podman.run(&["pod", "rm", "--force", "--time", "0", "podded"]).success();
+}
+
+/// As rootless podman has them; here as root.
+#[test]
+fn a_tap_of_slirp4netns() {
+    let connected = Connected::new();
+    let podman = Podman::new();
+    let network = ["--network", "slirp4netns:port_handler=slirp4netns", "-p", "8072:80"];
+    up(&podman, "slirping", &network, PAGE);
+    assert_eq!(fetch("http://127.0.0.1:8072/"), "page\n");
+    let outside = connected.page(18088, "outside\n".to_owned());
+    let ask = format!("ip route | grep default; timeout 20 wget -q -O - http://{HOST}:18088/");
+    let got = podman.run(&["exec", "slirping", "sh", "-c", &ask]).success();
+    assert_eq!(got.stdout, "default via 10.0.2.2 dev tap0 \noutside\n");
+    outside.join().unwrap();
+    remove(&podman, &["slirping"]);
 }

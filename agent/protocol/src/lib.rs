@@ -12,6 +12,11 @@
 //! connection, each half-closed at its end. Where the host's socket takes no connection the stream is closed at once.
 //! So only the host opens connections, and nothing but the agent can ask for them.
 //!
+//! For a connection to a published port the host asks first, by `ConnectPort`: the agent connects to the port in the
+//! container's network and answers with the id of the stream that the host is to open. One of datagrams carries those of
+//! many clients, each with a [`DatagramHeader`] whose tag tells the client; both sides know the [`Clients`] that were
+//! heard of last.
+//!
 //! A stream for stdin is written by the host and half-closed at its end of file; one for stdout or
 //! stderr is written by the guest and closed when the last writer is gone.
 //!
@@ -25,11 +30,14 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 }
 
+mod clients;
+
+pub use clients::Clients;
 pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
 pub const GUEST_CID: u32 = 3;
@@ -43,7 +51,7 @@ pub const RPC_PORT: u32 = 1024;
 /// vsock port of the guest where the agent takes streams.
 pub const STREAM_PORT: u32 = 1025;
 
-/// Streams whose ids have this bit are connections to sockets of the host; the agent chose the id.
+/// Streams whose ids have this bit are connections to sockets of the host or to published ports; the agent chose the id.
 pub const SOCKET_STREAM: u64 = 1 << 63;
 
 /// How many connections to sockets of the host one container may have at a time. More wait.
@@ -65,7 +73,7 @@ pub const RESOLVER: std::net::SocketAddrV4 = std::net::SocketAddrV4::new(std::ne
 pub struct DatagramHeader {
     /// Bytes that follow.
     pub length: u16,
-    /// Whose it is: an answer has that of its question.
+    /// Whose it is: an answer has that of its question, all of one client's datagrams have the same.
     pub tag: u16,
 }
 

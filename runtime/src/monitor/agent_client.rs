@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::{
-    AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, CreateContainerRequest,
-    DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process, ProcessEntry,
-    ReadCgroupRequest, ResizeTerminalRequest, SetNetworkRequest, SignalProcessRequest, StartContainerRequest,
-    UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
+    AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, ConnectPortRequest,
+    CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process,
+    ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SetNetworkRequest, SignalProcessRequest,
+    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -171,6 +171,17 @@ impl Agent {
     pub async fn accept_socket(&self) -> anyhow::Result<AcceptSocketResponse> {
         let request = AcceptSocketRequest { container_id: self.container_id.clone(), ..Default::default() };
         self.client.accept_socket(Deadline::default(), &request).await.map_err(sentence)
+    }
+
+    /// Has a port of its connected with a stream; the stream's id.
+    pub async fn connect_port(&self, port: u16, datagrams: bool) -> anyhow::Result<u64> {
+        let request = ConnectPortRequest {
+            container_id: self.container_id.clone(),
+            port: port.into(),
+            datagrams,
+            ..Default::default()
+        };
+        Ok(self.client.connect_port(within(PATIENCE), &request).await.map_err(sentence)?.stream)
     }
 
     /// Gives a terminal a new size.

@@ -16,17 +16,21 @@ mod agent_client;
 mod cards;
 mod clock;
 mod confine;
+mod connections;
+mod datagrams;
 mod lifecycle;
 mod machine;
 mod members;
 mod motion;
 mod network;
 mod oom;
+mod ports;
 mod resolver;
 mod server;
 mod sockets;
 mod stand_in;
 mod stdio;
+mod uplink;
 mod vm;
 mod wire;
 
@@ -41,13 +45,14 @@ use tokio::net::UnixListener;
 
 use crate::control;
 use crate::handover::{Answer, Home, Setup, inherited};
-use crate::network::{Files, Place};
+use crate::network::{Files, Place, make_uplink};
 use crate::{console, log};
 use agent_client::Agent;
 use confine::View;
 use machine::Machine;
 use network::Network;
 use oom::Witness;
+use ports::{Port, Ports};
 use server::Server;
 use sockets::Sockets;
 use stdio::Stdio;
@@ -63,6 +68,8 @@ struct Inherited {
     shares: Vec<Share>,
     disks: Vec<Disk>,
     sockets: Vec<OwnedFd>,
+    ports: Vec<Port>,
+    uplink: Option<OwnedFd>,
     control: std::os::unix::net::UnixListener,
     ready: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -119,10 +126,15 @@ impl Inherited {
             let file = take(disk.fd)?;
             anyhow::Ok(Disk { file, serial: disk.serial.clone(), read_only: disk.read_only })
         };
+        let port = |port: &crate::handover::PortFd| {
+            anyhow::Ok(Port { socket: take(port.fd)?, container: port.container, datagrams: port.datagrams })
+        };
         let taken = Self {
             shares: setup.shares.iter().map(share).collect::<Result<_, _>>()?,
             disks: setup.disks.iter().map(disk).collect::<Result<_, _>>()?,
             sockets: setup.sockets.iter().map(|&fd| take(fd)).collect::<Result<_, _>>()?,
+            ports: setup.ports.iter().map(port).collect::<Result<_, _>>()?,
+            uplink: setup.uplink.map(take).transpose()?,
             control: take(setup.control)?.into(),
             ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
@@ -136,17 +148,17 @@ impl Inherited {
 }
 
 /// From the go signal to the exit code.
-async fn live(setup: Setup, inherited: Inherited) -> u8 {
-    let Inherited { shares, disks, sockets, control, ready, terminal, home: kvm } = inherited;
+async fn live(setup: Setup, mut inherited: Inherited) -> u8 {
+    let ready = inherited.ready.take();
     let print_timeline = setup.print_timeline;
-    let result = create(setup, (kvm, shares, disks), sockets, terminal).await;
+    let result = create(setup, inherited).await;
     let answer = match &result {
         Ok(_) => Answer::Ready,
         Err(error) => Answer::Failed(format!("{error:#}")),
     };
     let told = ready.map(|pipe| tell(pipe, &answer));
     match (result, told) {
-        (Ok(container), Some(Ok(()))) => serve(container, control, print_timeline).await,
+        (Ok(container), Some(Ok(()))) => serve(container, print_timeline).await,
         // Nobody heard that the container is ready: the command is gone, so is the container.
         _ => 1,
     }
@@ -165,15 +177,13 @@ struct Container {
     witness: Option<Witness>,
     files: Arc<Files>,
     sockets: Sockets,
+    ports: Ports,
     network: Network,
+    control: std::os::unix::net::UnixListener,
 }
 
-async fn create(
-    setup: Setup,
-    (kvm, shares, disks): (OwnedFd, Vec<Share>, Vec<Disk>),
-    sockets: Vec<OwnedFd>,
-    terminal: Option<OwnedFd>,
-) -> anyhow::Result<Container> {
+async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container> {
+    let Inherited { shares, disks, sockets, ports, uplink, control, terminal, home: kvm, .. } = inherited;
     let mut request = protocol::CreateContainerRequest::parse_from_bytes(&setup.container)
         .context("decode the container's request")?;
     if let Some(slave) = &terminal {
@@ -185,7 +195,10 @@ async fn create(
     let witness = Witness::find(&setup.cgroups)?;
     // Before this process leaves the host's.
     let host = Arc::new(Files::open()?);
-    let sockets = Sockets::new(&host, sockets, Place::default());
+    let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
+    if let Some(stream) = uplink {
+        uplink::start(make_uplink(&host)?, stream)?;
+    }
     let stays = matches!(&setup.home, Home::Machine(machine) if machine.network_stays);
     let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
@@ -210,14 +223,15 @@ async fn create(
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal, witness, files: host, sockets, network })
+    Ok(Container { vm, agent, stdio, terminal, witness, files: host, sockets, ports, network, control })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
     Ok(Share { name: share.name.clone(), root: share.root.try_clone()?, ..*share })
 }
 
-async fn serve(container: Container, control: std::os::unix::net::UnixListener, print_timeline: bool) -> u8 {
+async fn serve(container: Container, print_timeline: bool) -> u8 {
+    let Container { vm, agent, stdio, terminal, witness, files, sockets, ports, network, control } = container;
     let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
     let listener = match listener {
         Ok(listener) => listener,
@@ -226,10 +240,9 @@ async fn serve(container: Container, control: std::os::unix::net::UnixListener, 
             return u8::MAX;
         }
     };
-    let Container { vm, agent, stdio, terminal, witness, files, sockets, network } = container;
     let server = Rc::new(Server::new(Rc::new(Machine::new(vm, files)), agent, witness, network));
     server::follow_signals(&server, terminal);
-    let code = server.run(listener, stdio, sockets).await;
+    let code = server.run(listener, stdio, (sockets, ports)).await;
     if print_timeline {
         log::info(&server.timeline());
     }

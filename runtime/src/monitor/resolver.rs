@@ -6,19 +6,19 @@
 use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use protocol::{DatagramHeader, RESOLVER, STREAM_PORT, StreamHeader};
+use protocol::{DatagramHeader, RESOLVER};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
+use super::connections::open;
 use crate::log;
 use crate::network::Place;
 
@@ -64,12 +64,12 @@ impl Announcement {
         self.made.notified().await;
     }
 
-    /// Opens a stream to the guest, which waits for it by this header, and serves it to its end.
-    pub async fn serve(self: Rc<Self>, vsock: Handle, header: [u8; StreamHeader::SIZE]) {
+    /// Opens a stream to the guest, which waits for one of this id, and serves it to its end.
+    pub async fn serve(self: Rc<Self>, vsock: Handle, id: u64) {
         let Ok(_stream) = self.stream.try_acquire() else {
             return log::debug("the guest asks for a second stream to the resolver");
         };
-        match open(&vsock, &header) {
+        match open(&vsock, id) {
             Ok(stream) => {
                 let (questions, answers) = stream.into_split();
                 let (waiting, place) = (Arc::clone(&self.waiting), self.place.clone());
@@ -82,13 +82,6 @@ impl Announcement {
             Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
         }
     }
-}
-
-fn open(vsock: &Handle, header: &[u8]) -> std::io::Result<tokio::net::UnixStream> {
-    let mut stream: UnixStream = vsock.connect(STREAM_PORT)?;
-    std::io::Write::write_all(&mut stream, header)?;
-    stream.set_nonblocking(true)?;
-    tokio::net::UnixStream::from_std(stream)
 }
 
 struct Questions {

@@ -21,6 +21,7 @@ use super::machine::Machine;
 use super::members;
 use super::network::Network;
 use super::oom::Witness;
+use super::ports::{Guest, Ports};
 use super::sockets::Sockets;
 use super::stdio::Stdio;
 use super::wire::{arrange, receive, send};
@@ -83,10 +84,16 @@ impl Server {
 
     /// Serves until the container has ended and its output is delivered; returns its exit code. The machine can be
     /// stopped then.
-    pub async fn run(self: &Rc<Self>, listener: UnixListener, mut stdio: Stdio, sockets: Sockets) -> u8 {
+    pub async fn run(
+        self: &Rc<Self>,
+        listener: UnixListener,
+        mut stdio: Stdio,
+        (sockets, ports): (Sockets, Ports),
+    ) -> u8 {
         tokio::task::spawn_local(Rc::clone(&self.machine).keep_time(self.agent.clone()));
         // Commands are answered until there is nothing left to ask about.
-        let _tasks = self.begin(listener, sockets);
+        let mut tasks = self.begin(listener, sockets);
+        tasks.spawn_local(ports.serve(Guest { machine: Rc::clone(&self.machine), agent: self.agent.clone() }));
         let end = self.ended().await;
         self.machine.vm.mark("ended");
         // The end may have been reported just before the machine was stopped.

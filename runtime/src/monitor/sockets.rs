@@ -3,12 +3,11 @@
 //! The guest names a socket by its number among those that the bundle mounts, and a stream; what is dialed here becomes
 //! that stream, and from then on is the vsock device's alone. So nothing of a connection passes through this thread.
 
-use std::cell::RefCell;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -16,12 +15,12 @@ use protocol::{
     AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT,
     StreamHeader,
 };
-use rustix::net::Shutdown;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::agent_client::Agent;
+use super::connections::Connections;
 use super::resolver::Announcement;
 use crate::network::{Files, Place};
 use crate::{log, sockets};
@@ -32,8 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The sockets of one container. When this is dropped its connections end.
 pub struct Sockets {
     dialer: Arc<Dialer>,
-    free: Arc<Semaphore>,
-    connections: Connections,
+    connections: Rc<Connections>,
     /// Whether the container's network has a resolver.
     resolver: Rc<Announcement>,
 }
@@ -47,28 +45,12 @@ struct Dialer {
     place: Place,
 }
 
-/// A connection, as long as the device has it.
-struct Connection {
-    stream: OwnedFd,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
-/// Connections that live, and some that did.
-type Connections = Rc<RefCell<Vec<Weak<Connection>>>>;
-
 impl Sockets {
     /// These, and the resolver if there will be one in this namespace.
     pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
         let resolver = Rc::new(Announcement::new(place.clone()));
-        let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
         let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
-        Self { dialer, free, connections: Rc::default(), resolver }
+        Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
     }
 
     /// To be told once the container's network has a resolver.
@@ -83,7 +65,7 @@ impl Sockets {
         }
         let mut answers = JoinSet::new();
         loop {
-            let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return };
+            let Some(permit) = self.connections.room().await else { return };
             let wish = match agent.accept_socket().await {
                 Ok(wish) => wish,
                 Err(error) => return log::debug(&format!("connections to sockets of the host: {error:#}")),
@@ -94,8 +76,7 @@ impl Sockets {
                 continue;
             }
             if wish.socket == RESOLVER_DATAGRAMS {
-                let header = StreamHeader { id: wish.stream }.to_bytes();
-                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), header));
+                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), wish.stream));
                 continue;
             }
             let (dialer, connections) = (Arc::clone(&self.dialer), Rc::clone(&self.connections));
@@ -104,33 +85,18 @@ impl Sockets {
     }
 }
 
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for connection in self.connections.borrow().iter().filter_map(Weak::upgrade) {
-            // The device sees that, tells the guest and lets go.
-            let _ = rustix::net::shutdown(&connection.stream, Shutdown::Both);
-        }
-    }
-}
-
 async fn answer(
     vsock: Handle,
     dialer: Arc<Dialer>,
-    connections: Connections,
+    connections: Rc<Connections>,
     (wish, permit): (AcceptSocketResponse, OwnedSemaphorePermit),
 ) {
-    let header = StreamHeader { id: wish.stream }.to_bytes();
     let joined = match dial(dialer, wish.socket).await {
-        Ok(stream) => {
-            let connection = Arc::new(Connection { stream, _permit: permit });
-            let mut all = connections.borrow_mut();
-            all.retain(|connection| connection.strong_count() > 0);
-            all.push(Arc::downgrade(&connection));
-            vsock.join(STREAM_PORT, connection, &header)
-        }
+        Ok(stream) => connections.join(&vsock, (stream, permit), wish.stream),
         Err(error) => {
             log::debug(&format!("connect to socket {} of the host: {error:#}", wish.socket));
             // A stream that is at its end.
+            let header = StreamHeader { id: wish.stream }.to_bytes();
             vsock.connect(STREAM_PORT).and_then(|mut stream| stream.write_all(&header))
         }
     };

@@ -16,6 +16,7 @@ mod place;
 mod resolver;
 mod tap;
 mod traffic;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,6 +32,7 @@ pub use mirror::mirror;
 use netlink::Socket;
 pub use place::Place;
 use place::inside;
+pub use uplink::make as make_uplink;
 
 use crate::log;
 use crate::state::State;
@@ -68,6 +70,10 @@ impl Files {
     /// There is no /proc.
     pub fn open() -> anyhow::Result<Self> {
         Ok(Self { proc: crate::sockets::open_proc()?, devices: tap::open_devices() })
+    }
+
+    fn devices(&self) -> anyhow::Result<&OwnedFd> {
+        self.devices.as_ref().map_err(|error| anyhow!("{error:#}"))
     }
 }
 
@@ -109,7 +115,7 @@ impl Namespace {
     pub fn wire(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
         self.check(link)?;
         let what = || format!("connect link {} to the VM", link.name);
-        let devices = self.files.devices.as_ref().map_err(|error| anyhow!("{error:#}")).with_context(what)?;
+        let devices = self.files.devices().with_context(what)?;
         let tap = tap::make(devices, &self.socket).with_context(what)?;
         tap::set_up(&mut self.socket, tap.index, link).context("set its tap up").with_context(what)?;
         let had_qdisc = traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;

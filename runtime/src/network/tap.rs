@@ -35,16 +35,25 @@ pub fn open_devices() -> anyhow::Result<OwnedFd> {
     rustix::fs::open("/dev/net", flags, Mode::empty()).context("open /dev/net (is the kernel's tun module loaded?)")
 }
 
-/// Makes a tap in the calling thread's namespace. It is not up.
+/// Makes a tap for a network device in the calling thread's namespace. It is not up.
 pub fn make(devices: &OwnedFd, socket: &Socket) -> anyhow::Result<Tap> {
+    make_with((devices, socket), &format!("{TAP_PREFIX}%d"), libc::IFF_VNET_HDR)
+}
+
+/// The same of this name, for whoever wants nothing but whole frames with right checksums.
+pub fn make_plain(devices: &OwnedFd, socket: &Socket, name: &str) -> anyhow::Result<Tap> {
+    make_with((devices, socket), name, 0)
+}
+
+fn make_with((devices, socket): (&OwnedFd, &Socket), name: &str, kind: libc::c_int) -> anyhow::Result<Tap> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(devices, "tun", flags, Mode::empty()).context("open /dev/net/tun")?;
     // SAFETY: a structure of numbers, for which zeros are good.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(format!("{TAP_PREFIX}%d").bytes()) {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | kind) as libc::c_short;
     // SAFETY: the request reads and writes one ifreq, which lives across the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error()).context("make a tap");

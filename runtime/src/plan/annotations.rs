@@ -13,6 +13,10 @@ pub const DISKS: &str = "io.runvm.disks";
 pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
 pub const MEMORY: &str = "io.runvm.memory-mib";
+/// A network of our own making.
+pub const NET: &str = "io.runvm.net";
+/// Ports that are published on the host.
+pub const PORTS: &str = "io.runvm.ports";
 /// Whether sockets of the host can be mounted.
 const SOCKETS: &str = "io.runvm.sockets";
 /// Whether the timeline of the start is printed.
@@ -23,7 +27,7 @@ pub const VCPUS: &str = "io.runvm.vcpus";
 /// What ours begin with.
 const PREFIX: &str = "io.runvm.";
 /// All there are.
-const KNOWN: [&str; 7] = [CACHE, DISKS, KERNEL, MEMORY, SOCKETS, TIMELINE, VCPUS];
+const KNOWN: [&str; 9] = [CACHE, DISKS, KERNEL, MEMORY, NET, PORTS, SOCKETS, TIMELINE, VCPUS];
 
 /// Checks that those of ours are known.
 ///

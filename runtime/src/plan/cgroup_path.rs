@@ -103,7 +103,7 @@ mod tests {
 
     fn path(given: &str, systemd_cgroup: bool) -> anyhow::Result<String> {
         let spec = serde_json::from_value(serde_json::json!({"linux": {"cgroupsPath": given}})).unwrap();
-        let options = Options { id: "box".to_owned(), systemd_cgroup };
+        let options = Options { id: "box".to_owned(), systemd_cgroup, ..Options::default() };
         plan(&spec, &options).map(|plan| plan.path)
     }
 

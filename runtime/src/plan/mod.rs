@@ -30,6 +30,7 @@ mod machine;
 mod mount_options;
 mod mounts;
 mod namespaces;
+pub mod outside;
 mod platform;
 mod process;
 mod resources;
@@ -62,6 +63,7 @@ pub use host_limits::{
 };
 pub use mount_options::names as mount_option_names;
 pub use mounts::{SharePlan, SocketPlan, Tree, bind_source, rootfs_path};
+pub use outside::PortPlan;
 pub use process::exec as exec_process;
 pub use resources::files as cgroup_files;
 pub use sandbox::is_possible as may_share_vm;
@@ -75,6 +77,14 @@ pub struct Options {
     pub id: String,
     /// `--systemd-cgroup`: `linux.cgroupsPath` has the form `slice:prefix:name`.
     pub systemd_cgroup: bool,
+    /// `--net user`.
+    pub user_network: bool,
+    /// Each `--publish`.
+    pub publish: Vec<String>,
+    /// `--allow-net-annotations`.
+    pub allow_net_annotations: bool,
+    /// The host's /etc/resolv.conf, or nothing.
+    pub resolv_conf: String,
 }
 
 /// Everything that creating the container takes.
@@ -96,6 +106,10 @@ pub struct Plan {
     pub container: CreateContainerRequest,
     /// The network namespace of the monitor.
     pub network: NetworkPlan,
+    /// Whether it is filled by passt(1).
+    pub user_network: bool,
+    /// Ports of the host that lead to the container.
+    pub ports: Vec<PortPlan>,
     /// The host's cgroup.
     pub cgroup: CgroupPlan,
     /// What holds for the whole VM there, from its start on.
@@ -149,6 +163,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
     let (shares, sockets, images) = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
     let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
+    let outside = outside::plan((spec, options), (&network, sandbox.as_ref()), &mut container)?;
     let disks = devices::plan(spec, (facts, sandbox.as_ref()), images, &mut container, &mut notes)?;
     resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
@@ -176,6 +191,8 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
         disks,
         container,
         network,
+        user_network: outside.network,
+        ports: outside.ports,
         cgroup,
         limits,
         hooks,

@@ -68,7 +68,7 @@ fn config() -> Value {
 }
 
 fn options() -> Options {
-    Options { id: "box".to_owned(), systemd_cgroup: false }
+    Options { id: "box".to_owned(), ..Options::default() }
 }
 
 fn plan_with(config: Value, facts: &Facts) -> anyhow::Result<Plan> {

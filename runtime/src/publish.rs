@@ -1,0 +1,87 @@
+//! Published ports, as open sockets of the host's network.
+//!
+//! The command opens them, where it stands; the monitor, which lives elsewhere, only uses them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::plan::PortPlan;
+
+/// Connections that wait to be accepted; the kernel's limit may be lower.
+const BACKLOG: i32 = 4096;
+
+/// Opens each: one that listens for TCP, one that is bound for UDP.
+///
+/// # Errors
+/// Names the first that cannot be had, and why.
+pub fn open(plans: &[PortPlan]) -> anyhow::Result<Vec<OwnedFd>> {
+    plans.iter().map(|plan| open_one(plan).with_context(|| hint(plan))).collect()
+}
+
+fn hint(plan: &PortPlan) -> String {
+    format!("publish port {plan} (does something else on this host have it? choose another one)")
+}
+
+fn open_one(plan: &PortPlan) -> io::Result<OwnedFd> {
+    let Some(address) = plan.address else {
+        // One socket for both kinds of addresses, where the host has both.
+        return match bind(plan, Ipv6Addr::UNSPECIFIED.into()) {
+            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => Ok(bind(plan, Ipv4Addr::UNSPECIFIED.into())?),
+            opened => Ok(opened?),
+        };
+    };
+    Ok(bind(plan, address)?)
+}
+
+fn bind(plan: &PortPlan, address: IpAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let kind = if plan.datagrams { SocketType::DGRAM } else { SocketType::STREAM };
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, plan.address.is_some())?;
+    }
+    if !plan.datagrams {
+        // Connections of an earlier container may still be on their way out.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &SocketAddr::new(address, plan.host))?;
+    if !plan.datagrams {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(address: Option<IpAddr>, host: u16, datagrams: bool) -> PortPlan {
+        PortPlan { address, host, container: 80, datagrams }
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_is_named() {
+        for datagrams in [false, true] {
+            let address = Some(Ipv4Addr::LOCALHOST.into());
+            let first = open(&[plan(address, 0, datagrams)]).unwrap().remove(0);
+            let port = std::net::TcpListener::from(first.try_clone().unwrap()).local_addr().unwrap().port();
+            for again in [address, None] {
+                let error = format!("{:#}", open(&[plan(again, port, datagrams)]).unwrap_err());
+                assert!(error.contains(&plan(again, port, datagrams).to_string()), "{error}");
+                assert!(error.contains("in use"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_an_address_it_is_that_of_all() {
+        let socket = open(&[plan(None, 0, false)]).unwrap().remove(0);
+        let port = std::net::TcpListener::from(socket.try_clone().unwrap()).local_addr().unwrap().port();
+        assert!(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
+    }
+}
