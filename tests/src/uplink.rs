@@ -36,10 +36,10 @@ impl Connected {
         Self { resolv_conf, _resolver }
     }
 
-    /// A page at a port of it, for one request by HTTP; who asked.
+    /// A page at an address of it, for one request by HTTP; who asked.
     #[track_caller]
-    pub fn page(&self, port: u16, text: String) -> JoinHandle<String> {
-        let server = TcpListener::bind((HOST, port)).unwrap();
+    pub fn page(&self, address: (&str, u16), text: String) -> JoinHandle<String> {
+        let server = TcpListener::bind(address).unwrap();
         std::thread::spawn(move || {
             let (mut client, from) = server.accept().unwrap();
             let _ = client.read(&mut [0; 1000]);

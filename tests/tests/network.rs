@@ -492,8 +492,21 @@ fn vm_a_link_that_somebody_redirects_already() {
 fn a_tap_of_pasta() {
     let connected = Connected::new();
     let scene = Scene::new();
-    let mut pasta = Command::new("pasta");
-    pasta.args(["--foreground", "--config-net", "--quiet", "--tcp-ports", "18090:80", "--", "sleep", "100000"]);
+    let mut pasta = Command::new("setpriv");
+    pasta.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "pasta",
+        "--foreground",
+        "--config-net",
+        "--quiet",
+        "--tcp-ports",
+        "18090:80",
+        "--",
+        "sleep",
+        "100000",
+    ]);
     let pasta = command::start(&mut pasta);
     let sleeps = |pid: &i32| process::status_field(*pid, "Name").is_some_and(|name| name == "sleep");
     let owner = process::until("a namespace", || process::descendants().into_keys().find(sleeps));
@@ -508,8 +521,8 @@ fn a_tap_of_pasta() {
     container.sh("echo page >/tmp/index.html; httpd -p 80 -h /tmp; echo up; exec sleep 100000");
     let mut created = container.up();
     created.stdout.expect("up\n");
-    let outside = connected.page(18088, "outside\n".to_owned());
-    // The host's own address is the container's too, so that others' are asked by the gateway's.
+    // The host's own address is the container's too: pasta gives it the host by the gateway's.
+    let outside = connected.page(("127.0.0.1", 18088), "outside\n".to_owned());
     let got = container.exec_sh("timeout 20 wget -q -O - http://198.51.100.1:18088/").success();
     assert_eq!(got.stdout, "outside\n");
     outside.join().unwrap();

@@ -93,7 +93,7 @@ fn a_tap_of_slirp4netns() {
     let network = ["--network", "slirp4netns:port_handler=slirp4netns", "-p", "8072:80"];
     up(&podman, "slirping", &network, PAGE);
     assert_eq!(fetch("http://127.0.0.1:8072/"), "page\n");
-    let outside = connected.page(18088, "outside\n".to_owned());
+    let outside = connected.page((HOST, 18088), "outside\n".to_owned());
     let ask = format!("ip route | grep default; timeout 20 wget -q -O - http://{HOST}:18088/");
     let got = podman.run(&["exec", "slirping", "sh", "-c", &ask]).success();
     assert_eq!(got.stdout, "default via 10.0.2.2 dev tap0 \noutside\n");

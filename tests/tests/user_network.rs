@@ -52,7 +52,7 @@ fn vm_ports_are_published_without_any_network() {
     // Nobody serves this one.
     get("http://127.0.0.1:18082/").failure();
     // Another container cannot have it; and that one leaves nothing.
-    let mut other = scene.container();
+    let other = scene.container();
     let refused = command::run(&mut other.named("create", &["--publish", "18080:80"])).failure();
     assert!(scene.errors().concat().contains("publish port 18080/tcp"), "{refused:?} {:?}", scene.errors());
     container.end(&created);
@@ -127,7 +127,7 @@ fn vm_a_network_by_passt() {
     let connected = Connected::new();
     let scene = Scene::new();
     // More than anything on the way holds.
-    let page = connected.page(18088, "x".repeat(3_000_000));
+    let page = connected.page((HOST, 18088), "x".repeat(3_000_000));
     // What is only for the host itself.
     let _private = TcpListener::bind("127.0.0.1:18089").unwrap();
     let mut container = serving(&scene, 80, "served");
@@ -250,7 +250,7 @@ fn vm_what_cannot_be_is_told() {
     // No default route: passt says so.
     let error = refused(&["--net", "user"], &unchanged);
     assert!(error.contains("--net user: passt:"), "{error}");
-    let mut container = scene.container();
+    let container = scene.container();
     let mut command = container.command("run");
     command.env("PATH", "/nowhere").args(["--net", "user"]).arg(&container.id);
     command::run(&mut command).failure();
