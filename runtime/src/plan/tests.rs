@@ -384,6 +384,36 @@ fn who_shares_namespaces_is_in_one_vm() {
 }
 
 #[test]
+fn network_and_ports_are_those_of_the_first_container() {
+    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let bundle = |config: Value| Bundle {
+        dir: "/b".into(),
+        spec: serde_json::from_value(config).unwrap(),
+        unknown_capabilities: vec![],
+    };
+    let with_port = Options { publish: vec!["8080:80".to_owned()], ..options() };
+    let with_network = Options { user_network: true, ..options() };
+    for options in [&with_port, &with_network] {
+        let error = plan(&bundle(shared(&[("pid", 7)])), &facts, options).unwrap_err().to_string();
+        assert!(error.contains("the container is in the VM of container a"), "{error}");
+    }
+    let own = plan(&bundle(config()), &facts, &with_port).unwrap();
+    assert_eq!((own.ports.len(), own.user_network), (1, false));
+    let resolver = |plan: &Plan| plan.container.mounts.iter().any(|mount| !mount.content.is_empty());
+    assert!(!resolver(&own) && resolver(&plan(&bundle(config()), &facts, &with_network).unwrap()));
+    let mut annotated = config();
+    set(&mut annotated, "/annotations", json!({"io.runvm.net": "host", "io.runvm.ports": "8080:80"}));
+    let allowed = Options { allow_net_annotations: true, ..options() };
+    let error = plan(&bundle(annotated.clone()), &facts, &allowed).unwrap_err().to_string();
+    assert!(error.contains("\"host\" is no network of runvm's"), "{error}");
+    assert!(error_of(annotated).contains("the host's administrator has not allowed it"));
+}
+
+fn error_of(config: Value) -> String {
+    plan_with(config, &facts()).unwrap_err().to_string()
+}
+
+#[test]
 fn limits_of_a_vm_are_those_of_its_first_container() {
     let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
     let mut config = shared(&[("pid", 7)]);
