@@ -45,9 +45,7 @@ pub struct Global {
     /// Ignore cgroup permission errors (true, false or auto)
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<String>,
-    /// Let annotations of bundles give a network and publish ports (io.runvm.net, io.runvm.ports)
-    ///
-    /// Engines pass annotations on that users, and for podman images, have chosen.
+    /// Let annotations of bundles give a network and publish ports, also those that users and images chose
     #[arg(long)]
     pub allow_net_annotations: bool,
     /// Accepted for compatibility; criu is not used
@@ -199,7 +197,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
     /// Network where no engine makes one: user, by passt(1)
-    #[arg(long, value_enum, value_name = "NETWORK")]
+    #[arg(long, value_enum, value_name = "NETWORK", hide_possible_values = true)]
     pub net: Option<Net>,
     /// Publish a port on the host: [ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]; works without a network, too
     #[arg(long, short = 'p', value_name = "PORTS")]
