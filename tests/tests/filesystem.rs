@@ -537,6 +537,28 @@ fn permissions_hold_for_other_users() {
 }
 
 #[test]
+fn vm_a_write_is_one_request() {
+    let scene = Scene::new();
+    let volume = scene.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("old"), "").unwrap();
+    let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.timeline": "true"}));
+    container.mount("bind", &volume, "/volume", &["bind"]);
+    let script =
+        "for file in /new /volume/new /volume/old; do dd if=/dev/zero of=$file bs=512 count=100 2>/dev/null; done";
+    container.sh(script).run().success();
+    let log = fs::read_to_string(scene.log()).unwrap();
+    let requests = |name: &str| -> u32 {
+        let count = log.split(&format!("{name} ")).nth(1).unwrap_or("0").split(',').next().unwrap();
+        count.parse().unwrap_or_else(|error| panic!("{error}: {log}"))
+    };
+    assert!(requests("WRITE") >= 300, "{log}");
+    // What the file that was there has of capabilities is asked once, and what the program and its libraries have.
+    assert!(requests("GETXATTR") < 20, "{log}");
+}
+
+#[test]
 fn shared_memory_and_message_queues_work() {
     let scene = Scene::new();
     let outcome = scene.sh("echo x >/dev/shm/x; cat /dev/shm/x; touch /dev/mqueue/q; cat /dev/mqueue/q; ls /dev/pts");

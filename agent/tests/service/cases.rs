@@ -49,6 +49,7 @@ cases![
     a_container_is_deleted_and_another_stays,
     what_cannot_be_shared,
     sockets_of_the_host,
+    a_file_is_made_and_a_port_connected,
     a_network_is_set_up,
     a_network_that_can_not_be_set_up,
     the_networks_resolver_is_asked,
@@ -510,6 +511,45 @@ async fn sockets_of_the_host(host: &mut Host) {
     assert!(host.sockets().is_empty());
     assert_eq!(reader(unanswered).await, "");
     assert!(host.client.accept_socket(context(), &accept).await.is_err());
+}
+
+async fn a_file_is_made_and_a_port_connected(host: &mut Host) {
+    let mut request = host.request(
+        "stat -c %a /etc/made; cat /etc/made; (echo answer; cat >&2) | nc -l -p 70 & sleep 1; exec sleep 1000",
+    );
+    request.mounts.push(Mount { content: b"made\n".to_vec(), ..mount("/etc/made", "bind", "", 0) });
+    let (stdout, _stderr) = host.capture(request.process.mut_or_insert_default());
+    host.launch(&request).await.unwrap();
+    assert_eq!(until(&stdout, "made\n").await, "644\nmade\n");
+    assert!(host.sockets().is_empty(), "the file has a name still");
+    let id = request.container_id.clone();
+    let port = |port, datagrams| ConnectPortRequest { container_id: id.clone(), port, datagrams, ..Default::default() };
+    // The server takes a moment.
+    let stream = loop {
+        match host.client.connect_port(context(), &port(70, false)).await {
+            Ok(answer) => break answer.stream,
+            Err(error) => assert!(error.to_string().contains("refused"), "{error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert_eq!(stream & SOCKET_STREAM, SOCKET_STREAM);
+    assert_eq!(until(&host.stream_of(stream), "answer\n").await, "answer\n");
+    for (wrong, why) in [(port(71, false), "refused"), (port(65536, false), "port 65536")] {
+        let message = sentence(host.client.connect_port(context(), &wrong).await).1;
+        assert!(message.contains(why), "{message}");
+    }
+    // Nobody listens for datagrams: they are lost, and the stream stays.
+    let stream = host.client.connect_port(context(), &port(72, true)).await.unwrap().stream;
+    let mut stream = host.stream_of(stream);
+    for tag in 0..600u16 {
+        stream.write_all(&DatagramHeader { length: 1, tag }.to_bytes()).unwrap();
+        stream.write_all(b"x").unwrap();
+    }
+    assert!(host.agent_descriptors() < 400, "{}", host.agent_descriptors());
+    drop(stream);
+    host.delete(&id).await.unwrap();
+    let message = sentence(host.client.connect_port(context(), &port(70, false)).await).0;
+    assert_eq!(message, ttrpc::Code::NOT_FOUND);
 }
 
 async fn a_container_is_deleted_and_another_stays(host: &mut Host) {
