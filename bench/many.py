@@ -63,12 +63,14 @@ def start(number):
 
 def ask_next(number):
     other = (number + 1) % COUNT
-    answer = docker("exec", f"c{number}", "wget", "-q", "-T", "60", "-O", "-", f"http://c{other}/", check=False)
-    return answer.returncode == 0 and answer.stdout.strip() == str(other)
+    answer = docker("exec", f"c{number}", "timeout", "60", "wget", "-q", "-O", "-", f"http://c{other}/", check=False)
+    if answer.stdout.strip() != str(other):
+        print(f"c{number} asked c{other}: {answer.stdout}{answer.stderr}", file=sys.stderr)
+    return answer.stdout.strip() == str(other)
 
 
 def ask_all():
-    script = f"i=0; while [ $i -lt {COUNT} ]; do wget -q -T 60 -O - http://c$i/ || exit 1; i=$((i + 1)); done"
+    script = f"i=0; while [ $i -lt {COUNT} ]; do timeout 60 wget -q -O - http://c$i/ || exit 1; i=$((i + 1)); done"
     begin = time.monotonic()
     answer = docker("exec", "c0", "sh", "-c", script, check=False)
     return time.monotonic() - begin, answer.stdout.split() == [str(number) for number in range(COUNT)]
@@ -79,7 +81,7 @@ def memory():
     held = []
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if b"runvm" in (process / "comm").read_bytes() and int(re.search(r"Pss:\s+(\d+)", (process / "smaps_rollup").read_text())[1]) > 4096:
+            if b"monitor" in (process / "cmdline").read_bytes() and int(re.search(r"Pss:\s+(\d+)", (process / "smaps_rollup").read_text())[1]) > 4096:
                 held.append(int(re.search(r"Pss:\s+(\d+)", (process / "smaps_rollup").read_text())[1]))
         except (OSError, TypeError):
             continue
