@@ -130,7 +130,7 @@ fn frames_go_both_ways() {
         lab.post(4096, 20);
         let tap = network.tap.try_clone().unwrap();
         let plug = lab.plug.clone();
-        let asking = std::thread::spawn(move || plug.plug(tap));
+        let asking = std::thread::spawn(move || plug.plug(vec![tap]));
         while !asking.is_finished() {
             lab.turn();
         }
@@ -150,7 +150,7 @@ fn long_segments_pass_whole_and_malformed_headers_are_dropped() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(network.tap.try_clone().unwrap()).unwrap();
+        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
         lab.activate(ALL);
         let long = long_segment();
         let mut malformed = [long.clone(), long.clone(), long.clone()];
@@ -173,7 +173,7 @@ fn an_interface_that_is_down_drops_and_works_again_when_up() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(network.tap.try_clone().unwrap()).unwrap();
+        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
         lab.activate(ALL);
         Network::set_up(false);
         lab.send(&framed(&ethernet(MAC, 50)));
@@ -189,7 +189,7 @@ fn an_interface_that_is_gone_is_let_go() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(network.tap.try_clone().unwrap()).unwrap();
+        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
         lab.activate(ALL);
         lab.run();
         delete_interface();
@@ -219,7 +219,7 @@ fn other_kinds_of_taps_are_refused() {
     apart(|| {
         let lab = Lab::inactive();
         for flags in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR] {
-            assert!(lab.plug.plug(tap(flags)).is_err(), "{flags:#x}");
+            assert!(lab.plug.plug(vec![tap(flags)]).is_err(), "{flags:#x}");
         }
     });
 }
