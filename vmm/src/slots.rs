@@ -14,14 +14,14 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bus::Target;
 use crate::error::{Error, kvm};
 use crate::interrupt::{Interrupt, KvmLine};
 use crate::layout;
-use crate::bus::Target;
 use crate::virtio::mmio::{INTERRUPT_ACK, NOTIFY_PORT, OnExit, QUEUE_NOTIFY, Transport};
-use crate::virtio::{Device, Notification};
 use crate::virtio::registers::Window;
 use crate::virtio::worker::{OnFault, Wiring};
+use crate::virtio::{Device, Notification};
 
 /// Devices of a machine, in the order of their slots.
 pub type Devices = Vec<Box<dyn Device>>;

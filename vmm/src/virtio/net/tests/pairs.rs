@@ -169,9 +169,9 @@ fn a_device_that_is_stopped_and_started_keeps_its_pairs_and_loses_no_frame() {
     assert_eq!(several.use_pairs(2), OK);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let listening = hosts.iter().map(|host| {
-            scope.spawn(|| (0..FRAMES).all(|at| heard(host).unwrap() == framed(&frame(60 + at % 100))))
-        });
+        let listening = hosts
+            .iter()
+            .map(|host| scope.spawn(|| (0..FRAMES).all(|at| heard(host).unwrap() == framed(&frame(60 + at % 100)))));
         let listening: Vec<_> = listening.collect();
         for at in 0..FRAMES {
             for queue in [TX, TX1] {

@@ -17,7 +17,9 @@ fn net(mac: [u8; 6]) -> Net {
 
 #[test]
 fn the_address_is_that_of_one_interface() {
-    assert!(Net::new([0; 6], 1).is_err() && Net::new([1, 0, 0, 0, 0, 1], 1).is_err() && Net::new([0xff; 6], 1).is_err());
+    assert!(
+        Net::new([0; 6], 1).is_err() && Net::new([1, 0, 0, 0, 0, 1], 1).is_err() && Net::new([0xff; 6], 1).is_err()
+    );
     assert_eq!(net(MAC).config(), MAC);
 }
 
