@@ -269,3 +269,37 @@ fn changes_of_others_are_told() {
         assert!(changes.drain().unwrap() && !changes.drain().unwrap());
     });
 }
+
+#[test]
+fn a_tap_of_several_queues_has_no_frames_in_those_that_are_detached() {
+    isolated(|| {
+        let place = Place::new();
+        place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up; sleep 0.1");
+        let before = place.dump();
+        let mut namespace = place.namespace();
+        let link = named(namespace.scan().unwrap(), "eth0");
+        let taps = namespace.wire(&link, 3).unwrap();
+        assert_eq!(taps.len(), 3);
+        assert_eq!(place.sh("ls /sys/class/net/runvm0/queues"), "rx-0\ntx-0\n");
+        let qdiscs = place.sh("tc qdisc show dev runvm0");
+        assert_eq!(qdiscs.lines().count(), 1, "{qdiscs}");
+        assert!(qdiscs.contains("noqueue"), "{qdiscs}");
+        // Of many flows none goes where nobody reads.
+        place.sh("ip link set runvm0 arp off; ip addr add 10.9.0.1/24 dev runvm0");
+        for port in 1000..1064 {
+            let socket = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
+            socket.send_to(b"hello", ("10.9.0.2", port)).unwrap();
+        }
+        let read = |tap: &OwnedFd| {
+            let mut frames = 0;
+            while rustix::io::read(tap, &mut [0; 2048]).is_ok() {
+                frames += 1;
+            }
+            frames
+        };
+        assert_eq!(taps.iter().map(read).collect::<Vec<_>>(), [64, 0, 0]);
+        namespace.unwire_all().unwrap();
+        drop(taps);
+        assert_eq!(place.dump(), before);
+    });
+}

@@ -141,9 +141,14 @@ impl Several {
 
     /// Offers a frame of so many bytes.
     pub fn offer(&mut self, queue: usize, bytes: usize) {
+        self.offer_bytes(queue, &framed(&frame(bytes)));
+    }
+
+    /// Offers this frame with its header.
+    pub fn offer_bytes(&mut self, queue: usize, bytes: &[u8]) {
         let at = FRAMES + FRAME * queue as u64;
-        self.memory.write_slice(&framed(&frame(bytes)), GuestAddress(at)).unwrap();
-        self.queues[queue].add(&self.memory, &[(at, (12 + bytes) as u32, false)]).unwrap();
+        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+        self.queues[queue].add(&self.memory, &[(at, bytes.len() as u32, false)]).unwrap();
         self.kick(queue);
     }
 
