@@ -13,6 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueState};
 
@@ -24,12 +25,18 @@ use crate::virtio::Error;
 use crate::virtio::queue::Ring;
 use crate::virtio::worker::{Idle, Wiring, Worker};
 
+/// Least time between two changes of how many are used: each takes the host's lock of all network configuration, which a
+/// guest that does nothing else shall not have for itself.
+const PACE: Duration = Duration::from_millis(5);
+
 /// All of them.
 pub struct Lanes {
     sides: Vec<Side>,
     /// How many the driver uses, the first ones.
     used: usize,
     features: u64,
+    /// When that number last changed.
+    changed: Option<Instant>,
     /// What their workers need. Without it the driver has one pair only.
     wiring: Option<Wiring>,
     /// One of them has stopped because of a fault.
@@ -48,7 +55,7 @@ impl Lanes {
     pub fn new(counters: &[Arc<Counters>]) -> Self {
         let side = |counters: &Arc<Counters>| Side { counters: counters.clone(), tap: None, worker: None };
         let sides = counters.iter().map(side).collect();
-        Self { sides, used: 0, features: 0, wiring: None, broken: Arc::default() }
+        Self { sides, used: 0, features: 0, changed: None, wiring: None, broken: Arc::default() }
     }
 
     /// What their workers will need, and what wakes the device's when one of them has stopped. Returns their queues.
@@ -124,6 +131,13 @@ impl Lanes {
     /// The driver uses so many from now on. On an error it uses as many as before.
     pub fn resize(&mut self, wanted: usize, rings: &mut [Ring]) -> Result<(), Error> {
         let before = self.used;
+        if wanted == before {
+            return Ok(());
+        }
+        if let Some(last) = self.changed {
+            std::thread::sleep(PACE.saturating_sub(last.elapsed()));
+        }
+        self.changed = Some(Instant::now());
         for lane in before..wanted {
             if let Err(error) = self.begin(lane, rings) {
                 (before..=lane).for_each(|lane| self.end(lane, rings));

@@ -91,7 +91,7 @@ const QUEUE_SIZE: u16 = 256;
 /// Size of the control queue.
 const CONTROL_SIZE: u16 = 16;
 /// Commands before the worker sees to the rest.
-const COMMANDS: usize = 16;
+const COMMANDS: usize = 4;
 /// Tokens of the eventfd and of the tap.
 const WAKE: u64 = 0;
 const TAP: u64 = 1;
