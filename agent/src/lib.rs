@@ -10,7 +10,7 @@
 //!               │            │ ├─ files
 //!               │            │ ├─ sockets ─ relay
 //!               ├─ ports ─ relay
-//!               ├─ network ─ netlink, resolver ─ nat
+//!               ├─ network ─ channels, netlink, resolver ─ nat
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -25,6 +25,7 @@
 pub mod boot;
 mod capabilities;
 mod cgroup;
+mod channels;
 mod container;
 mod copy_up;
 mod create;

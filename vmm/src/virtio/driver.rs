@@ -35,6 +35,13 @@ impl DriverQueue {
         Self { base: 0x2_0000 * (index + 1), size, avail: 0, used: 0, kicked: 0, free, chains: HashMap::new() }
     }
 
+    /// The same, empty again, as after a reset.
+    pub fn renew(&mut self, memory: &GuestMemoryMmap) {
+        memory.write_slice(&[0; 0x1_0000], GuestAddress(self.base)).unwrap();
+        let free = (0..self.size).rev().collect();
+        *self = Self { base: self.base, size: self.size, avail: 0, used: 0, kicked: 0, free, chains: HashMap::new() };
+    }
+
     /// The device's side of it.
     pub fn ring(&self, interrupt: &Interrupt) -> Ring {
         let mut queue = Queue::new(self.size).unwrap();
@@ -67,6 +74,11 @@ impl DriverQueue {
         memory.write_obj(self.avail, GuestAddress(self.base + 0x4002)).unwrap();
         self.chains.insert(head, ids);
         Some(head)
+    }
+
+    /// Whether no descriptor is left.
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty()
     }
 
     /// Takes back the next used chain: its head and the bytes written.

@@ -40,39 +40,39 @@ pub struct Wiring {
 }
 
 /// A device without a worker, and the state of its queues.
-pub struct Idle {
+pub struct Idle<D: ?Sized = dyn Device> {
     /// The device.
-    pub device: Box<dyn Device>,
+    pub device: Box<D>,
     /// Its queues, in the device's order.
     pub queues: Vec<QueueState>,
 }
 
 /// A running worker.
-pub struct Worker {
+pub struct Worker<D: ?Sized = dyn Device> {
     stop: EventFd,
-    thread: JoinHandle<Option<Idle>>,
+    thread: JoinHandle<Option<Idle<D>>>,
 }
 
-struct Job {
-    idle: Idle,
+struct Job<D: ?Sized> {
+    idle: Idle<D>,
     features: u64,
     wiring: Wiring,
     stop: EventFd,
 }
 
-impl Worker {
+impl<D: Device + ?Sized + 'static> Worker<D> {
     /// Starts a thread that activates the device with the negotiated `features` and serves it.
     ///
     /// # Errors
     /// Host resources are exhausted; device and queues are given back.
-    pub fn start(idle: Idle, features: u64, wiring: Wiring) -> Result<Self, (Idle, io::Error)> {
+    pub fn start(idle: Idle<D>, features: u64, wiring: Wiring) -> Result<Self, (Idle<D>, io::Error)> {
         let prepared = EventFd::new(0).and_then(|stop| Ok((stop.try_clone()?, stop)));
         let (stop, stop_clone) = match prepared {
             Ok(pair) => pair,
             Err(error) => return Err((idle, error)),
         };
         // The device goes through a channel so that it isn't lost when no thread can be had.
-        let (sender, receiver) = mpsc::channel::<Job>();
+        let (sender, receiver) = mpsc::channel::<Job<D>>();
         let thread = Builder::new().name(wiring.name.clone()).spawn(move || receiver.recv().ok().map(run));
         let thread = match thread {
             Ok(thread) => thread,
@@ -86,14 +86,14 @@ impl Worker {
 
     /// Stops the thread between two calls of the device, and gives everything back. `None` if the
     /// thread panicked and the device is lost.
-    pub fn stop(self) -> Option<Idle> {
+    pub fn stop(self) -> Option<Idle<D>> {
         // Writing to an eventfd of our own only fails when its counter overflows, and then it's set.
         let _ = self.stop.write(1);
         self.thread.join().ok().flatten()
     }
 }
 
-fn run(job: Job) -> Idle {
+fn run<D: Device + ?Sized>(job: Job<D>) -> Idle<D> {
     let Job { idle: Idle { mut device, queues }, features, wiring, stop } = job;
     let queues = match build_rings(&queues, &wiring) {
         Ok(mut rings) => {
@@ -113,13 +113,15 @@ fn run(job: Job) -> Idle {
 }
 
 /// Runs the device until the stop event; an error ends it early.
-fn serve(
-    device: &mut dyn Device,
+fn serve<D: Device + ?Sized>(
+    device: &mut D,
     features: u64,
     rings: &mut [Ring],
     (wiring, stop): (&Wiring, &EventFd),
 ) -> Result<(), Error> {
-    let live = rings.iter().enumerate().filter(|(_, ring)| ring.state().ready).map(|(index, _)| index);
+    let apart = device.split(features, wiring);
+    let here = |index: &usize, ring: &Ring| ring.state().ready && !apart.contains(index);
+    let live = rings.iter().enumerate().filter(|(index, ring)| here(index, ring)).map(|(index, _)| index);
     let notified = live.clone().filter_map(|index| Some((index, wiring.notified.get(index)?.as_ref())));
     let mut watcher = EventLoop::new(stop, notified).map_err(|error| Error::Host("watch a device's queues", error))?;
     let live: Vec<usize> = live.collect();
@@ -153,7 +155,9 @@ fn build_rings(states: &[QueueState], wiring: &Wiring) -> Result<Vec<Ring>, Erro
 }
 
 fn fault(wiring: &Wiring, error: &Error) {
-    (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
+    if !matches!(error, Error::Reported) {
+        (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
+    }
     // Nothing is left to do for a driver that cannot even be interrupted.
     let _ = wiring.interrupt.needs_reset();
 }

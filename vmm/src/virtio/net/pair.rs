@@ -1,4 +1,4 @@
-//! A pair of queues and the tap that they share: frames one way and the other.
+//! A pair of queues and the tap, or its queue, that they share: frames one way and the other.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -70,6 +70,11 @@ impl Pair {
         (self.tap, self.watched) = (tap, IN);
         (self.rx_short, self.tx_full) = (false, false);
         Ok(())
+    }
+
+    /// Whether there is one.
+    pub fn has_tap(&self) -> bool {
+        self.tap.is_some()
     }
 
     /// The tap has these events.

@@ -1,7 +1,7 @@
 //! Taps that come and go while the guest uses the device.
 //!
 //! While the device is active its worker has the tap, so others send it their wishes and wait. While it is not, the
-//! tap is here, and changed at once.
+//! tap is here, and changed at once. A tap is as many descriptors as it has queues, or none.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -23,6 +23,9 @@ pub struct Plug(Arc<Shared>);
 /// The worker's end.
 pub(super) struct Outlet(Arc<Shared>);
 
+/// Wakes the worker.
+pub(super) struct Waker(Arc<Shared>);
+
 struct Shared {
     state: Mutex<State>,
     /// Readable when there are wishes, or when the worker asked for a call.
@@ -31,7 +34,7 @@ struct Shared {
 
 enum State {
     /// No worker has the device.
-    Idle(Option<Tap>),
+    Idle(Vec<Tap>),
     /// One has, and the tap.
     Active(Vec<Wish>),
     /// The device is no more.
@@ -40,7 +43,7 @@ enum State {
 
 /// A tap, or none, in the place of what is there.
 pub(super) struct Wish {
-    pub tap: Option<Tap>,
+    pub tap: Vec<Tap>,
     done: Sender<Result<(), Error>>,
 }
 
@@ -48,7 +51,7 @@ pub(super) struct Wish {
 pub(super) fn pair() -> Result<(Plug, Outlet), Error> {
     let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
     let wake = wake.map_err(|error| Error::Host("make an eventfd", error))?;
-    let shared = Arc::new(Shared { state: Mutex::new(State::Idle(None)), wake });
+    let shared = Arc::new(Shared { state: Mutex::new(State::Idle(Vec::new())), wake });
     Ok((Plug(shared.clone()), Outlet(shared)))
 }
 
@@ -56,11 +59,15 @@ impl Plug {
     /// Connects the guest to this tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`; one that is there is closed.
     /// A device that is not active yet keeps it until then.
     ///
+    /// One with `IFF_MULTI_QUEUE` is several descriptors: all but the first are best detached (`TUNSETQUEUE`), since the
+    /// device reads the others when its driver has asked for their pairs. A driver cannot have more pairs than its tap
+    /// has descriptors.
+    ///
     /// # Errors
-    /// It is no such tap, or the device is gone.
-    pub fn plug(&self, tap: OwnedFd) -> Result<(), Error> {
-        let tap = Tap::new(tap).map_err(|error| Error::Host("use a tap", error))?;
-        self.change(Some(tap))
+    /// It is no such tap, has fewer descriptors than the driver uses pairs, or the device is gone.
+    pub fn plug(&self, tap: Vec<OwnedFd>) -> Result<(), Error> {
+        let tap: std::io::Result<Vec<Tap>> = tap.into_iter().map(Tap::new).collect();
+        self.change(tap.map_err(|error| Error::Host("use a tap", error))?)
     }
 
     /// Closes the tap, if there is one. What the guest sends from now on is dropped.
@@ -68,10 +75,10 @@ impl Plug {
     /// # Errors
     /// The device is gone.
     pub fn unplug(&self) -> Result<(), Error> {
-        self.change(None)
+        self.change(Vec::new())
     }
 
-    pub(super) fn change(&self, tap: Option<Tap>) -> Result<(), Error> {
+    pub(super) fn change(&self, tap: Vec<Tap>) -> Result<(), Error> {
         const GONE: Error = Error::Protocol("the network device is gone");
         const BUSY: Error = Error::Protocol("the network device does not answer");
         let Some(answer) = self.0.wish(tap).ok_or(GONE)? else { return Ok(()) };
@@ -85,7 +92,7 @@ impl Plug {
 
 impl Shared {
     /// Does what was asked for, or has the worker do it and says where the answer will be; `None` without a device.
-    fn wish(&self, tap: Option<Tap>) -> Option<Option<Receiver<Result<(), Error>>>> {
+    fn wish(&self, tap: Vec<Tap>) -> Option<Option<Receiver<Result<(), Error>>>> {
         match &mut *self.state() {
             State::Idle(kept) => {
                 *kept = tap;
@@ -119,19 +126,19 @@ impl Wish {
 
 impl Outlet {
     /// A worker begins: the tap is its own from now on.
-    pub fn open(&self) -> Option<Tap> {
+    pub fn open(&self) -> Vec<Tap> {
         match std::mem::replace(&mut *self.0.state(), State::Active(Vec::new())) {
             State::Idle(tap) => tap,
-            State::Active(_) | State::Gone => None,
+            State::Active(_) | State::Gone => Vec::new(),
         }
     }
 
     /// The worker ends, with this tap: it is kept here, unless others wished for another one.
-    pub fn close(&self, mut tap: Option<Tap>) {
+    pub fn close(&self, mut tap: Vec<Tap>) {
         let mut state = self.0.state();
         if let State::Active(wishes) = &mut *state {
             for mut wish in wishes.drain(..) {
-                tap = wish.tap.take();
+                tap = std::mem::take(&mut wish.tap);
                 wish.done(Ok(()));
             }
             *state = State::Idle(tap);
@@ -149,6 +156,18 @@ impl Outlet {
     }
 
     /// Has the worker called again once it has seen to everything else.
+    pub fn wake(&self) -> Result<(), Error> {
+        self.0.wake()
+    }
+
+    /// The same for other threads.
+    pub fn waker(&self) -> Waker {
+        Waker(self.0.clone())
+    }
+}
+
+impl Waker {
+    /// Has the worker called.
     pub fn wake(&self) -> Result<(), Error> {
         self.0.wake()
     }

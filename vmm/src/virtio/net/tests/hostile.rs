@@ -188,7 +188,7 @@ impl Chaos {
             Step::Index(index, rx) => if *rx { &mut lab.rx } else { &mut lab.tx }.set_available(&memory, *index),
             Step::Scribble(at, word) => memory.write_obj(*word, GuestAddress(*at)).unwrap(),
             Step::Plug => self.plug(),
-            Step::Unplug => self.change(None),
+            Step::Unplug => self.change(Vec::new()),
             Step::Turn => self.turn(),
             Step::Restart(features) => self.restart(*features),
         }
@@ -197,11 +197,11 @@ impl Chaos {
     fn plug(&mut self) {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(Some(stand_in(tap.into()).0));
+        self.change(vec![stand_in(tap.into()).0]);
         self.host = Some(host);
     }
 
-    fn change(&mut self, tap: Option<super::super::tap::Tap>) {
+    fn change(&mut self, tap: Vec<super::super::tap::Tap>) {
         let plug = self.lab.plug.clone();
         let asking = std::thread::spawn(move || plug.change(tap));
         while !asking.is_finished() {
@@ -231,7 +231,7 @@ impl Chaos {
         // A driver begins anew with clean rings.
         std::mem::swap(&mut fresh.device, &mut self.lab.device);
         std::mem::swap(&mut fresh.plug, &mut self.lab.plug);
-        fresh.counters = fresh.device.counters();
+        fresh.counters = fresh.device.counters().remove(0);
         self.lab = fresh;
         self.lab.activate(features);
         self.broken = false;

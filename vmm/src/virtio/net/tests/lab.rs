@@ -70,13 +70,13 @@ pub fn stand_in(fd: OwnedFd) -> (Tap, Arc<AtomicU32>) {
 impl Lab {
     /// A device whose driver is not ready yet.
     pub fn inactive() -> Self {
-        let (device, plug) = Net::new(MAC).unwrap();
+        let (device, plug) = Net::new(MAC, 1).unwrap();
         let interrupts = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let (rx, tx) = (DriverQueue::new(0, SIZE), DriverQueue::new(1, SIZE));
         let interrupt = Interrupt::new(interrupts.clone(), Window::row(1).unwrap().remove(0));
         Self {
             memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
-            counters: device.counters(),
+            counters: device.counters().remove(0),
             device,
             plug,
             watcher: Epoll::new(),
@@ -132,7 +132,7 @@ impl Lab {
     pub fn plug(&mut self) -> UnixDatagram {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(Some(stand_in(tap.into()).0)).unwrap();
+        self.change(vec![stand_in(tap.into()).0]).unwrap();
         host
     }
 
@@ -141,12 +141,12 @@ impl Lab {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&tap, 1).unwrap();
-        self.change(Some(stand_in(tap.into()).0)).unwrap();
+        self.change(vec![stand_in(tap.into()).0]).unwrap();
         host
     }
 
     /// Asks from another thread, as the device's own has to answer.
-    pub fn change(&mut self, tap: Option<Tap>) -> Result<(), Error> {
+    pub fn change(&mut self, tap: Vec<Tap>) -> Result<(), Error> {
         let plug = self.plug.clone();
         let asking = std::thread::spawn(move || plug.change(tap));
         while !asking.is_finished() {

@@ -2,8 +2,10 @@
 
 mod hostile;
 mod lab;
+mod pairs;
 mod plugging;
 mod real;
 mod receiving;
+mod several;
 mod states;
 mod transmitting;

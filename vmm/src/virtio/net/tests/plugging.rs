@@ -26,7 +26,7 @@ fn a_tap_that_was_there_first_is_used_at_activation() {
     let mut lab = Lab::inactive();
     let (tap, host) = UnixDatagram::pair().unwrap();
     let (tap, told) = stand_in(tap.into());
-    lab.plug.change(Some(tap)).unwrap();
+    lab.plug.change(vec![tap]).unwrap();
     assert_eq!(noted(&told), u32::MAX, "told before the features were known");
     host.send(&framed(&frame(60))).unwrap();
     lab.post(4096, 20);
@@ -44,8 +44,8 @@ fn an_inactive_device_takes_the_newest_and_closes_the_others() {
     let mut lab = Lab::inactive();
     let (first, first_host) = UnixDatagram::pair().unwrap();
     let (second, second_host) = UnixDatagram::pair().unwrap();
-    lab.plug.change(Some(stand_in(first.into()).0)).unwrap();
-    lab.plug.change(Some(stand_in(second.into()).0)).unwrap();
+    lab.plug.change(vec![stand_in(first.into()).0]).unwrap();
+    lab.plug.change(vec![stand_in(second.into()).0]).unwrap();
     assert!(is_closed(&first_host) && !is_closed(&second_host));
     lab.plug.unplug().unwrap();
     assert!(is_closed(&second_host));
@@ -69,7 +69,7 @@ fn a_tap_takes_the_place_of_another_while_in_use() {
     let (tap, second) = UnixDatagram::pair().unwrap();
     second.set_nonblocking(true).unwrap();
     let (tap, told) = stand_in(tap.into());
-    lab.change(Some(tap)).unwrap();
+    lab.change(vec![tap]).unwrap();
     assert!(is_closed(&first));
     assert_eq!(noted(&told), 0b1111, "all that a host has, as all was negotiated");
     for _ in stuck..30 {
@@ -90,12 +90,12 @@ fn what_waited_for_a_tap_that_is_pulled_out_is_dropped() {
     }
     lab.run();
     let arrived = lab.sent as u64;
-    lab.change(None).unwrap();
+    lab.change(Vec::new()).unwrap();
     lab.run();
     assert_eq!((lab.sent, lab.transmitted()), (100, (arrived, arrived * 60, 100 - arrived)));
     assert!(is_closed(&host));
     // Once more does no harm.
-    lab.change(None).unwrap();
+    lab.change(Vec::new()).unwrap();
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_wish_outlives_the_worker() {
     let (mut lab, first) = Lab::with(ALL);
     let (tap, second) = UnixDatagram::pair().unwrap();
     let plug = lab.plug.clone();
-    let asking = std::thread::spawn(move || plug.change(Some(stand_in(tap.into()).0)));
+    let asking = std::thread::spawn(move || plug.change(vec![stand_in(tap.into()).0]));
     while lab.watcher.wait(0).is_empty() {
         std::thread::yield_now();
     }
@@ -138,7 +138,7 @@ fn a_wish_outlives_the_worker() {
 
 #[test]
 fn a_device_that_is_gone_is_an_error() {
-    let (device, plug) = Net::new(MAC).unwrap();
+    let (device, plug) = Net::new(MAC, 1).unwrap();
     drop(device);
     assert!(plug.unplug().unwrap_err().to_string().contains("gone"));
     // Also for whoever waits just then.
@@ -154,11 +154,11 @@ fn a_device_that_is_gone_is_an_error() {
 
 #[test]
 fn only_taps_are_taken() {
-    let (_device, plug) = Net::new(MAC).unwrap();
+    let (_device, plug) = Net::new(MAC, 1).unwrap();
     let (socket, _) = UnixDatagram::pair().unwrap();
-    assert!(plug.plug(socket.into()).is_err());
+    assert!(plug.plug(vec![socket.into()]).is_err());
     let closed = std::fs::File::open("/dev/net/tun").unwrap();
-    assert!(plug.plug(closed.into()).is_err(), "a tap without an interface");
+    assert!(plug.plug(vec![closed.into()]).is_err(), "a tap without an interface");
 }
 
 #[test]
