@@ -111,6 +111,7 @@ fn a_guest_follows_what_changes() {
         ];
         for step in steps {
             inside.sh(step);
+            inside.sh(TRIED);
             let new = scan(&inside);
             assert_ne!(new, old, "{step}");
             guest.enter();
@@ -125,6 +126,9 @@ fn a_guest_follows_what_changes() {
     });
 }
 
+/// However long the kernel takes to try the addresses that it has made itself.
+const TRIED: &str = "while ip -6 addr show tentative | grep -q inet6; do sleep 0.1; done";
+
 #[test]
 fn a_route_of_the_kernels_that_was_removed_does_not_come_back() {
     isolated(|| {
@@ -134,8 +138,7 @@ fn a_route_of_the_kernels_that_was_removed_does_not_come_back() {
         inside.sh("ip route del 10.0.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth0");
         inside.sh("ip route add 10.0.0.1 dev eth0 scope link src 10.0.0.2");
         inside.sh("ip route add 10.0.0.0/24 via 10.0.0.1 src 10.0.0.2; ip addr add 10.8.0.9/32 dev eth0; sleep 2");
-        // However long the kernel takes to try the address that it has made itself.
-        inside.sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.1; done");
+        inside.sh(TRIED);
         let old = scan(&inside);
         let guest = guest(old.index);
         replay(&mirror(None, &old));
