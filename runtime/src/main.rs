@@ -12,15 +12,13 @@
 
 mod artifacts;
 mod bundle;
-mod cgroup;
 mod cli;
 mod commands;
 mod console;
 mod control;
 mod disks;
-mod facts;
 mod handover;
-mod hooks;
+mod host;
 mod launch;
 mod log;
 mod monitor;

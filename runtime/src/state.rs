@@ -20,9 +20,9 @@ use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::HostCgroup;
-use crate::hooks::Hooks;
+use crate::host::cgroup::HostCgroup;
 use crate::log;
+use crate::plan::Hooks;
 
 /// How far a container has come, as far as files can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::kill;
 use crate::cli::{DeleteArgs, Global};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::state::{Dir, State, Status};
 use crate::{log, network, sandbox};
 

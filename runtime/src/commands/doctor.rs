@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use crate::artifacts;
-use crate::cgroup::Layout;
+use crate::host::cgroup::Layout;
 
 /// What a check found.
 enum Finding {

@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use crate::cli::Global;
 use crate::control::{self, Request};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::log;
 use crate::state::{Dir, State, Status};
 

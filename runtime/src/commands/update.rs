@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
         Some(file) => read(file)?,
         None => serde_json::from_value(from_flags(args)?).context("update")?,
     };
-    plan::check_bounds(&resources)?;
+    plan::check_limits(&resources)?;
     let check = if state.sandbox.is_some() { plan::check_member } else { plan::check_memory };
     check(&resources, state.memory_mib)?;
     let mut notes = Vec::new();

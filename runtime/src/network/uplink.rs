@@ -16,7 +16,7 @@ use super::Files;
 use super::netlink::Socket;
 use super::tap;
 use crate::passt::MTU;
-use crate::plan::outside::{ADDRESS, GATEWAY, PREFIX};
+use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX};
 
 /// Its name.
 const NAME: &str = "eth0";

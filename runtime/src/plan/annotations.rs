@@ -94,6 +94,24 @@ pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The value of an annotation about the network, if it is there.
+///
+/// Engines pass annotations on that their users have chosen, and podman those of images; so they count only where whoever set
+/// up the runtime allows it.
+///
+/// # Errors
+/// It is there and not allowed.
+pub fn network<'a>(spec: &'a Spec, name: &str, allowed: bool) -> anyhow::Result<Option<&'a str>> {
+    let flag = if name == NET { "--net" } else { "--publish" };
+    match get(spec, name) {
+        Some(_) if !allowed => bail!(
+            "annotation {name}: the host's administrator has not allowed it (global flag --allow-net-annotations), since \
+             engines pass on what users and images say; runvm run has {flag}"
+        ),
+        value => Ok(value),
+    }
+}
+
 /// The value, if the annotation is there.
 pub fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(name).map(String::as_str)

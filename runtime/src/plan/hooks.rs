@@ -1,10 +1,51 @@
 //! Hooks of the bundle: those that run on the host.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 
-use super::text;
-use crate::hooks::{Hook, Hooks};
+use super::nul;
+
+/// When in a container's life hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// During `create`, with the monitor's pid; deprecated and still used.
+    Prestart,
+    /// During `create`, after those.
+    CreateRuntime,
+    /// During `start`, after the process was started.
+    Poststart,
+    /// During `delete`.
+    Poststop,
+}
+
+/// A program to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its arguments with the zeroth; empty: the path alone.
+    pub args: Vec<String>,
+    /// Its whole environment, `NAME=value` each.
+    pub env: Vec<String>,
+    /// Seconds after which it is killed.
+    pub timeout: Option<u64>,
+}
+
+/// All hooks of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// See [`Kind::Prestart`].
+    pub prestart: Vec<Hook>,
+    /// See [`Kind::CreateRuntime`].
+    pub create_runtime: Vec<Hook>,
+    /// See [`Kind::Poststart`].
+    pub poststart: Vec<Hook>,
+    /// See [`Kind::Poststop`].
+    pub poststop: Vec<Hook>,
+}
 
 /// Takes the hooks over.
 ///
@@ -36,12 +77,12 @@ fn list(kind: &str, hooks: &Option<Vec<oci_spec::runtime::Hook>>) -> anyhow::Res
 }
 
 fn convert(hook: &oci_spec::runtime::Hook) -> anyhow::Result<Hook> {
-    text::path("path", hook.path())?;
+    nul::path("path", hook.path())?;
     if !hook.path().is_absolute() {
         bail!("its path {:?} is not absolute", hook.path());
     }
     let all = |field: &str, texts: &Option<Vec<String>>| {
-        texts.iter().flatten().map(|text| text::checked(field, text)).collect::<anyhow::Result<Vec<_>>>()
+        texts.iter().flatten().map(|text| nul::checked(field, text)).collect::<anyhow::Result<Vec<_>>>()
     };
     let timeout = match hook.timeout() {
         None => None,

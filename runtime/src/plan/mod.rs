@@ -14,78 +14,41 @@
 //! undone. Nothing here panics, whatever the bundle says.
 
 mod annotations;
-mod block_io;
-mod bounds;
-mod cache;
-mod capabilities;
-mod cgroup_path;
-mod device_filter;
-mod device_rules;
 mod devices;
-mod disks;
+pub mod facts;
+mod guest_path;
 mod hooks;
-mod host_limits;
-mod id_mappings;
-mod machine;
-mod mount_options;
-mod mounts;
-mod namespaces;
-pub mod outside;
-mod platform;
+mod limits;
+mod network;
+mod nul;
+mod options;
 mod process;
-mod resources;
-mod sandbox;
-mod scheduling;
-mod seccomp;
-mod sysctls;
+mod storage;
 #[cfg(test)]
 mod tests;
-mod text;
 mod validate;
+mod vm;
 
-use std::path::PathBuf;
-
+use oci_spec::runtime::Spec;
 use protocol::CreateContainerRequest;
-use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
-use crate::facts::Facts;
-use crate::hooks::Hooks;
+use facts::Facts;
+use vm::{Sandbox, Surroundings};
 
 pub use annotations::sockets_allowed;
-pub use bounds::check as check_bounds;
-pub use cache::CachePlan;
-pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
-pub use cgroup_path::{CgroupPlan, Unit};
-pub use disks::{CARD_PAIRS, CARDS, DiskPlan, OWN_DEVICES};
-pub use host_limits::{
-    HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_member, check_memory, plan as host_limits,
+pub use devices::{CARD_PAIRS, CARDS, DiskPlan, MAX_DISKS, OWN_DEVICES};
+pub use hooks::{Hook, Hooks, Kind as HookKind};
+pub use limits::{
+    CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, Unit, check_limits, check_member,
+    check_memory, files as cgroup_files, host_limits,
 };
-pub use mount_options::names as mount_option_names;
-pub use mounts::{SharePlan, SocketPlan, Tree, bind_source, rootfs_path};
-pub use outside::PortPlan;
-pub use process::exec as exec_process;
-pub use resources::files as cgroup_files;
-pub use sandbox::is_possible as may_share_vm;
-pub use seccomp::features as seccomp_features;
+pub use network::{NetworkPlan, PortPlan, user_network};
+pub use options::Options;
+pub use process::{CAPABILITIES, add_capabilities, exec as exec_process, seccomp::features as seccomp_features};
+pub use storage::{CachePlan, SharePlan, SocketPlan, Tree, bind_source, mount_option_names, rootfs_path};
 pub use validate::id as validate_id;
-
-/// What the command line adds to the bundle.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Name of the container.
-    pub id: String,
-    /// `--systemd-cgroup`: `linux.cgroupsPath` has the form `slice:prefix:name`.
-    pub systemd_cgroup: bool,
-    /// `--net user`.
-    pub user_network: bool,
-    /// Each `--publish`.
-    pub publish: Vec<String>,
-    /// `--allow-net-annotations`.
-    pub allow_net_annotations: bool,
-    /// The host's /etc/resolv.conf, or nothing.
-    pub resolv_conf: String,
-}
+pub use vm::{MachinePlan, may_share_vm};
 
 /// Everything that creating the container takes.
 #[derive(Clone, Debug)]
@@ -122,26 +85,6 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// Size of the VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachinePlan {
-    /// Memory in MiB.
-    pub memory_mib: u32,
-    /// Virtual CPUs.
-    pub vcpus: u8,
-    /// Added to the kernel's arguments.
-    pub cmdline: String,
-}
-
-/// The network namespace that the monitor lives in and the container's interfaces come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkPlan {
-    /// A new one.
-    New,
-    /// An existing one.
-    Path(PathBuf),
-}
-
 /// Plans a container.
 ///
 /// # Errors
@@ -152,51 +95,53 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     validate::bundle(bundle, &mut notes)?;
     annotations::check(&bundle.spec)?;
     let spec = &bundle.spec;
-    let sandbox = sandbox::plan(spec, facts)?;
+    let sandbox = vm::sandbox(spec, facts)?;
+    let surroundings = Surroundings { facts, sandbox: sandbox.as_ref() };
     let machine = match &sandbox {
         Some(sandbox) => sandbox.machine.clone(),
-        None => machine::plan(spec, facts, &mut notes)?,
+        None => vm::plan(spec, facts, &mut notes)?,
     };
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();
     container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
-    container.seccomp = Some(seccomp::plan(spec, &mut notes)?).into();
-    let (shares, sockets, images) = mounts::plan(bundle, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
-    let network = namespaces::plan(spec, (facts, sandbox.as_ref()), &mut container, &mut notes)?;
-    let outside = outside::plan((spec, options), (&network, sandbox.as_ref()), &mut container)?;
-    let disks = devices::plan(spec, (facts, sandbox.as_ref()), images, &mut container, &mut notes)?;
-    resources::plan(spec, machine.vcpus, &mut container, &mut notes)?;
+    container.seccomp = Some(process::seccomp::plan(spec, &mut notes)?).into();
+    let storage = storage::plan(bundle, surroundings, &mut container, &mut notes)?;
+    let network = network::plan(spec, options, surroundings, &mut container)?;
+    process::namespaces::plan(spec, surroundings.sandbox, &mut container, &mut notes)?;
+    let disks = devices::plan(spec, surroundings, storage.images, &mut container, &mut notes)?;
+    limits::plan(spec, machine.vcpus, &mut container, &mut notes)?;
     container.cgroup_path = format!("/runvm/{}", options.id);
     container.online_cpus = if sandbox.is_some() { 0 } else { u32::from(machine.vcpus) };
-    let cgroup = cgroup_path::plan(spec, options)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    if let (Some(_), Some(resources)) = (&sandbox, resources) {
-        check_member(resources, machine.memory_mib)?;
-    }
-    // What limits a VM as a whole is that of the container it was made for.
-    let limits = resources
-        .filter(|_| sandbox.is_none())
-        .map(|all| host_limits(all, &container.cgroup_files, machine.memory_mib));
-    let limits = limits.transpose()?.unwrap_or_default();
-    let hooks = hooks::plan(spec)?;
-    let kernel = annotations::kernel(spec)?;
-    let timeline = annotations::switch(spec, annotations::TIMELINE)?;
-    let sandbox = sandbox.map(|sandbox| sandbox.id);
     Ok(Plan {
+        limits: vm_limits(spec, sandbox.as_ref(), &container, machine.memory_mib)?,
         machine,
-        sandbox,
-        kernel,
-        shares,
-        sockets,
+        sandbox: sandbox.map(|sandbox| sandbox.id),
+        kernel: annotations::kernel(spec)?,
+        shares: storage.shares,
+        sockets: storage.sockets,
         disks,
         container,
-        network,
-        user_network: outside.network,
-        ports: outside.ports,
-        cgroup,
-        limits,
-        hooks,
-        timeline,
+        network: network.namespace,
+        user_network: network.user_network,
+        ports: network.ports,
+        cgroup: limits::cgroup_path(spec, options)?,
+        hooks: hooks::plan(spec)?,
+        timeline: annotations::switch(spec, annotations::TIMELINE)?,
         notes,
     })
+}
+
+/// What limits a VM as a whole is that of the container it was made for; another one may have no such limits.
+fn vm_limits(
+    spec: &Spec,
+    sandbox: Option<&Sandbox>,
+    container: &CreateContainerRequest,
+    memory_mib: u32,
+) -> anyhow::Result<HostLimits> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    match (resources, sandbox) {
+        (None, _) => Ok(HostLimits::default()),
+        (Some(resources), Some(_)) => check_member(resources, memory_mib).map(|()| HostLimits::default()),
+        (Some(resources), None) => host_limits(resources, &container.cgroup_files, memory_mib),
+    }
 }

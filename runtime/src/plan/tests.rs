@@ -1,13 +1,13 @@
 //! Tests of the plan as a whole: tables of bundles, and generated ones.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::facts::{NamespaceId, Neighbour, NetworkFact, Place, SocketFact, SourceFact, SourceKind};
+use crate::plan::facts::{NamespaceId, Neighbour, NetworkFact, Place, SocketFact, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };

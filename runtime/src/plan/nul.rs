@@ -1,0 +1,36 @@
+//! Text of a bundle on its way to the agent's system calls, which end it at the first zero byte.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// The text, if it has no zero byte in it.
+///
+/// # Errors
+/// Names `field`.
+pub fn checked(field: &str, text: &str) -> anyhow::Result<String> {
+    if text.contains('\0') {
+        bail!("{field} contains a zero byte: {text:?}");
+    }
+    Ok(text.to_owned())
+}
+
+/// The same for a path.
+///
+/// # Errors
+/// Names `field`.
+pub fn path(field: &str, path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str().with_context(|| format!("{field} is not UTF-8: {}", path.display()))?;
+    checked(field, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_bytes_are_refused_by_name() {
+        assert_eq!(checked("hostname", "a").unwrap(), "a");
+        assert_eq!(checked("hostname", "a\0b").unwrap_err().to_string(), r#"hostname contains a zero byte: "a\0b""#);
+    }
+}
