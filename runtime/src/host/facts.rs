@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 
 use crate::bundle::Bundle;
 use crate::plan::facts::{
-    DiskFact, Facts, NamespaceId, Neighbour, NetworkFact, Place, SocketFact, SourceFact, SourceKind,
+    DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::sockets;
@@ -40,7 +40,7 @@ pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
         disks: disks(bundle),
         host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
         network: network(bundle),
-        neighbours: if may_share_vm(&bundle.spec) { neighbours(root)? } else { Vec::new() },
+        peers: if may_share_vm(&bundle.spec) { peers(root)? } else { Vec::new() },
     })
 }
 
@@ -78,9 +78,9 @@ fn disk(path: &Path, number: (i64, i64)) -> DiskFact {
     DiskFact::Missing(format!("neither {} nor {} is a node of it on the host", path.display(), own.display()))
 }
 
-fn neighbours(root: &Path) -> anyhow::Result<Vec<Neighbour>> {
+fn peers(root: &Path) -> anyhow::Result<Vec<Peer>> {
     let lives = |state: &State| !matches!(state.status(), Status::Creating | Status::Stopped);
-    let neighbour = |state: State| Neighbour {
+    let peer = |state: State| Peer {
         network: identity(format!("/proc/{}/ns/net", state.pid)),
         sandbox: state.sandbox.unwrap_or_else(|| state.id.clone()),
         id: state.id,
@@ -88,7 +88,7 @@ fn neighbours(root: &Path) -> anyhow::Result<Vec<Neighbour>> {
         memory_mib: state.memory_mib,
         vcpus: state.vcpus,
     };
-    Ok(state::all(root)?.into_iter().filter(lives).map(neighbour).collect())
+    Ok(state::all(root)?.into_iter().filter(lives).map(peer).collect())
 }
 
 fn host_cpus() -> anyhow::Result<u32> {
@@ -115,11 +115,11 @@ fn source(path: &Path) -> SourceFact {
     };
     let system = rustix::fs::statfs(&canonical).ok();
     let magic = system.as_ref().map_or(0, |system| system.f_type);
-    let place = place(&canonical, magic);
+    let file_system = file_system(&canonical, magic);
     let on_tmpfs = system.filter(|system| system.f_type == libc::TMPFS_MAGIC);
     let tmpfs_size =
         on_tmpfs.map(|system| system.f_blocks.saturating_mul(u64::try_from(system.f_bsize).unwrap_or_default()));
-    SourceFact { canonical, kind: kind(&metadata), place, tmpfs_size }
+    SourceFact { canonical, kind: kind(&metadata), file_system, tmpfs_size }
 }
 
 fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
@@ -130,7 +130,12 @@ fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
         std::io::ErrorKind::NotADirectory => "not a directory".to_owned(),
         _ => error.to_string(),
     };
-    SourceFact { canonical: path.to_owned(), kind: SourceKind::Missing(why), place: Place::Ordinary, tmpfs_size: None }
+    SourceFact {
+        canonical: path.to_owned(),
+        kind: SourceKind::Missing(why),
+        file_system: FileSystemKind::Ordinary,
+        tmpfs_size: None,
+    }
 }
 
 fn kind(metadata: &std::fs::Metadata) -> SourceKind {
@@ -152,17 +157,17 @@ fn kind(metadata: &std::fs::Metadata) -> SourceKind {
     }
 }
 
-fn place(canonical: &Path, magic: i64) -> Place {
+fn file_system(canonical: &Path, magic: i64) -> FileSystemKind {
     let under = |root: &str| canonical.starts_with(root);
     match magic {
-        libc::PROC_SUPER_MAGIC => Place::Proc,
-        libc::CGROUP_SUPER_MAGIC | libc::CGROUP2_SUPER_MAGIC => Place::Cgroup,
-        libc::SYSFS_MAGIC => Place::Sys,
-        _ if under("/proc") => Place::Proc,
-        _ if under("/sys/fs/cgroup") => Place::Cgroup,
-        _ if under("/sys") => Place::Sys,
-        _ if under("/dev") && !under("/dev/shm") => Place::Dev,
-        _ => Place::Ordinary,
+        libc::PROC_SUPER_MAGIC => FileSystemKind::Proc,
+        libc::CGROUP_SUPER_MAGIC | libc::CGROUP2_SUPER_MAGIC => FileSystemKind::Cgroup,
+        libc::SYSFS_MAGIC => FileSystemKind::Sys,
+        _ if under("/proc") => FileSystemKind::Proc,
+        _ if under("/sys/fs/cgroup") => FileSystemKind::Cgroup,
+        _ if under("/sys") => FileSystemKind::Sys,
+        _ if under("/dev") && !under("/dev/shm") => FileSystemKind::Dev,
+        _ => FileSystemKind::Ordinary,
     }
 }
 
@@ -212,14 +217,14 @@ mod tests {
 
     #[test]
     fn places_are_told_by_file_system_and_path() {
-        let place = |path: &str| source(Path::new(path)).place;
-        assert_eq!(place("/proc/self/status"), Place::Proc);
-        assert_eq!(place("/sys/kernel"), Place::Sys);
-        assert_eq!(place("/sys/fs/cgroup"), Place::Cgroup);
-        assert_eq!(place("/dev/null"), Place::Dev);
-        assert_eq!(place("/etc"), Place::Ordinary);
-        assert_eq!(super::place(Path::new("/dev/shm/data"), libc::TMPFS_MAGIC), Place::Ordinary);
-        assert_eq!(super::place(Path::new("/mnt/proc"), libc::PROC_SUPER_MAGIC), Place::Proc);
+        let at = |path: &str| source(Path::new(path)).file_system;
+        assert_eq!(at("/proc/self/status"), FileSystemKind::Proc);
+        assert_eq!(at("/sys/kernel"), FileSystemKind::Sys);
+        assert_eq!(at("/sys/fs/cgroup"), FileSystemKind::Cgroup);
+        assert_eq!(at("/dev/null"), FileSystemKind::Dev);
+        assert_eq!(at("/etc"), FileSystemKind::Ordinary);
+        assert_eq!(super::file_system(Path::new("/dev/shm/data"), libc::TMPFS_MAGIC), FileSystemKind::Ordinary);
+        assert_eq!(super::file_system(Path::new("/mnt/proc"), libc::PROC_SUPER_MAGIC), FileSystemKind::Proc);
     }
 
     #[test]

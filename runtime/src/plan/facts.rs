@@ -1,65 +1,65 @@
-//! What planning has to know about the host, as plain data.
+//! Facts: what planning has to know about the host, as plain data.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The host as planning sees it.
+/// The host, as far as one bundle refers to it.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// CPUs this process may run on.
+    /// Number of CPUs that this process may run on.
     pub host_cpus: u32,
-    /// The host's memory in bytes.
+    /// Memory of the host in bytes.
     pub host_memory: u64,
-    /// The root file system, if the bundle names one.
+    /// The root file system's directory, if the bundle names one.
     pub rootfs: Option<SourceFact>,
-    /// Sources of bind mounts, by the path the bundle gives (made absolute).
+    /// Sources of bind mounts, by the absolute form of the path that the bundle gives.
     pub sources: BTreeMap<PathBuf, SourceFact>,
-    /// Where the block devices that the bundle lists are, by major and minor number.
+    /// Block devices that the bundle lists, by major and minor number.
     pub disks: BTreeMap<(i64, i64), DiskFact>,
-    /// Network namespaces of the host: this process's and that of process 1.
+    /// Network namespaces of the host: the one of this process and the one of process 1.
     pub host_networks: Vec<NamespaceId>,
     /// The network namespace that the bundle names by path.
     pub network: NetworkFact,
-    /// Containers of ours that live, if the bundle may refer to any.
-    pub neighbours: Vec<Neighbour>,
+    /// Living containers under the same `--root`, if the bundle may refer to any.
+    pub peers: Vec<Peer>,
 }
 
 /// Another container under the same `--root`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Its name.
+pub struct Peer {
+    /// Id of the container.
     pub id: String,
-    /// Its process on the host.
+    /// Pid of its process on the host.
     pub pid: i32,
-    /// The container whose VM it is in: itself, or another one.
+    /// Id of the container that its VM was made for: its own, or another one.
     pub sandbox: String,
-    /// The network namespace of its process.
+    /// Network namespace of its process.
     pub network: Option<NamespaceId>,
-    /// Memory of the VM in MiB.
+    /// Memory of its VM in MiB.
     pub memory_mib: u32,
-    /// Its virtual CPUs.
+    /// Number of virtual CPUs of its VM.
     pub vcpus: u8,
 }
 
 /// A block device of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskFact {
-    /// The path of a node of it.
+    /// Path of a node of the device.
     At(PathBuf),
-    /// There is none; why.
+    /// The reason why no node was found.
     Missing(String),
 }
 
-/// Something on the host that is to be seen in the container.
+/// A file or directory of the host that a mount of the bundle names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFact {
-    /// Its path without symlinks; the path as given when there is nothing.
+    /// The path without symlinks; the path as given when nothing is there.
     pub canonical: PathBuf,
-    /// What it is.
+    /// Kind of the file.
     pub kind: SourceKind,
-    /// Whose file system it is on.
-    pub place: Place,
-    /// Size in bytes of the tmpfs it is on.
+    /// Kind of the file system that it is on.
+    pub file_system: FileSystemKind,
+    /// Size in bytes of the tmpfs that it is on.
     pub tmpfs_size: Option<u64>,
 }
 
@@ -72,9 +72,9 @@ pub enum SourceKind {
     File,
     /// A character device.
     CharDevice {
-        /// Its major number.
+        /// Major number.
         major: u32,
-        /// Its minor number.
+        /// Minor number.
         minor: u32,
     },
     /// A block device.
@@ -83,26 +83,26 @@ pub enum SourceKind {
     Socket(SocketFact),
     /// A named pipe.
     Fifo,
-    /// It could not be looked at; why.
+    /// The reason why the file could not be examined.
     Missing(String),
 }
 
 /// A Unix socket, and who may connect to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketFact {
-    /// Its permissions.
+    /// Permission bits.
     pub mode: u32,
-    /// Its owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id of the owner.
     pub gid: u32,
-    /// Whether it is known not to be for streams. Asked only where sockets can be mounted at all.
+    /// Whether the socket is known to carry messages rather than a stream. Examined only where the bundle allows sockets.
     pub carries_messages: bool,
 }
 
-/// Where a file is, as far as that changes its meaning in a VM.
+/// Kind of the file system that a file is on, as far as that changes what the file means in a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum FileSystemKind {
     /// A file system with somebody's data.
     Ordinary,
     /// procfs.
@@ -127,12 +127,12 @@ pub struct NamespaceId {
 /// The network namespace path of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkFact {
-    /// None is given.
+    /// The bundle gives no path.
     NotGiven,
-    /// It is this namespace.
+    /// The path leads to this namespace.
     Is(NamespaceId),
-    /// It is a file, but no namespace.
+    /// The path leads to a file that is no namespace.
     NotNamespace,
-    /// It could not be looked at; why.
+    /// The reason why the path could not be examined.
     Missing(String),
 }

@@ -16,7 +16,7 @@ use super::mount_options::{self, MountOptions};
 use super::share::{SharePlan, SocketPlan, Tree};
 use crate::bundle::Bundle;
 use crate::plan::devices::{self, Destinations, Image};
-use crate::plan::facts::{Facts, Place, SocketFact, SourceFact, SourceKind};
+use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
 use crate::plan::process::id_mappings;
 use crate::plan::vm::{Sandbox, Surroundings};
 use crate::plan::{annotations, guest_path, nul};
@@ -196,7 +196,7 @@ impl<'a> Planner<'a> {
         let fact = self.source(mount)?.1;
         let source = fact.canonical.clone();
         match &fact.kind {
-            SourceKind::File if fact.place == Place::Ordinary => Ok(Image { source, path, read_only }),
+            SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(Image { source, path, read_only }),
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
             _ => bail!("{} is no regular file, and so no image of a disk", source.display()),
         }
@@ -246,7 +246,7 @@ impl<'a> Planner<'a> {
         }
         let source_is_dir = match &fact.kind {
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
-            SourceKind::Directory | SourceKind::File if fact.place == Place::Ordinary => {
+            SourceKind::Directory | SourceKind::File if fact.file_system == FileSystemKind::Ordinary => {
                 fact.kind == SourceKind::Directory
             }
             _ => bail!("{} is {}", path.display(), reason(fact)),
@@ -290,13 +290,13 @@ fn of_the_guest(fact: &SourceFact, destination: &str, options: &MountOptions) ->
         return None;
     }
     let whole = fact.canonical.to_str() == Some(destination);
-    match (fact.place, destination) {
-        (Place::Cgroup, _) if fact.canonical == Path::new("/sys/fs/cgroup") => {
+    match (fact.file_system, destination) {
+        (FileSystemKind::Cgroup, _) if fact.canonical == Path::new("/sys/fs/cgroup") => {
             Some(own(destination, "cgroup2", "cgroup", options))
         }
-        (Place::Sys, "/sys") if whole => Some(own(destination, "sysfs", "sysfs", options)),
-        (Place::Proc, "/proc") if whole => Some(own(destination, "proc", "proc", options)),
-        (Place::Dev, "/dev/mqueue") if whole => Some(own(destination, "mqueue", "mqueue", options)),
+        (FileSystemKind::Sys, "/sys") if whole => Some(own(destination, "sysfs", "sysfs", options)),
+        (FileSystemKind::Proc, "/proc") if whole => Some(own(destination, "proc", "proc", options)),
+        (FileSystemKind::Dev, "/dev/mqueue") if whole => Some(own(destination, "mqueue", "mqueue", options)),
         (_, "/dev/shm") if fact.tmpfs_size.is_some() => {
             let size = fact.tmpfs_size.filter(|&size| size > 0).unwrap_or(SHM_SIZE);
             let mut shm = own(destination, "tmpfs", "shm", options);
@@ -309,7 +309,7 @@ fn of_the_guest(fact: &SourceFact, destination: &str, options: &MountOptions) ->
 
 /// Why something of the host cannot be in a VM, and what to do.
 fn reason(fact: &SourceFact) -> &'static str {
-    match (&fact.kind, fact.place) {
+    match (&fact.kind, fact.file_system) {
         (SourceKind::Socket(_), _) => {
             "a socket of the host: nothing in a VM can connect to it, unless the annotation io.runvm.sockets is \"true\"; \
              set it, leave the mount out, or reach the service by network"
@@ -319,10 +319,10 @@ fn reason(fact: &SourceFact) -> &'static str {
         (SourceKind::BlockDevice, _) => {
             "a device of the host: in a VM it has another number; list it as a device (--device), not as a mount"
         }
-        (_, Place::Proc) => "the host's procfs: a VM has its own; use type proc",
-        (_, Place::Sys) => "the host's sysfs: a VM has its own; use type sysfs",
-        (_, Place::Cgroup) => "the host's cgroup file system: a VM has its own; use type cgroup",
-        (_, Place::Dev) => "in the host's /dev: a VM has its own; leave it out",
+        (_, FileSystemKind::Proc) => "the host's procfs: a VM has its own; use type proc",
+        (_, FileSystemKind::Sys) => "the host's sysfs: a VM has its own; use type sysfs",
+        (_, FileSystemKind::Cgroup) => "the host's cgroup file system: a VM has its own; use type cgroup",
+        (_, FileSystemKind::Dev) => "in the host's /dev: a VM has its own; leave it out",
         _ => "not a file or directory: it cannot be shared with a VM; leave it out",
     }
 }

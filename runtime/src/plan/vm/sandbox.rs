@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use super::pod::pod;
 use super::size::MachinePlan;
 use crate::plan::annotations;
-use crate::plan::facts::{Facts, Neighbour, NetworkFact};
+use crate::plan::facts::{Facts, NetworkFact, Peer};
 
 /// Another container's VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,9 +61,9 @@ pub fn is_possible(spec: &Spec) -> bool {
 /// Namespaces of containers in different VMs, a pod that is not there, annotations that shape a VM which exists already.
 pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
     let mut owners = HashMap::new();
-    let mut first: Option<&Neighbour> = None;
+    let mut first: Option<&Peer> = None;
     for namespace in namespaces(spec) {
-        let owner = owner_pid(namespace).and_then(|pid| facts.neighbours.iter().find(|other| other.pid == pid));
+        let owner = owner_pid(namespace).and_then(|pid| facts.peers.iter().find(|other| other.pid == pid));
         let Some(owner) = owner else { continue };
         match first.filter(|first| first.sandbox != owner.sandbox) {
             Some(first) => {
@@ -94,18 +94,18 @@ fn owner_pid(namespace: &LinuxNamespace) -> Option<i32> {
     process_of(namespace.path().as_deref()?)
 }
 
-fn in_pod<'a>(id: &str, facts: &'a Facts) -> anyhow::Result<&'a Neighbour> {
-    let found = facts.neighbours.iter().find(|other| other.id == id);
+fn in_pod<'a>(id: &str, facts: &'a Facts) -> anyhow::Result<&'a Peer> {
+    let found = facts.peers.iter().find(|other| other.id == id);
     found.with_context(|| {
         format!("sandbox {id} of the container's pod does not run, or not with this runtime and --root")
     })
 }
 
 /// Who of a VM has the network namespace that the bundle names by another path, as CRI-O does.
-fn same_network<'a>(other: &Neighbour, facts: &'a Facts) -> Option<&'a Neighbour> {
+fn same_network<'a>(other: &Peer, facts: &'a Facts) -> Option<&'a Peer> {
     let NetworkFact::Is(wanted) = &facts.network else { return None };
-    let in_vm = facts.neighbours.iter().filter(|neighbour| neighbour.sandbox == other.sandbox);
-    in_vm.into_iter().find(|neighbour| neighbour.network.as_ref() == Some(wanted))
+    let in_vm = facts.peers.iter().filter(|peer| peer.sandbox == other.sandbox);
+    in_vm.into_iter().find(|peer| peer.network.as_ref() == Some(wanted))
 }
 
 #[cfg(test)]
