@@ -1,6 +1,6 @@
 //! Paths as the guest sees them.
 
-/// The absolute path without `.`, `..` and double slashes, taken as inside `/` when it is relative.
+/// Normalizes a path: absolute, without `.`, `..` and double slashes. A relative path is taken as below `/`.
 pub fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {

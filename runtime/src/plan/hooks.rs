@@ -1,4 +1,4 @@
-//! Hooks of the bundle: those that run on the host.
+//! Hooks of the bundle that run on the host.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::nul;
 
-/// When in a container's life hooks run.
+/// Moments in a container's life at which hooks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// During `create`, with the monitor's pid; deprecated and still used.
     Prestart,
-    /// During `create`, after those.
+    /// During `create`, after the prestart hooks.
     CreateRuntime,
     /// During `start`, after the process was started.
     Poststart,
@@ -21,33 +21,33 @@ pub enum Kind {
     Poststop,
 }
 
-/// A program to run.
+/// One hook: a program to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
-    /// Its absolute path.
+    /// Absolute path of the program.
     pub path: PathBuf,
-    /// Its arguments with the zeroth; empty: the path alone.
+    /// Arguments, the zeroth included; if there are none, the path is the zeroth.
     pub args: Vec<String>,
-    /// Its whole environment, `NAME=value` each.
+    /// Environment, `NAME=value` each; nothing is inherited.
     pub env: Vec<String>,
-    /// Seconds after which it is killed.
+    /// Seconds after which the hook is killed.
     pub timeout: Option<u64>,
 }
 
-/// All hooks of a container.
+/// Hooks of a container, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooks {
-    /// See [`Kind::Prestart`].
+    /// Hooks of [`Kind::Prestart`].
     pub prestart: Vec<Hook>,
-    /// See [`Kind::CreateRuntime`].
+    /// Hooks of [`Kind::CreateRuntime`].
     pub create_runtime: Vec<Hook>,
-    /// See [`Kind::Poststart`].
+    /// Hooks of [`Kind::Poststart`].
     pub poststart: Vec<Hook>,
-    /// See [`Kind::Poststop`].
+    /// Hooks of [`Kind::Poststop`].
     pub poststop: Vec<Hook>,
 }
 
-/// Takes the hooks over.
+/// Plans the hooks.
 ///
 /// # Errors
 /// A hook that would have to run in the container's namespaces, or one that breaks the specification.

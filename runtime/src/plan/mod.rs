@@ -1,17 +1,26 @@
-//! From a bundle to what has to be done. Pure: config.json and [`Facts`] in, [`Plan`] out.
+//! Plans a container: [`Bundle`], [`Facts`] and [`Options`] in, [`Plan`] out. Pure: no file, socket or clock is looked at.
 //!
 //! ```text
 //!  config.json ─┐                ┌─▶ machine    size of the VM
-//!               │  validate      ├─▶ shares     what of the host the guest sees
+//!               │  validate      ├─▶ shares     directories and files of the host that the guest sees
 //!  Facts ───────┼─▶ process ─────┼─▶ container  the request to the agent
-//!               │  mounts        ├─▶ network    which namespace the monitor lives in
-//!  Options ─────┘  resources …   ├─▶ cgroup     where the monitor is accounted
+//!               │  storage       ├─▶ network    namespace that the monitor lives in, ports
+//!  Options ─────┘  limits …      ├─▶ cgroup     where the host accounts the monitor
 //!                                ├─▶ hooks
-//!                                └─▶ notes      what was accepted and has no effect
+//!                                └─▶ notes      settings without an effect
 //! ```
 //!
-//! What a VM cannot do is refused here, with a sentence, before anything exists that would have to be
-//! undone. Nothing here panics, whatever the bundle says.
+//! Planning refuses what a VM cannot do, with a sentence, before anything exists that would have to be undone. Nothing here
+//! panics, whatever the bundle says. One room for each part of a container:
+//!
+//! | room | plans |
+//! |---|---|
+//! | `storage` | mounts, shares, sockets of the host |
+//! | `devices` | device nodes, their rules, disks |
+//! | `process` | the process, namespaces, ids, kernel settings, seccomp |
+//! | `network` | network namespace, user-mode network, published ports |
+//! | `limits` | cgroup of the guest and of the host |
+//! | `vm` | the VM: its size, or another container's |
 
 mod annotations;
 mod devices;
@@ -50,45 +59,45 @@ pub use storage::{CachePlan, SharePlan, SocketPlan, Tree, bind_source, mount_opt
 pub use validate::id as validate_id;
 pub use vm::{MachinePlan, may_share_vm};
 
-/// Everything that creating the container takes.
+/// Everything that it takes to create a container.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The VM.
+    /// Size of the VM.
     pub machine: MachinePlan,
-    /// The container that the VM was made for, if that is another one.
+    /// Id of the container that the VM was made for, if that is another one.
     pub sandbox: Option<String>,
-    /// Name of its kernel, if it is not the usual one.
+    /// Name of the VM's kernel, if it is not the usual one.
     pub kernel: Option<String>,
-    /// What the guest sees of the host's files; the root file system first.
+    /// Directories and files of the host that the guest sees; the root file system is the first.
     pub shares: Vec<SharePlan>,
     /// Sockets of the host that the container may connect to, in the order of their mounts.
     pub sockets: Vec<SocketPlan>,
-    /// Disks of the host that become the VM's.
+    /// Disks of the host that the VM gets.
     pub disks: Vec<DiskPlan>,
-    /// What the agent is asked; the ids of the streams are left 0.
+    /// Request to the agent; the ids of the streams are left 0.
     pub container: CreateContainerRequest,
     /// The network namespace of the monitor.
     pub network: NetworkPlan,
-    /// Whether it is filled by passt(1).
+    /// Whether passt(1) provides the network in that namespace.
     pub user_network: bool,
     /// Ports of the host that lead to the container.
     pub ports: Vec<PortPlan>,
-    /// The host's cgroup.
+    /// The container's cgroup on the host.
     pub cgroup: CgroupPlan,
-    /// What holds for the whole VM there, from its start on.
+    /// Limits of the whole VM in that cgroup, from its start on.
     pub limits: HostLimits,
-    /// Hooks of the bundle.
+    /// Hooks that run on the host.
     pub hooks: Hooks,
     /// Whether the timeline of the start is printed: annotation `io.runvm.timeline`.
     pub timeline: bool,
-    /// Settings that were accepted and have no effect, a sentence each: for the debug log.
+    /// Sentences about settings that were accepted and have no effect, for the debug log.
     pub notes: Vec<String>,
 }
 
 /// Plans a container.
 ///
 /// # Errors
-/// One sentence: what in the bundle is wrong or impossible in a VM, and what to do instead.
+/// Says what in the bundle is wrong or impossible in a VM, and what to do instead.
 pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result<Plan> {
     let mut notes = Vec::new();
     validate::id(&options.id)?;
@@ -131,7 +140,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     })
 }
 
-/// What limits a VM as a whole is that of the container it was made for; another one may have no such limits.
+/// Limits of the whole VM: those of the container that it was made for. One that joins it may set none.
 fn vm_limits(
     spec: &Spec,
     sandbox: Option<&Sandbox>,

@@ -1,10 +1,10 @@
-//! Text of a bundle on its way to the agent's system calls, which end it at the first zero byte.
+//! NUL checks: the agent's system calls would cut a text of the bundle at its first zero byte.
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
-/// The text, if it has no zero byte in it.
+/// Checks that a text contains no zero byte, and returns it.
 ///
 /// # Errors
 /// Names `field`.
@@ -15,10 +15,10 @@ pub fn checked(field: &str, text: &str) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
-/// The same for a path.
+/// Checks that a path contains no zero byte, and returns it as text.
 ///
 /// # Errors
-/// Names `field`.
+/// Names `field`. The path is not UTF-8, or contains a zero byte.
 pub fn path(field: &str, path: &Path) -> anyhow::Result<String> {
     let text = path.to_str().with_context(|| format!("{field} is not UTF-8: {}", path.display()))?;
     checked(field, text)

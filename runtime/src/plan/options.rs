@@ -1,18 +1,18 @@
-//! What the command line says about a container besides its bundle.
+//! Options of the command line that planning needs.
 
-/// What the command line adds to the bundle.
+/// What the command line says about a container besides its bundle.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Name of the container.
+    /// Id of the container.
     pub id: String,
-    /// `--systemd-cgroup`: `linux.cgroupsPath` has the form `slice:prefix:name`.
+    /// Whether `--systemd-cgroup` is given: `linux.cgroupsPath` then has the form `slice:prefix:name`.
     pub systemd_cgroup: bool,
-    /// `--net user`.
+    /// Whether `--net user` is given.
     pub user_network: bool,
-    /// Each `--publish`.
+    /// Values of `--publish`.
     pub publish: Vec<String>,
-    /// `--allow-net-annotations`.
+    /// Whether `--allow-net-annotations` is given.
     pub allow_net_annotations: bool,
-    /// The host's /etc/resolv.conf, or nothing.
+    /// Content of the host's /etc/resolv.conf; empty if there is none.
     pub resolv_conf: String,
 }

@@ -1,8 +1,8 @@
-//! Disks of the host that become disks of the VM: block devices that the bundle lists, and raw images among its mounts, by
-//! an annotation. That says no more than what becomes of a mount: it names no file of the host.
+//! Disks of the host that become disks of the VM: block devices that the bundle lists, and raw images among its mounts, chosen
+//! by an annotation. The annotation names destinations only, so nobody reaches a file of the host by it.
 //!
-//! The guest's kernel gives each a number of its own, which only the agent learns. So it finds disks by their serial
-//! numbers, which are given here.
+//! The guest's kernel gives each disk a number of its own, which only the agent learns. So planning gives each disk a serial
+//! number, by which the agent finds it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,31 +17,31 @@ use crate::plan::facts::DiskFact;
 use crate::plan::vm::Surroundings;
 use crate::plan::{annotations, guest_path};
 
-/// Devices that every VM has: files, sockets, random numbers, the balloon.
+/// Number of devices that every VM has: file system, vsock, random numbers, balloon.
 pub const OWN_DEVICES: usize = 4;
 /// Network cards of a VM, each for a link of the container's network namespace.
 pub const CARDS: usize = 4;
 /// Most pairs of queues of a card, and never more than the VM has CPUs. Each has a thread of the monitor's while the
 /// guest uses it.
 pub const CARD_PAIRS: u16 = 2;
-/// Most disks of a VM: what its interrupts leave.
+/// Most disks of a VM: as many as interrupts are left.
 pub const MAX_DISKS: usize = 11;
 
-/// Major number that images have for the rules of devices. No device of a host has it.
+/// Major number of images in device rules. No device of a host has it.
 const IMAGES: u32 = u32::MAX;
-/// Permissions of the nodes of images, as Debian's of disks.
+/// Permissions of the nodes of images: those that Debian gives to disks.
 const IMAGE_MODE: u32 = 0o660;
 
-/// A disk to be opened.
+/// A disk of the host to open for the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// Its serial number in the guest.
+    /// Serial number in the guest.
     pub serial: String,
-    /// Its node on the host, or the image.
+    /// Path of the node or image on the host.
     pub source: PathBuf,
-    /// Major and minor number of the node; an image has none.
+    /// Major and minor number of the node; none for an image.
     pub device: Option<(u32, u32)>,
-    /// Whether the container is kept from writing to it.
+    /// Whether the container may only read.
     pub read_only: bool,
 }
 
@@ -58,22 +58,22 @@ impl fmt::Display for DiskPlan {
 /// A raw image, mounted where the container is to have a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// The file on the host.
+    /// Path on the host.
     pub source: PathBuf,
-    /// Of the node in the container.
+    /// Path of the disk's node in the container.
     pub path: String,
-    /// Whether the mount is.
+    /// Whether the container may only read.
     pub read_only: bool,
 }
 
-/// Destinations of mounts that are to be disks.
+/// Destinations of mounts that become disks: annotation `io.runvm.disks`.
 pub struct Destinations(BTreeSet<String>);
 
 impl Destinations {
     /// Reads the annotation.
     ///
     /// # Errors
-    /// It is no list of absolute paths, or one is there twice.
+    /// The annotation is no list of absolute paths, or names one twice.
     pub fn of(spec: &Spec) -> anyhow::Result<Self> {
         let mut all = BTreeSet::new();
         let list = annotations::get(spec, annotations::DISKS);
@@ -88,12 +88,12 @@ impl Destinations {
         Ok(Self(all))
     }
 
-    /// Whether this one is.
+    /// Takes a destination off the list; says whether it was there.
     pub fn take(&mut self, destination: &str) -> bool {
         self.0.remove(destination)
     }
 
-    /// Refuses destinations that nobody took.
+    /// Refuses destinations that no mount took.
     ///
     /// # Errors
     /// Names one.
@@ -108,21 +108,21 @@ impl Destinations {
     }
 }
 
-/// What decides about disks, and those found so far.
+/// Collects the disks of a container.
 pub struct Disks<'a> {
     surroundings: Surroundings<'a>,
     rules: &'a Rules,
-    /// In the order of their serial numbers.
+    /// Disks found so far, in the order of their serial numbers.
     pub plans: Vec<DiskPlan>,
 }
 
 impl<'a> Disks<'a> {
-    /// None yet.
+    /// Begins without disks.
     pub fn new(surroundings: Surroundings<'a>, rules: &'a Rules) -> Self {
         Self { surroundings, rules, plans: Vec::new() }
     }
 
-    /// The serial number of the disk that a device is; each disk is one, however many nodes it has.
+    /// Serial number of the disk behind a device; a disk is added once, however many nodes it has.
     ///
     /// # Errors
     /// The host has no such disk, the VM exists already, or it has too many.
@@ -136,7 +136,7 @@ impl<'a> Disks<'a> {
         self.find(number).map(|plan| self.add(plan))
     }
 
-    /// The node of an image, which becomes a disk of its own.
+    /// Adds an image as a disk; returns its node in the container.
     ///
     /// # Errors
     /// The VM exists already, or it has too many disks.
@@ -147,13 +147,13 @@ impl<'a> Disks<'a> {
         Ok(Device { path, kind: "b".to_owned(), mode: IMAGE_MODE, disk, ..Default::default() })
     }
 
-    /// What the rules of devices call each disk.
+    /// Major and minor number by which device rules name each disk.
     pub fn numbers(&self) -> Vec<(u32, u32)> {
         let number = |(index, plan): (usize, &DiskPlan)| plan.device.unwrap_or((IMAGES, index as u32));
         self.plans.iter().enumerate().map(number).collect()
     }
 
-    /// What the container may do with images: nobody else's rules are about them.
+    /// Rules for images, which no rule of the bundle names.
     pub fn rules(&self) -> impl Iterator<Item = Rule> {
         let images = self.plans.iter().zip(self.numbers()).filter(|(plan, _)| plan.device.is_none());
         images.map(|(plan, (major, minor))| Rule {

@@ -1,8 +1,8 @@
 //! Device rules as a program for the guest's kernel: eBPF of type `BPF_PROG_TYPE_CGROUP_DEVICE`.
 //!
-//! The kernel runs it for each opening and making of a device node in the container's cgroup; it answers
-//! 1 (allowed) or 0 (`EPERM`). Several accesses may be asked for at once, and each is to be decided by the
-//! last rule that names it. So the program goes through the rules backwards and keeps what is undecided:
+//! The kernel runs the program whenever a process of the container's cgroup opens or makes a device node; the program answers
+//! 1 (allowed) or 0 (`EPERM`). The kernel may ask for several accesses at once, and the last rule that names an access decides
+//! it. So the program goes through the rules backwards and keeps the undecided accesses:
 //!
 //! ```text
 //!  type, undecided, major, minor = context
@@ -15,7 +15,7 @@
 //!  return whether the rest is allowed
 //! ```
 //!
-//! The guest's numbers are not known here. The agent fills them in, where [`Filter::disks_at`] says.
+//! Planning does not know the guest's numbers. The agent fills them in at [`Filter::disks_at`].
 
 use super::rules::{Kind, Rule, Rules};
 
@@ -56,17 +56,17 @@ const MINOR_AT: i16 = 8;
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 
-/// A program, and what is missing in it.
+/// A compiled program, and where the agent completes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// As the kernel takes it; empty where none is needed because everything is allowed.
+    /// Instructions as the kernel takes them; empty when everything is allowed.
     pub program: Vec<u8>,
-    /// For each disk the number of the instruction that compares with its major number in the guest. The next one
-    /// compares with the minor number. All are 0 where no program is needed.
+    /// For each disk the index of the instruction that compares with its major number in the guest; the next instruction
+    /// compares with the minor number. All are 0 when there is no program.
     pub disks_at: Vec<u32>,
 }
 
-/// Compiles the rules; `disks` are major and minor number, on the host, of what is a disk of the guest's.
+/// Compiles rules; `disks` are the host's major and minor numbers of the guest's disks.
 pub fn compile(rules: &Rules, disks: &[(u32, u32)]) -> Filter {
     if rules.allow_everything() {
         return Filter { program: Vec::new(), disks_at: vec![0; disks.len()] };
@@ -82,8 +82,7 @@ pub fn compile(rules: &Rules, disks: &[(u32, u32)]) -> Filter {
 /// Instructions for a disk.
 const DISK: usize = 5;
 
-/// From the guest's numbers of disks to the host's, which the rules are about. There are few disks, so that every jump
-/// is short.
+/// Translates the guest's numbers of disks to the host's, which the rules name. There are few disks, so every jump is short.
 fn translation(disks: &[(u32, u32)]) -> Vec<Instruction> {
     if disks.is_empty() {
         return Vec::new();

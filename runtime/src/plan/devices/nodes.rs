@@ -1,4 +1,4 @@
-//! Device nodes: those that the guest's kernel has, and disks. Nothing else of the host's hardware is passed on.
+//! Device nodes: pseudo devices of the guest's kernel, and disks. No other hardware of the host reaches the guest.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
@@ -10,8 +10,8 @@ use super::rules::Rules;
 use crate::plan::vm::Surroundings;
 use crate::plan::{guest_path, nul};
 
-/// Character devices that exist alike in every kernel and hold nothing of the host: major, minor, and
-/// their path in the guest. A bind mount of one becomes a bind mount of the guest's.
+/// Character devices that every kernel has and that hold nothing of the host: major and minor number, and path in the guest.
+/// A bind mount of one becomes a bind mount of the guest's.
 const PSEUDO: [(u32, u32, &str); 6] = [
     (1, 3, "/dev/null"),
     (1, 5, "/dev/zero"),
@@ -24,16 +24,16 @@ const PSEUDO: [(u32, u32, &str); 6] = [
 /// More character devices that work in the guest when the bundle asks for them: ptmx, tun, fuse.
 const GUEST: [(i64, i64); 3] = [(5, 2), (10, 200), (10, 229)];
 
-/// The guest's path of a pseudo device.
+/// Path of a pseudo device in the guest.
 pub fn pseudo(major: u32, minor: u32) -> Option<&'static str> {
     PSEUDO.iter().find(|device| (device.0, device.1) == (major, minor)).map(|device| device.2)
 }
 
-/// Fills in the device nodes and the rules of their use; returns the disks of the host among them.
+/// Fills in device nodes and the filter of their use; returns the disks of the host among them.
 ///
 /// # Errors
-/// A device of the host that the guest cannot have, unless the bundle allows all devices and lists all there
-/// are (`--privileged`): then those are left out. A disk that is not there. A rule that is none.
+/// The guest cannot have a device, unless the bundle allows and lists all devices (`--privileged`): then such devices are left
+/// out. A disk is missing, or a rule is malformed.
 pub fn plan(
     spec: &Spec,
     surroundings: Surroundings<'_>,
@@ -79,7 +79,7 @@ fn set_filter(rules: &Rules, disks: &Disks<'_>, request: &mut CreateContainerReq
     request.device_filter = filter.program;
 }
 
-/// A device as sentences name it.
+/// Name of a device in messages.
 fn name(device: &LinuxDevice) -> String {
     let (path, kind) = (device.path().display(), device.typ());
     format!("device {path} ({} {}:{})", kind.as_str(), device.major(), device.minor())

@@ -1,24 +1,23 @@
-//! The rules of the device cgroup: `linux.resources.devices`, and what every container may use.
+//! Rules of the device cgroup: `linux.resources.devices`, and the devices that every container may use.
 //!
-//! Rules come in order, and the last one that names a device and an access decides. That is what version 1
-//! of cgroups does, and runc, wherever they take the rules; where they would ignore a rule, because it is
-//! wider or narrower than an earlier one, it holds here.
+//! Rules come in order, and the last one that names a device and an access decides, as in version 1 of cgroups and in runc.
+//! Where these would ignore a rule, because an earlier one is wider or narrower, the rule holds here.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
-/// Making a node: `BPF_DEVCG_ACC_MKNOD`.
+/// Access: make a node (`BPF_DEVCG_ACC_MKNOD`).
 pub const MKNOD: u32 = 1;
-/// Opening for reading: `BPF_DEVCG_ACC_READ`.
+/// Access: open for reading (`BPF_DEVCG_ACC_READ`).
 pub const READ: u32 = 2;
-/// Opening for writing: `BPF_DEVCG_ACC_WRITE`.
+/// Access: open for writing (`BPF_DEVCG_ACC_WRITE`).
 pub const WRITE: u32 = 4;
-/// All of them.
+/// All three accesses.
 const ALL: u32 = MKNOD | READ | WRITE;
-/// Far more than engines give; each is some instructions in the guest's kernel.
+/// Most rules of a bundle: far more than engines give. Each becomes some instructions in the guest's kernel.
 const MOST: usize = 1024;
 
-/// Kind of device.
+/// Kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Block device.
@@ -38,31 +37,31 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
-/// One rule.
+/// One rule of the device cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whether it allows or denies.
+    /// Whether the rule allows rather than denies.
     pub allow: bool,
-    /// For which devices.
+    /// Kind of the devices that the rule names.
     pub kind: Kind,
-    /// With this major number; `None`: with any.
+    /// Their major number; `None` for any.
     pub major: Option<u32>,
-    /// With this minor number; `None`: with any.
+    /// Their minor number; `None` for any.
     pub minor: Option<u32>,
-    /// Which accesses: [`MKNOD`], [`READ`], [`WRITE`].
+    /// Accesses that the rule names: [`MKNOD`], [`READ`], [`WRITE`].
     pub access: u32,
 }
 
-/// All rules of a container.
+/// Device rules of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// In order: the last that matches decides.
+    /// Rules in order: the last one that matches decides.
     pub rules: Vec<Rule>,
-    /// Whether what no rule names is allowed.
+    /// Whether an access that no rule names is allowed.
     pub otherwise: bool,
 }
 
-/// What every container may do, whatever the bundle says: as runc, which adds the same to each bundle's rules.
+/// Rules for every container, whatever the bundle says. Runc adds the same.
 fn defaults() -> impl Iterator<Item = Rule> {
     let rule = |kind, major, minor, access| Rule { allow: true, kind, major, minor, access };
     let nodes = [rule(Kind::Char, None, None, MKNOD), rule(Kind::Block, None, None, MKNOD)];
@@ -73,10 +72,10 @@ fn defaults() -> impl Iterator<Item = Rule> {
 }
 
 impl Rules {
-    /// Reads the bundle's, followed by those for everybody.
+    /// Reads the bundle's rules, and appends those for every container.
     ///
     /// # Errors
-    /// A rule that is none: which one, and what about it.
+    /// Says which rule is malformed, and how.
     pub fn of(spec: &Spec) -> anyhow::Result<Self> {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let given = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
@@ -91,12 +90,12 @@ impl Rules {
         Ok(this)
     }
 
-    /// Whether nothing is denied: what `--privileged` asks for.
+    /// Whether the rules deny nothing, as `--privileged` asks for.
     pub fn allow_everything(&self) -> bool {
         self.otherwise && self.rules.iter().all(|rule| rule.allow)
     }
 
-    /// Whether a device may be used in this one way.
+    /// Whether the rules allow one kind of access to a device.
     pub fn allow(&self, device: DeviceNumber, access: u32) -> bool {
         let names = |rule: &&Rule| {
             rule.kind == device.kind
@@ -137,7 +136,7 @@ fn access(letters: &str) -> anyhow::Result<u32> {
     })
 }
 
-/// -1 is any number, as is a missing one.
+/// Reads a device number; -1 and a missing one stand for any.
 fn number(field: &str, number: Option<i64>) -> anyhow::Result<Option<u32>> {
     match number {
         None | Some(-1) => Ok(None),

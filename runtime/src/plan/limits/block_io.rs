@@ -1,20 +1,20 @@
-//! Limits of input and output: on the host, where the disks are.
+//! Limits of block I/O, which hold on the host, where the disks are.
 //!
-//! The guest has no disk: what the container reads and writes the monitor reads and writes. So the host's
-//! cgroup of the monitor is where these hold, and the bundle's device numbers, which are the host's, are right.
+//! The monitor reads and writes files for the container. So these limits belong to the monitor's cgroup on the host, and the
+//! bundle's device numbers, which are the host's, are right.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice};
 
 use super::host_files::HostLimits;
 
-/// What the files of version 2 for such limits begin with.
+/// Prefix of the files of version 2 for such limits.
 pub const PREFIX: &str = "io.";
 
-/// Adds the files.
+/// Adds the files for `linux.resources.blockIO`.
 ///
 /// # Errors
-/// A number of a device that is none.
+/// A device number is invalid.
 pub fn plan(resources: &LinuxResources, limits: &mut HostLimits) -> anyhow::Result<()> {
     if let Some(block_io) = resources.block_io() {
         weights(block_io, limits)?;
@@ -29,7 +29,7 @@ pub fn plan(resources: &LinuxResources, limits: &mut HostLimits) -> anyhow::Resu
     Ok(())
 }
 
-/// Which file there is depends on the host's version of cgroups and on its scheduler: BFQ's own, or that of all.
+/// Adds weights. Which file exists depends on the host's version of cgroups and its I/O scheduler: BFQ has its own.
 fn weights(block_io: &LinuxBlockIo, limits: &mut HostLimits) -> anyhow::Result<()> {
     let file = |name: &str, value: String| (name.to_owned(), value);
     if let Some(weight) = block_io.weight().filter(|&weight| weight != 0) {
@@ -87,7 +87,7 @@ fn number(major: i64, minor: i64) -> anyhow::Result<String> {
     Ok(format!("{major}:{minor}"))
 }
 
-/// 10…1000 of version 1 to 1…10000 of version 2, linearly.
+/// Weight of version 2 (1…10000) for a weight of version 1 (10…1000), linearly.
 fn unified_weight(weight: u16) -> u64 {
     1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }

@@ -1,4 +1,4 @@
-//! Where on the host the container is accounted.
+//! Path of the container's cgroup on the host.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
@@ -6,26 +6,26 @@ use oci_spec::runtime::Spec;
 use crate::plan::options::Options;
 use crate::plan::{guest_path, nul};
 
-/// The container's cgroup on the host: a path that both versions of cgroups use alike.
+/// The container's cgroup on the host; both versions of cgroups use the same path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPlan {
-    /// Below the mount (absolute), or below this process's own cgroup (relative); never empty, without `..`.
+    /// Path below the mount (absolute), or below this process's own cgroup (relative); never empty, without `..`.
     pub path: String,
-    /// The unit of systemd that it belongs to (`--systemd-cgroup`).
+    /// Unit of systemd that the cgroup belongs to (`--systemd-cgroup`).
     pub unit: Option<Unit>,
 }
 
 /// A unit of systemd for one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// Its name, mostly `PREFIX-NAME.scope`.
+    /// Name of the unit, mostly `PREFIX-NAME.scope`.
     pub name: String,
-    /// The slice it is in.
+    /// Slice that the unit is in.
     pub slice: String,
 }
 
 impl Unit {
-    /// Whether it is a slice itself, which has no processes that systemd knows of.
+    /// Whether the unit is a slice, which has no processes that systemd knows of.
     pub fn is_slice(&self) -> bool {
         self.name.ends_with(".slice")
     }
@@ -36,10 +36,10 @@ const DEFAULT_SLICE: &str = "system.slice";
 /// Prefix of scopes when the bundle has no path.
 const DEFAULT_PREFIX: &str = "runvm";
 
-/// Plans the path as runc does: `linux.cgroupsPath`, else the container's name below the own cgroup.
+/// Plans the path as runc does: `linux.cgroupsPath`, else the container's id below this process's own cgroup.
 ///
 /// # Errors
-/// A path that is no path, or the root cgroup.
+/// The path is malformed, or the root cgroup.
 pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<CgroupPlan> {
     let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let given = given.map(|path| nul::path("linux.cgroupsPath", path)).transpose()?.unwrap_or_default();
@@ -55,7 +55,7 @@ pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<CgroupPlan> {
     Ok(CgroupPlan { path, unit: None })
 }
 
-/// `slice:prefix:name` as that unit, and the path at which systemd has it.
+/// The cgroup for `slice:prefix:name`: the unit, and the path at which systemd has it.
 fn in_unit(given: &str, id: &str) -> anyhow::Result<CgroupPlan> {
     let default = format!(":{DEFAULT_PREFIX}:{id}");
     let path = if given.is_empty() { &default } else { given };
@@ -77,7 +77,7 @@ fn in_unit(given: &str, id: &str) -> anyhow::Result<CgroupPlan> {
     Ok(CgroupPlan { path, unit: Some(Unit { name, slice: slice.to_owned() }) })
 }
 
-/// `a-b.slice` is `/a.slice/a-b.slice` (systemd.slice(5)); `-.slice` is the root.
+/// Path of a slice: `/a.slice/a-b.slice` for `a-b.slice` (systemd.slice(5)); `-.slice` is the root.
 fn slice_path(slice: &str) -> anyhow::Result<String> {
     let name = slice.strip_suffix(".slice").filter(|name| !name.contains('/'));
     let Some(name) = name.filter(|name| !name.is_empty()) else { bail!("invalid slice name: {slice}") };

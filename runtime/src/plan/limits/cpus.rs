@@ -1,4 +1,4 @@
-//! Sets of CPUs.
+//! CPUs: lists of them, and the period of a quota.
 
 /// `cpu.cfs_period_us` when the bundle has none.
 pub const DEFAULT_PERIOD: u64 = 100_000;
@@ -6,13 +6,13 @@ pub const DEFAULT_PERIOD: u64 = 100_000;
 /// A set of CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuSet {
-    /// How many.
+    /// Number of CPUs in the set.
     pub count: u32,
-    /// The highest number.
+    /// Highest number of a CPU in the set.
     pub highest: u32,
 }
 
-/// Reads a list like `0-2,5`: whether each CPU is in it; `None` when it is no list, or empty.
+/// Reads a list like `0-2,5`: for each CPU whether the list names it. `None` for an empty or malformed list.
 pub fn cpus(list: &str) -> Option<Vec<bool>> {
     const MOST: usize = 8192;
     let mut present = vec![false; MOST];
@@ -24,7 +24,7 @@ pub fn cpus(list: &str) -> Option<Vec<bool>> {
     Some(present)
 }
 
-/// Size and end of a list; `None` as with [`cpus`].
+/// Size and highest number of a list like `0-2,5`. `None` for an empty or malformed list.
 pub fn cpu_list(list: &str) -> Option<CpuSet> {
     let present = cpus(list)?;
     let count = u32::try_from(present.iter().filter(|&&is| is).count()).ok()?;

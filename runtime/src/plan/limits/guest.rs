@@ -1,4 +1,4 @@
-//! Limits: `linux.resources` as files of the guest's cgroup (version 2).
+//! Limits of the container: `linux.resources` as files of the guest's cgroup (version 2).
 
 use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
@@ -9,13 +9,13 @@ use super::memory::swap_only;
 use super::{block_io, limit_validation};
 use crate::plan::nul;
 
-/// Size of huge pages that the guest has by default; others exist only when asked for at boot.
+/// Size of the guest's huge pages; other sizes exist only when asked for at boot.
 const HUGE_PAGE: &str = "2MB";
 
-/// Fills in the files to write, in order.
+/// Fills in the files of the guest's cgroup.
 ///
 /// # Errors
-/// Values that contradict each other, in runc's words.
+/// Values contradict each other, in runc's words, or no container could run with them.
 pub fn plan(
     spec: &Spec,
     vcpus: u8,
@@ -29,10 +29,10 @@ pub fn plan(
     Ok(())
 }
 
-/// The files to write for these limits, in order.
+/// Files of the guest's cgroup for these limits, in the order in which they are to be written.
 ///
 /// # Errors
-/// As [`plan`].
+/// Values contradict each other, in runc's words.
 pub fn files(resources: &LinuxResources, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<Vec<KeyValue>> {
     let mut files = Files { files: Vec::new(), notes };
     if let Some(memory) = resources.memory() {
@@ -58,7 +58,7 @@ impl Files<'_> {
         self.files.push(KeyValue { key: key.to_owned(), value, ..Default::default() });
     }
 
-    /// As runc: 0 means not set, negative means no limit.
+    /// Sets a limit as runc does: 0 stands for not set, a negative number for no limit.
     fn limit(&mut self, key: &str, value: Option<i64>) {
         match value.unwrap_or_default() {
             0 => {}
@@ -158,7 +158,7 @@ impl Files<'_> {
     }
 }
 
-/// 2…262144 shares of version 1 to 1…10000 of version 2, linearly.
+/// Weight of version 2 (1…10000) for shares of version 1 (2…262144), linearly.
 fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }

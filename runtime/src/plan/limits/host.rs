@@ -1,9 +1,8 @@
 //! Limits of the whole VM: `linux.resources` as files of the host's cgroup.
 //!
-//! What the container may use is limited in the guest. The host's cgroup holds everything together, so
-//! that neither the guest's kernel nor the monitor takes more than the bundle gives: the same CPU time and
-//! CPUs, and the memory that a VM of this limit needs with what the monitor needs beside it. The VM itself is mostly larger,
-//! so that its limit can grow.
+//! The guest limits the container. The host's cgroup limits guest's kernel, container and monitor together: to the same CPU time
+//! and CPUs, and to the memory that a VM needs for the container's limit, with what the monitor needs beside it. The VM itself is
+//! mostly larger, so that the limit can grow.
 
 use anyhow::bail;
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
@@ -13,18 +12,18 @@ use super::block_io;
 use super::host_files::{HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX};
 use super::memory::{memory_limit, needed_mib, swap_only};
 
-/// What a guest may have touched beyond what it needs, in MiB. Its kernel takes 64 MiB more whenever less than a watermark
-/// is free, and has some pages at hand for each CPU; what is freed comes back after seconds.
+/// Memory in MiB that a guest may have touched beyond its needs. The kernel takes 64 MiB more whenever less than a watermark is
+/// free, and keeps some pages for each CPU; freed memory returns after seconds.
 const SPREAD_MIB: u64 = 128;
-/// Memory of the monitor beside that of the VM, in MiB: its own, the host kernel's for the VM, file pages in use.
+/// Memory in MiB beside that of the VM: the monitor's own, the host kernel's for the VM, file pages in use.
 const MONITOR_MIB: u64 = 64;
-/// One part of so many is what the host's kernel needs to map the guest's memory.
+/// The host's kernel needs one part in this many of the guest's memory to map it.
 const MAPPING_PART: u64 = 128;
 
-/// The limits of a VM with so much memory. `guest` are the files for the container's cgroup in the guest.
+/// Limits of a VM with `memory_mib` of memory. `guest` are the files of the container's cgroup in the guest.
 ///
 /// # Errors
-/// Values that contradict each other, in runc's words.
+/// Values contradict each other, in runc's words.
 pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> anyhow::Result<HostLimits> {
     let mut limits = HostLimits::default();
     let cpu_files = guest.iter().filter(|file| file.key.starts_with("cpu."));
@@ -39,10 +38,10 @@ pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> 
     Ok(limits)
 }
 
-/// Refuses a container more memory than its VM has.
+/// Refuses a memory limit above the memory of the VM.
 ///
 /// # Errors
-/// A sentence with both sizes.
+/// Names both sizes.
 pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
     match memory_limit(resources).map(|limit| limit >> 20) {
         Some(mib) if mib > u64::from(memory_mib) => bail!(
@@ -53,10 +52,10 @@ pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
     }
 }
 
-/// Refuses what cannot hold for one of several containers in a VM.
+/// Refuses limits that cannot hold for one of several containers in a VM.
 ///
 /// # Errors
-/// A sentence with the field.
+/// Names the field.
 pub fn check_member(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
     check_memory(resources, memory_mib)?;
     let mut limits = HostLimits::default();
@@ -93,7 +92,7 @@ impl HostLimits {
         }
     }
 
-    /// The same names in both versions.
+    /// Sets CPUs and memory nodes, whose files have the same names in both versions.
     fn cpu_set(&mut self, cpu: &LinuxCpu) {
         for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
             let list = list.as_deref().map(str::trim).filter(|list| !list.is_empty() && !list.contains('\n'));
@@ -104,7 +103,7 @@ impl HostLimits {
         }
     }
 
-    /// Of version 1 alone: how much of the VM's memory the host swaps out.
+    /// Sets how readily the host swaps out the VM's memory; only version 1 has such a file.
     fn swappiness(&mut self, resources: &LinuxResources) {
         if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness()) {
             self.legacy("memory.swappiness", swappiness);

@@ -1,26 +1,26 @@
 //! Files of the host's cgroup for one VM.
 
-/// The file with the limit of memory.
+/// File with the limit of memory.
 pub const MEMORY_MAX: &str = "memory.max";
-/// The same in version 1.
+/// File with the limit of memory in version 1.
 pub const LEGACY_MEMORY_MAX: &str = "memory.limit_in_bytes";
 
-/// The file with the limit of memory and swap together in version 1.
+/// File with the limit of memory and swap together in version 1.
 pub const LEGACY_SWAP_MAX: &str = "memory.memsw.limit_in_bytes";
 
-/// Files of the host's cgroup and their values, in order.
+/// Limits of a VM: files of the host's cgroup and their values, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostLimits {
-    /// With cgroup version 2.
+    /// Files of cgroup version 2.
     pub unified: Vec<(String, String)>,
-    /// With version 1.
+    /// Files of version 1.
     pub legacy: Vec<(String, String)>,
-    /// With either: of each group the first file that this host has.
+    /// Groups of files of either version; of each group the first that the host has is written.
     pub one_of: Vec<Vec<(String, String)>>,
 }
 
 impl HostLimits {
-    /// For a VM with several containers: each has its limit in the guest, all together have none.
+    /// Drops the limits of memory, for a VM with several containers: the guest limits each of them.
     pub fn leave_memory_out(&mut self) {
         self.unified.retain(|(file, _)| !file.starts_with("memory."));
         self.legacy.retain(|(file, _)| !file.starts_with("memory."));

@@ -1,4 +1,4 @@
-//! Limits that nothing could run with, or that are none: named before anything exists that would have half of them.
+//! Limit validation: refuses limits that no container could run with, before anything exists that would have half of them.
 
 use anyhow::bail;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources};
@@ -6,9 +6,9 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources};
 use super::cpus::cpus;
 use super::memory::memory_limit;
 
-/// The least memory that the making of a process has been seen to get by with, in bytes, and some.
+/// Least memory in bytes: somewhat more than it takes to make a process.
 const LEAST_MEMORY: u64 = 1 << 20;
-/// What the kernel takes as period, and as least quota, in microseconds (kernel/sched/core.c).
+/// Periods that the kernel takes, in microseconds; the first is also the least quota (kernel/sched/core.c).
 const PERIODS: std::ops::RangeInclusive<u64> = 1000..=1_000_000;
 /// Weights of version 1's blkio.
 const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
@@ -72,7 +72,7 @@ fn check_block_io(block_io: &LinuxBlockIo) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A number and KB, MB or GB.
+/// Whether a text is a number with KB, MB or GB.
 fn is_page_size(text: &str) -> bool {
     let number = ["KB", "MB", "GB"].into_iter().find_map(|unit| text.strip_suffix(unit));
     number.is_some_and(|number| number.parse::<u64>().is_ok_and(|number| number > 0 && !text.starts_with('+')))

@@ -1,5 +1,5 @@
-//! What connects a container with others: the namespace its interfaces come from, and where no engine makes a network, one by
-//! passt(1) and published ports.
+//! Network of a container: the namespace that its interfaces come from, and, where no engine makes a network, passt(1) and
+//! published ports.
 
 mod namespace;
 mod published_ports;
@@ -15,21 +15,21 @@ use super::vm::Surroundings;
 pub use namespace::NetworkPlan;
 pub use published_ports::PortPlan;
 
-/// What a container has of the network.
+/// Planned network of a container.
 #[derive(Debug)]
 pub struct Network {
-    /// The namespace that the monitor lives in.
+    /// Network namespace that the monitor lives in.
     pub namespace: NetworkPlan,
-    /// Whether passt fills it.
+    /// Whether passt(1) provides the network.
     pub user_network: bool,
     /// Published ports.
     pub ports: Vec<PortPlan>,
 }
 
-/// Plans all of it; adds the resolver of a network by passt to what the container mounts.
+/// Plans the network; adds the resolver of a user-mode network to the container's mounts.
 ///
 /// # Errors
-/// What is asked for is malformed, not possible in a VM or not allowed, or the container has a network already.
+/// A setting is malformed, not allowed or not possible in a VM, or the container has a network already.
 pub fn plan(
     spec: &Spec,
     options: &Options,

@@ -11,16 +11,16 @@ use crate::plan::vm::{Surroundings, process_of};
 /// The network namespace that the monitor lives in and the container's interfaces come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkPlan {
-    /// A new one.
+    /// A new namespace.
     New,
-    /// An existing one.
+    /// The existing namespace at a path.
     Path(PathBuf),
 }
 
 /// Plans the network namespace.
 ///
 /// # Errors
-/// There is none, it is the host's, or it cannot be used.
+/// The bundle lists no network namespace, or one that is the host's or cannot be used.
 pub fn plan(spec: &Spec, surroundings: Surroundings<'_>) -> anyhow::Result<NetworkPlan> {
     const HOST: &str = "host network is not possible in a VM: it would need the host's own interfaces; \
                         use --network bridge or none (a network namespace in linux.namespaces)";

@@ -15,18 +15,18 @@ const MOST: usize = 512;
 /// A port of the host that leads to one of the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
-    /// The host's address; without one, all of them.
+    /// Address of the host; without one, all addresses.
     pub address: Option<IpAddr>,
-    /// The host's port.
+    /// Port of the host.
     pub host: u16,
-    /// The container's.
+    /// Port of the container.
     pub container: u16,
-    /// UDP, and not TCP.
+    /// Whether the port is for UDP rather than TCP.
     pub datagrams: bool,
 }
 
 impl fmt::Display for PortPlan {
-    /// The host's end.
+    /// Writes the host's end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = if self.datagrams { "udp" } else { "tcp" };
         match self.address {
@@ -37,7 +37,7 @@ impl fmt::Display for PortPlan {
     }
 }
 
-/// Reads options and annotation.
+/// Plans the published ports of options and annotation.
 ///
 /// # Errors
 /// A port is malformed, there are too many, or the annotation is not allowed.
@@ -56,7 +56,7 @@ pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<Vec<PortPlan>> {
     Ok(ports)
 }
 
-/// `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp]`, an IPv6 address in brackets.
+/// Parses `[ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp]`, with an IPv6 address in brackets.
 fn parse(text: &str) -> anyhow::Result<Vec<PortPlan>> {
     const FORM: &str = "ports are [ADDRESS:]PORT[-PORT]:PORT[-PORT][/tcp|/udp]";
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));

@@ -1,4 +1,4 @@
-//! A user-mode network by passt(1), for a container whose engine makes none.
+//! User-mode network by passt(1), for a container whose engine makes no network.
 
 use std::net::Ipv4Addr;
 
@@ -10,22 +10,22 @@ use super::namespace::NetworkPlan;
 use crate::plan::annotations;
 use crate::plan::options::Options;
 
-/// Where programs find their resolver.
+/// File with the resolver's address.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The addresses of a network by passt, those that slirp and podman have for it.
+/// Address of the container, as with slirp and podman.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
-/// Bits of its network.
+/// Prefix length of the network.
 pub const PREFIX: u8 = 24;
-/// Where packets for others go.
+/// Address of the gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// Where the host's resolver answers.
+/// Address at which the host's resolver answers.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// Whether option or annotation ask for such a network.
+/// Whether option or annotation asks for a user-mode network.
 ///
 /// # Errors
-/// The annotation is not allowed, or names a network that there is not.
+/// The annotation is not allowed, or names an unknown network.
 pub fn is_wanted(spec: &Spec, options: &Options) -> anyhow::Result<bool> {
     match annotations::network(spec, annotations::NET, options.allow_net_annotations)? {
         None => Ok(options.user_network),
@@ -34,10 +34,10 @@ pub fn is_wanted(spec: &Spec, options: &Options) -> anyhow::Result<bool> {
     }
 }
 
-/// Adds the network's resolver to what the container mounts.
+/// Adds the network's resolver to the container's mounts.
 ///
 /// # Errors
-/// The container has a network already.
+/// The bundle gives the container a network namespace.
 pub fn plan(namespace: &NetworkPlan, resolv_conf: &str, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
     if let NetworkPlan::Path(path) = namespace {
         bail!(
@@ -50,7 +50,7 @@ pub fn plan(namespace: &NetworkPlan, resolv_conf: &str, request: &mut CreateCont
     Ok(())
 }
 
-/// The mount of the resolver's settings, unless the bundle brings its own.
+/// Mount of the resolver's settings, unless the bundle brings its own.
 fn resolver(request: &CreateContainerRequest, host: &str) -> Option<Mount> {
     if request.mounts.iter().any(|mount| mount.destination == RESOLV_CONF) {
         return None;

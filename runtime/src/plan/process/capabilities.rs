@@ -1,9 +1,9 @@
-//! Capabilities: names to bits.
+//! Capabilities: from names to bits.
 
 use anyhow::{Context, anyhow};
 use oci_spec::runtime::{Capabilities as Names, Capability, LinuxCapabilities, Process};
 
-/// All capabilities; the position is the number (linux/capability.h).
+/// Names of all capabilities; the index is the number (linux/capability.h).
 pub const NAMES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -48,7 +48,7 @@ pub const NAMES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// The masks of a process. Without any in the bundle it has none, as with runc.
+/// Capability masks of a process. A bundle without capabilities gives none, as with runc.
 pub fn masks(capabilities: Option<&LinuxCapabilities>, notes: &mut Vec<String>) -> protocol::Capabilities {
     let mut masks = protocol::Capabilities::new();
     let Some(capabilities) = capabilities else { return masks };
@@ -75,10 +75,10 @@ fn number(capability: Capability) -> Option<usize> {
     NAMES.iter().position(|known| known.strip_prefix("CAP_") == Some(&name))
 }
 
-/// Gives a process more capabilities: `exec --cap`.
+/// Adds capabilities to a process, as `exec --cap` asks for.
 ///
 /// # Errors
-/// A name that is no capability.
+/// Names what is no capability.
 pub fn add(process: &mut Process, names: &[String]) -> anyhow::Result<()> {
     if names.is_empty() {
         return Ok(());

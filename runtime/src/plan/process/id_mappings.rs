@@ -1,4 +1,4 @@
-//! Users and groups of a user namespace: checked as the kernel does, which would only say "invalid argument".
+//! Users and groups of a user namespace, checked as the kernel checks them: the kernel would only say "invalid argument".
 
 use std::ops::Range;
 
@@ -6,13 +6,13 @@ use anyhow::bail;
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 use protocol::{CreateContainerRequest, IdMapping};
 
-/// The kernel's most (user_namespaces(7)).
+/// Most entries that the kernel takes (user_namespaces(7)).
 const MOST: usize = 340;
 
-/// Fills them in; `user`: whether there is a new user namespace.
+/// Fills in the mappings; `user` says whether there is a new user namespace.
 ///
 /// # Errors
-/// Mappings without a namespace or the other way round, in runc's words; mappings that the kernel refuses.
+/// Mappings without a namespace or a namespace without mappings, in runc's words; mappings that the kernel refuses.
 pub fn plan(linux: &Linux, user: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
@@ -30,11 +30,11 @@ pub fn plan(linux: &Linux, user: bool, request: &mut CreateContainerRequest) -> 
     Ok(())
 }
 
-/// Lines of `uid_map` and `gid_map` for a mount whose ids are mapped, as runc has them: what is `containerID` on the file system
-/// is `hostID` in the mount. `idmap` without mappings of the mount's own means those of the container.
+/// Lines of `uid_map` and `gid_map` for a mount whose ids are mapped, as in runc: `containerID` on the file system is `hostID` in
+/// the mount. `idmap` without mappings of the mount's own stands for those of the container.
 ///
 /// # Errors
-/// Only one of the two is there, or what the kernel refuses.
+/// Only one of the two is there, or the kernel would refuse a mapping.
 pub fn of_mount(mount: &Mount, linux: Option<&Linux>, idmap: bool) -> anyhow::Result<Option<[String; 2]>> {
     fn all(ids: &Option<Vec<LinuxIdMapping>>) -> &[LinuxIdMapping] {
         ids.as_deref().unwrap_or_default()
@@ -75,7 +75,7 @@ fn check(field: &str, mappings: &[LinuxIdMapping]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that no id is named twice, and that all are ids.
+/// Checks that mappings do not overlap and contain only valid ids.
 fn disjoint(
     field: &str,
     side: &str,

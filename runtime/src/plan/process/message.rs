@@ -1,4 +1,4 @@
-//! A process of the specification as the agent's message.
+//! Processes of the specification as messages to the agent.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,19 +9,19 @@ use super::{capabilities, scheduling};
 use crate::bundle::Bundle;
 use crate::plan::{nul, validate};
 
-/// The container's own process.
+/// Message for the container's own process.
 ///
 /// # Errors
-/// What about it is wrong.
+/// Says what about the process is wrong.
 pub fn init(bundle: &Bundle, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
     let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
     convert(process, vcpus, notes)
 }
 
-/// Another process of a running container, whose VM has so many CPUs.
+/// Message for another process of a running container, whose VM has `vcpus` CPUs.
 ///
 /// # Errors
-/// What about it is wrong.
+/// Says what about the process is wrong.
 pub fn exec(process: &Process, vcpus: u8) -> anyhow::Result<protocol::Process> {
     validate::process(process)?;
     convert(process, vcpus, &mut Vec::new())
@@ -66,7 +66,7 @@ fn user(user: &User, message: &mut protocol::Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What terminals can have; a size no terminal has is as good as none.
+/// Rows or columns of a terminal; 0 for a number that no terminal can have.
 fn cells(count: u64) -> u32 {
     u16::try_from(count).map_or(0, u32::from)
 }
@@ -79,7 +79,7 @@ fn oom_score_adj(process: &Process) -> anyhow::Result<i32> {
     Ok(value)
 }
 
-/// Each variable once: the last value wins, as when each is set in turn.
+/// The environment with each variable once: the last value wins.
 fn environment(env: &[String]) -> anyhow::Result<Vec<String>> {
     let mut result: Vec<String> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
@@ -118,7 +118,7 @@ fn rlimits(rlimits: &[PosixRlimit]) -> anyhow::Result<Vec<protocol::Rlimit>> {
     rlimits.iter().map(&mut convert).collect()
 }
 
-/// Numbers of getrlimit(2) on x86-64.
+/// Number of a resource in getrlimit(2) on x86-64.
 fn rlimit_number(kind: PosixRlimitType) -> u32 {
     match kind {
         PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,

@@ -1,4 +1,4 @@
-//! Namespaces: new ones are made in the guest; of the host's only a network namespace can be used.
+//! Namespaces: the agent makes new ones in the guest; of the host's, a container can have only a network namespace.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use super::{id_mappings, personality, sysctls};
 use crate::plan::nul;
 use crate::plan::vm::Sandbox;
 
-/// Longest host and domain name, in bytes (sethostname(2)).
+/// Most bytes of a host or domain name (sethostname(2)).
 const MAX_NAME: usize = 64;
 
-/// Fills in namespaces and what depends on them: host name, id mappings, sysctls, clocks.
+/// Fills in namespaces and what depends on them: host name, id mappings, kernel settings, clocks.
 ///
 /// # Errors
-/// A namespace that cannot be shared with a VM, or settings that need one that is not there.
+/// A namespace cannot be shared with a VM, or a setting needs one that the container does not have.
 pub fn plan(
     spec: &Spec,
     sandbox: Option<&Sandbox>,
@@ -46,12 +46,12 @@ fn path_of(namespace: &LinuxNamespace) -> Option<&std::path::Path> {
     namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Whose it is, when it is not a new one.
+/// Id of the container whose namespace this is; none for a new one.
 fn owner<'a>(namespace: &LinuxNamespace, sandbox: Option<&'a Sandbox>) -> Option<&'a str> {
     sandbox?.owner(namespace.typ())
 }
 
-/// Kinds of namespaces that the container has, each once.
+/// Kinds of namespaces that the container has; each may be listed once.
 fn kinds(namespaces: &[LinuxNamespace], sandbox: Option<&Sandbox>) -> anyhow::Result<BTreeSet<i32>> {
     let mut kinds = BTreeSet::new();
     for namespace in namespaces {

@@ -1,5 +1,5 @@
-//! What the container takes its machine for: clocks of a time namespace, the personality; and what of the
-//! host's hardware a VM has no part in.
+//! Personality and time offsets: what the container takes its machine for. Refuses settings about hardware that a VM has no
+//! part in.
 
 use std::fmt::Write;
 
@@ -7,13 +7,13 @@ use anyhow::bail;
 use oci_spec::runtime::{Linux, LinuxPersonalityDomain, LinuxTimeOffset};
 use protocol::{CreateContainerRequest, NamespaceKind};
 
-/// `PER_LINUX32` (linux/personality.h): a machine of 32 bits, by its name.
+/// `PER_LINUX32` (linux/personality.h): uname(2) reports a machine of 32 bits.
 const LINUX32: u32 = 8;
 
-/// Fills in time offsets and personality. The request's namespaces must be there.
+/// Fills in time offsets and personality. Needs the request's namespaces.
 ///
 /// # Errors
-/// Offsets without a time namespace or of a clock that has none; hardware of the host.
+/// Offsets without a time namespace, or of a clock that has none; settings about the host's hardware.
 pub fn plan(linux: &Linux, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
     refuse_hardware(linux)?;
     let time = request.namespaces.iter().any(|namespace| namespace.kind == NamespaceKind::TIME.into());
@@ -35,7 +35,7 @@ fn refuse_hardware(linux: &Linux) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each clock, in a fixed order.
+/// Lines of `timens_offsets`, one for each clock, in a fixed order.
 fn time_offsets(linux: &Linux, time_namespace: bool) -> anyhow::Result<String> {
     let mut offsets: Vec<_> = linux.time_offsets().iter().flatten().collect();
     if !offsets.is_empty() && !time_namespace {

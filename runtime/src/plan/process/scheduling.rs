@@ -1,4 +1,4 @@
-//! A process's place among others: `process.scheduler`, `ioPriority` and `execCPUAffinity`.
+//! Scheduling of a process: `process.scheduler`, `ioPriority` and `execCPUAffinity`.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{
@@ -11,13 +11,13 @@ use crate::plan::limits;
 const PRIORITIES: std::ops::RangeInclusive<i32> = 1..=99;
 /// Nice values (sched(7)).
 const NICE: std::ops::RangeInclusive<i32> = -20..=19;
-/// How far the class is shifted in a value of ioprio_set(2).
+/// Bits by which ioprio_set(2) shifts the class.
 const CLASS_SHIFT: u32 = 13;
 
-/// Fills in all three. CPUs are those of a VM with so many.
+/// Fills in all three settings, for a VM with `vcpus` CPUs.
 ///
 /// # Errors
-/// Values that contradict each other or do not exist, as runc has them where it does.
+/// Values contradict each other or do not exist: in runc's words where runc checks them.
 pub fn plan(process: &Process, vcpus: u8, message: &mut protocol::Process) -> anyhow::Result<()> {
     message.scheduler = process.scheduler().as_ref().map(scheduler).transpose()?.into();
     message.io_priority = process.io_priority().as_ref().map(io_priority).transpose()?.unwrap_or_default();
@@ -77,7 +77,7 @@ fn deadline(given: &Scheduler, policy: Policy) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Numbers of linux/sched.h.
+/// Number of a policy in linux/sched.h.
 fn number(policy: Policy) -> anyhow::Result<u32> {
     match policy {
         Policy::SchedOther => Ok(0),
@@ -90,7 +90,7 @@ fn number(policy: Policy) -> anyhow::Result<u32> {
     }
 }
 
-/// The same for flags.
+/// Value of a flag in linux/sched.h.
 fn flag(flag: &Flag) -> anyhow::Result<u64> {
     match flag {
         Flag::SchedResetOnFork => Ok(0x01),
@@ -116,8 +116,7 @@ fn io_priority(given: &LinuxIOPriority) -> anyhow::Result<u32> {
     }
 }
 
-/// A list of CPUs as bits. Some that the VM has not are as good as not named; with none that it has the
-/// process could not run.
+/// A list of CPUs as bits. CPUs that the VM does not have are ignored, unless the list names no other.
 fn cpus(field: &str, list: Option<&str>, vcpus: u8) -> anyhow::Result<u64> {
     let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(0) };
     let named = limits::cpus(list)

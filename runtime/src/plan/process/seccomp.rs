@@ -1,12 +1,12 @@
-//! `linux.seccomp` as a BPF program that the agent only loads.
+//! `linux.seccomp` as a BPF program, which the agent only has to load.
 //!
 //! ```text
 //!  profile ─▶ table per architecture (number → what happens) ─▶ program: a binary search for each
 //! ```
 //!
-//! It does what runc has libseccomp do (seccomp_rule_add(3)): a rule without conditions wins over those with; calls
-//! newer than any the profile names do not exist, so that programs fall back to older ones; a call that the
-//! architecture does not have is passed over, since profiles are written for many.
+//! The program does what runc has libseccomp do (seccomp_rule_add(3)): a rule without conditions wins over rules with some; calls
+//! newer than any that the profile names do not exist, so that programs fall back to older ones; names of calls that the
+//! architecture does not have are skipped, since profiles are written for many architectures.
 
 mod names;
 mod program;
@@ -21,14 +21,14 @@ use serde_json::json;
 use names::Architecture;
 use table::Table;
 
-/// SECCOMP_FILTER_FLAG_LOG and SECCOMP_FILTER_FLAG_SPEC_ALLOW of seccomp(2).
+/// `SECCOMP_FILTER_FLAG_LOG` of seccomp(2).
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
-/// Compiles the profile; no program when there is none.
+/// Compiles the profile; the program is empty when there is none.
 ///
 /// # Errors
-/// What the guest cannot do, and values that mean nothing.
+/// The profile asks for what the guest cannot do, or has invalid values.
 pub fn plan(spec: &Spec, notes: &mut Vec<String>) -> anyhow::Result<SeccompFilter> {
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok(SeccompFilter::new());
@@ -38,7 +38,7 @@ pub fn plan(spec: &Spec, notes: &mut Vec<String>) -> anyhow::Result<SeccompFilte
     Ok(SeccompFilter { program, flags: flags(profile, notes), ..Default::default() })
 }
 
-/// The native one always, as with libseccomp; those that the guest's kernel does not have are never met.
+/// Architectures of the profile: always the native one, as with libseccomp, and none that the guest's kernel does not have.
 fn architectures(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> Vec<Architecture> {
     let mut list = vec![Architecture::X86_64];
     for arch in profile.architectures().iter().flatten() {
@@ -52,7 +52,7 @@ fn architectures(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> Vec<Archite
     list
 }
 
-/// As runc: without any, speculation is left as fast as it is.
+/// Flags of seccomp(2). Without any in the profile, speculation stays allowed, as with runc.
 fn flags(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> u32 {
     let Some(flags) = profile.flags() else { return FLAG_SPEC_ALLOW };
     let mut bits = 0;
@@ -67,7 +67,7 @@ fn flags(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> u32 {
     bits
 }
 
-/// For `runvm features`.
+/// Seccomp section of `runvm features`.
 pub fn features() -> serde_json::Value {
     let action = |name: &str| format!("SCMP_ACT_{name}");
     let actions = ["ALLOW", "ERRNO", "KILL", "KILL_PROCESS", "KILL_THREAD", "LOG", "TRACE", "TRAP"];

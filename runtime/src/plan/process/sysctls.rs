@@ -1,7 +1,7 @@
-//! Kernel settings: those that belong to one of the container's own namespaces.
+//! Kernel settings of the container's own namespaces.
 //!
-//! Others would be the guest's, which is the container's alone; but a bundle that runc refuses is a mistake,
-//! and one that works in a VM only is no better.
+//! Others would be possible, since the guest's kernel is the container's alone. Planning refuses them as runc does: a bundle that
+//! works in a VM only is no help to anybody.
 
 use anyhow::bail;
 use oci_spec::runtime::Linux;
@@ -9,7 +9,7 @@ use protocol::{CreateContainerRequest, KeyValue, NamespaceKind};
 
 use crate::plan::nul;
 
-/// Settings of an ipc namespace, besides all of `fs.mqueue`.
+/// Settings of an IPC namespace, besides all of `fs.mqueue`.
 const IPC: [&str; 8] = [
     "kernel.msgmax",
     "kernel.msgmnb",
@@ -21,10 +21,10 @@ const IPC: [&str; 8] = [
     "kernel.shm_rmid_forced",
 ];
 
-/// Fills them in, by their paths below /proc/sys. The request's namespaces must be there.
+/// Fills in the settings, by their paths below /proc/sys. Needs the request's namespaces.
 ///
 /// # Errors
-/// One that is none, or of no namespace of the container's: in runc's words.
+/// A name is malformed, or belongs to no namespace of the container: in runc's words.
 pub fn plan(linux: &Linux, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
     let has = |kind: NamespaceKind| request.namespaces.iter().any(|namespace| namespace.kind == kind.into());
     let namespaces = [NamespaceKind::IPC, NamespaceKind::NETWORK, NamespaceKind::UTS].map(has);
@@ -64,7 +64,7 @@ fn check(name: &str, [ipc, network, uts]: [bool; 3]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// sysctl(8): names have dots or slashes between their parts, and whichever comes first is what separates.
+/// The name with dots between its parts. As in sysctl(8), dots or slashes separate, whichever comes first.
 fn dotted(name: &str) -> String {
     match name.find(['.', '/']).and_then(|first| name.get(first..)) {
         Some(rest) if rest.starts_with('/') => swap(name),
@@ -72,7 +72,7 @@ fn dotted(name: &str) -> String {
     }
 }
 
-/// Dots for slashes and the other way round: a part may have the other one in it.
+/// Swaps dots and slashes: a part of a name may contain the other one.
 fn swap(name: &str) -> String {
     let swap = |c| match c {
         '.' => '/',

@@ -1,4 +1,4 @@
-//! What the guest may keep of each share: the annotation `io.runvm.cache`.
+//! Cache modes of the shares: the annotation `io.runvm.cache`.
 //!
 //! `MODE` for all, or `DESTINATION=MODE[,DESTINATION=MODE…]`, where `/` is the root file system.
 
@@ -10,27 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{annotations, guest_path};
 
-/// What the guest may keep of a share.
+/// What the guest may cache of a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachePlan {
-    /// How long it may believe names and attributes, in milliseconds.
+    /// Milliseconds during which the guest may trust names and attributes.
     pub valid_ms: u64,
-    /// Nobody else changes anything.
+    /// Whether nobody else changes the files.
     pub exclusive: bool,
-    /// Locks hold on the host.
+    /// Whether locks are the host's.
     pub host_locks: bool,
 }
 
 impl CachePlan {
-    /// Of a root file system, which hardly anybody but the container changes.
+    /// Default for a root file system, which hardly anybody but the container changes.
     pub const ROOT: Self = Self { valid_ms: 10_000, exclusive: false, host_locks: false };
-    /// Of a volume.
+    /// Default for a volume.
     pub const VOLUME: Self = Self { valid_ms: 1_000, exclusive: false, host_locks: true };
     const NONE: Self = Self { valid_ms: 0, exclusive: false, host_locks: true };
     const EXCLUSIVE: Self = Self { valid_ms: 3_600_000, exclusive: true, host_locks: false };
 }
 
-/// A container's choices.
+/// Cache modes that a container's annotation chooses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Caches {
     all: Option<CachePlan>,
@@ -41,7 +41,7 @@ impl Caches {
     /// Reads the annotation.
     ///
     /// # Errors
-    /// It has another form, an unknown mode, or a destination twice.
+    /// The annotation has another form, an unknown mode, or a destination twice.
     pub fn of(spec: &Spec) -> anyhow::Result<Self> {
         let Some(given) = annotations::get(spec, annotations::CACHE) else { return Ok(Self::default()) };
         if !given.contains('=') {
@@ -59,12 +59,12 @@ impl Caches {
         Ok(Self { all: None, of })
     }
 
-    /// What holds for a destination, with what is usual there.
+    /// Takes the mode of a destination, `usual` if the annotation chooses none.
     pub fn take(&mut self, destination: &str, usual: CachePlan) -> CachePlan {
         self.of.remove(destination).unwrap_or(self.all).unwrap_or(usual)
     }
 
-    /// Refuses destinations that nobody took.
+    /// Refuses destinations that no mount took.
     ///
     /// # Errors
     /// Names one.
@@ -76,7 +76,7 @@ impl Caches {
     }
 }
 
-/// A mode by its name; `None` is the usual one.
+/// Reads the name of a mode; `None` stands for the default.
 fn mode(name: &str) -> anyhow::Result<Option<CachePlan>> {
     Ok(match name {
         "auto" => None,

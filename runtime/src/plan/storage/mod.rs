@@ -1,6 +1,7 @@
 //! Storage: mounts, and what of the host's files they need.
 
 mod cache;
+mod guest_mounts;
 mod mount_options;
 mod mounts;
 mod share;

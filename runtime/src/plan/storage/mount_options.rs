@@ -1,44 +1,44 @@
-//! Options of mounts, fstab style, to flags of mount(2).
+//! Mount options, fstab style, as flags of mount(2).
 
-/// Options of one mount, sorted out.
+/// Parsed options of one mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
     /// `MS_*` to set, without `MS_BIND` and propagation.
     pub flags: u64,
-    /// Flags that were cleared explicitly.
+    /// `MS_*` flags that an option cleared explicitly.
     pub clear: u64,
-    /// `MS_PRIVATE` and the like with `MS_REC`; 0: none given.
+    /// `MS_PRIVATE` and the like, with `MS_REC`; 0 if no option sets propagation.
     pub propagation: u64,
-    /// What the file system itself has to understand.
+    /// Options for the file system itself.
     pub data: Vec<String>,
-    /// It is a bind mount.
+    /// Whether the mount is a bind mount.
     pub bind: bool,
-    /// … with everything mounted below.
+    /// Whether the bind mount includes everything mounted below.
     pub recursive: bool,
-    /// `tmpcopyup`.
+    /// Whether `tmpcopyup` is given: the tmpfs starts with a copy of what it covers.
     pub copy_up: bool,
-    /// `idmap` or `ridmap`: ids are those of the container's user namespace unless the mount says which.
+    /// Whether `idmap` or `ridmap` is given: ids are mapped, as in the container's user namespace unless the mount says how.
     pub idmap: bool,
 }
 
 impl MountOptions {
-    /// Whether it is to be read-only.
+    /// Whether the mount is read-only.
     pub fn read_only(&self) -> bool {
         self.flags & libc::MS_RDONLY != 0
     }
 }
 
-/// What an option does to a flag.
+/// Effect of an option on a flag.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Does {
     Set,
     Clear,
 }
 
-/// mount(2) knows it, libc does not.
+/// Flag of mount(2) that libc does not have.
 const MS_NOSYMFOLLOW: u64 = 256;
 
-/// As runc has them. One with an `r` in front that is not listed itself is the same for a whole tree.
+/// Runc's options. An option with an `r` in front that is not listed itself does the same for a whole tree.
 const FLAGS: [(&str, Does, u64); 34] = [
     ("acl", Does::Set, libc::MS_POSIXACL),
     ("async", Does::Clear, libc::MS_SYNCHRONOUS),
@@ -98,7 +98,7 @@ const PROPAGATION: [(&str, u64); 8] = [
     ("runbindable", libc::MS_UNBINDABLE | libc::MS_REC),
 ];
 
-/// Sorts options out, in order: a later one wins.
+/// Parses options in order: a later one wins.
 pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
     for option in options {
@@ -139,7 +139,7 @@ fn flag(option: &str) -> Option<(Does, u64)> {
     find(option).or_else(recursive)
 }
 
-/// All options that are more than data for a file system, sorted.
+/// Sorted names of all options that are not just data for a file system.
 pub fn names() -> Vec<String> {
     let flags = FLAGS.iter().map(|(name, ..)| (*name).to_owned());
     let recursive = FLAGS.iter().filter(|(name, _, flag)| flag & RECURSIVE != 0 && *name != "readonly");

@@ -1,9 +1,8 @@
-//! Mounts, and what of the host they need: the shares.
+//! Mounts, and the shares and sockets of the host that they need.
 //!
-//! A source on the host means one of three things in a VM: data, which is shared; something every kernel
-//! has (/dev/null, /sys/fs/cgroup), which is the guest's own; or something of this host's kernel (a socket,
-//! a device), which nothing in the guest could be. The last is refused, never replaced. Only connections to a socket can
-//! be passed on, where an annotation says that they may.
+//! A source on the host is one of three things to a VM: data, which is shared; something that every kernel has (/dev/null,
+//! /sys/fs/cgroup), for which the guest mounts its own; or something of the host's kernel (a socket, a device), which planning
+//! refuses and never replaces. Only connections to a socket can be passed on, where an annotation allows that.
 
 use std::path::{Path, PathBuf};
 
@@ -12,43 +11,22 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use protocol::CreateContainerRequest;
 
 use super::cache::{CachePlan, Caches};
+use super::guest_mounts;
 use super::mount_options::{self, MountOptions};
 use super::share::{SharePlan, SocketPlan, Tree};
 use crate::bundle::Bundle;
-use crate::plan::devices::{self, Destinations, Image};
+use crate::plan::devices::{Destinations, Image};
 use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
 use crate::plan::process::id_mappings;
 use crate::plan::vm::{Sandbox, Surroundings};
 use crate::plan::{annotations, guest_path, nul};
 
-/// File systems of the guest's kernel that need no source.
-const KINDS: [&str; 15] = [
-    "proc",
-    "sysfs",
-    "tmpfs",
-    "devpts",
-    "mqueue",
-    "devtmpfs",
-    "ramfs",
-    "hugetlbfs",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "bpf",
-    "fusectl",
-    "binfmt_misc",
-    "configfs",
-];
-
-/// Size of a /dev/shm of unknown size in bytes: what engines give.
-const SHM_SIZE: u64 = 64 << 20;
-
-/// What the bundle gives as root file system, absolute.
+/// Absolute path of the bundle's root file system.
 pub fn rootfs_path(bundle: &Bundle) -> Option<PathBuf> {
     bundle.spec.root().as_ref().map(|root| bundle.dir.join(root.path()))
 }
 
-/// The host path that a mount binds, absolute; `None` when it binds none.
+/// Absolute path on the host that a mount binds; `None` for a mount of another kind.
 pub fn bind_source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
     let options = mount.options().iter().flatten();
     let bind = options.into_iter().any(|option| option == "bind" || option == "rbind");
@@ -69,10 +47,10 @@ pub struct StoragePlan {
     pub images: Vec<Image>,
 }
 
-/// Fills in root file system, mounts, masked and read-only paths.
+/// Fills in root file system, mounts, masked and read-only paths; plans what they need of the host.
 ///
 /// # Errors
-/// A source that is missing or cannot be in a VM, a kind of file system the guest does not have.
+/// A source is missing or cannot be in a VM, or the guest does not have the kind of file system.
 pub fn plan(
     bundle: &Bundle,
     surroundings: Surroundings<'_>,
@@ -120,7 +98,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
     })
 }
 
-/// Masked and read-only paths, labels and the propagation of the root.
+/// Fills in masked and read-only paths and the propagation of the root.
 fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<String>) -> anyhow::Result<()> {
     let Some(linux) = spec.linux() else { return Ok(()) };
     let all = |field: &str, paths: &Option<Vec<String>>| {
@@ -147,21 +125,21 @@ fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<Stri
 struct Planner<'a> {
     bundle: &'a Bundle,
     facts: &'a Facts,
-    /// The container whose IPC namespace is shared, and with it its /dev/shm.
+    /// Id of the container whose IPC namespace, and with it /dev/shm, is shared.
     ipc_owner: Option<&'a str>,
-    /// Annotation `io.runvm.sockets`.
+    /// Whether annotation `io.runvm.sockets` lets sockets of the host in.
     sockets_allowed: bool,
     shares: Vec<SharePlan>,
     caches: Caches,
     sockets: Vec<SocketPlan>,
     images: Vec<Image>,
-    /// Annotation `io.runvm.disks`, what of it was not met yet.
+    /// Destinations of annotation `io.runvm.disks` that no mount had yet.
     disks: Destinations,
     notes: &'a mut Vec<String>,
 }
 
 impl<'a> Planner<'a> {
-    /// What the guest mounts; nothing where it gets a disk.
+    /// The mount that the guest makes; none where it gets a disk instead.
     fn mount(&mut self, mount: &Mount) -> anyhow::Result<Option<protocol::Mount>> {
         let options = mount_options::parse(mount.options().as_deref().unwrap_or_default());
         let ids = id_mappings::of_mount(mount, self.bundle.spec.linux().as_ref(), options.idmap)?;
@@ -181,9 +159,11 @@ impl<'a> Planner<'a> {
             _ if ids.is_some() => {
                 bail!("only bind mounts can have their ids mapped: leave uidMappings and gidMappings out")
             }
-            "cgroup" | "cgroup2" => own(&destination, "cgroup2", "cgroup", &options),
+            "cgroup" | "cgroup2" => guest_mounts::own(&destination, "cgroup2", "cgroup", &options),
             "" => bail!("no type is given and it is no bind mount"),
-            kind if KINDS.contains(&kind) => file_system(mount, kind, &destination, &options)?,
+            kind if guest_mounts::KINDS.contains(&kind) => {
+                guest_mounts::file_system(mount, kind, &destination, &options)?
+            }
             kind => bail!(
                 "type {kind:?} is not possible in a VM, which has none of the host's disks: \
                  mount it on the host and give the container a bind mount"
@@ -202,7 +182,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The host path that a bind mount has, and what is there.
+    /// Path and facts of a bind mount's source.
     fn source(&self, mount: &Mount) -> anyhow::Result<(PathBuf, &'a SourceFact)> {
         let path = bind_source(mount, &self.bundle.dir).context("a bind mount must have a source")?;
         let fact = self.facts.sources.get(&path).with_context(|| format!("{} was not looked at", path.display()))?;
@@ -234,15 +214,15 @@ impl<'a> Planner<'a> {
         }
         if let (Some(owner), "/dev/shm", Some(_)) = (self.ipc_owner, destination, fact.tmpfs_size) {
             let (container_id, source) = (owner.to_owned(), destination.to_owned());
-            return Ok(protocol::Mount { container_id, source, ..bind_message(destination, options) });
+            return Ok(protocol::Mount { container_id, source, ..guest_mounts::bind(destination, options) });
         }
-        if let Some(guest) = of_the_guest(fact, destination, options) {
+        if let Some(guest) = guest_mounts::of_the_guest(fact, destination, options) {
             self.notes.push(format!("mount {destination}: {} of the host becomes the guest's own", path.display()));
             return Ok(guest);
         }
         if let (true, SourceKind::Socket(node)) = (self.sockets_allowed, &fact.kind) {
             let socket = self.socket(&path, &fact.canonical, node)?;
-            return Ok(protocol::Mount { socket: Some(socket).into(), ..bind_message(destination, options) });
+            return Ok(protocol::Mount { socket: Some(socket).into(), ..guest_mounts::bind(destination, options) });
         }
         let source_is_dir = match &fact.kind {
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
@@ -253,10 +233,10 @@ impl<'a> Planner<'a> {
         };
         let cache = self.caches.take(destination, CachePlan::VOLUME);
         let share = self.share(&fact.canonical, options.read_only(), cache, Tree::of(options, ids));
-        Ok(protocol::Mount { share, source_is_dir, ..bind_message(destination, options) })
+        Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }
 
-    /// Its number in the guest is its place in the list.
+    /// Adds a socket; the guest knows it by its index in the list.
     fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
         if node.carries_messages {
             let given = given.display();
@@ -266,7 +246,7 @@ impl<'a> Planner<'a> {
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
     }
 
-    /// The name of the share with this source; each source is shared once with the same rules.
+    /// Name of the share with this source; one share serves all mounts with the same source and rules.
     fn share(&mut self, source: &Path, read_only: bool, cache: CachePlan, tree: Tree) -> String {
         let name = format!("m{}", self.shares.len() - 1);
         let wanted = SharePlan { name, source: source.to_owned(), read_only, cache, tree };
@@ -280,34 +260,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Sources that exist in every kernel and whose meaning is not "that of this host".
-fn of_the_guest(fact: &SourceFact, destination: &str, options: &MountOptions) -> Option<protocol::Mount> {
-    if let SourceKind::CharDevice { major, minor } = fact.kind {
-        let source = devices::pseudo(major, minor)?.to_owned();
-        return Some(protocol::Mount { source, ..bind_message(destination, options) });
-    }
-    if fact.kind != SourceKind::Directory {
-        return None;
-    }
-    let whole = fact.canonical.to_str() == Some(destination);
-    match (fact.file_system, destination) {
-        (FileSystemKind::Cgroup, _) if fact.canonical == Path::new("/sys/fs/cgroup") => {
-            Some(own(destination, "cgroup2", "cgroup", options))
-        }
-        (FileSystemKind::Sys, "/sys") if whole => Some(own(destination, "sysfs", "sysfs", options)),
-        (FileSystemKind::Proc, "/proc") if whole => Some(own(destination, "proc", "proc", options)),
-        (FileSystemKind::Dev, "/dev/mqueue") if whole => Some(own(destination, "mqueue", "mqueue", options)),
-        (_, "/dev/shm") if fact.tmpfs_size.is_some() => {
-            let size = fact.tmpfs_size.filter(|&size| size > 0).unwrap_or(SHM_SIZE);
-            let mut shm = own(destination, "tmpfs", "shm", options);
-            shm.data = format!("mode=1777,size={size}");
-            Some(shm)
-        }
-        _ => None,
-    }
-}
-
-/// Why something of the host cannot be in a VM, and what to do.
+/// The reason why a file of the host cannot be in a VM, and what to do.
 fn reason(fact: &SourceFact) -> &'static str {
     match (&fact.kind, fact.file_system) {
         (SourceKind::Socket(_), _) => {
@@ -325,36 +278,4 @@ fn reason(fact: &SourceFact) -> &'static str {
         (_, FileSystemKind::Dev) => "in the host's /dev: a VM has its own; leave it out",
         _ => "not a file or directory: it cannot be shared with a VM; leave it out",
     }
-}
-
-/// A mount of the guest's own.
-fn own(destination: &str, kind: &str, source: &str, options: &MountOptions) -> protocol::Mount {
-    let kind = kind.to_owned();
-    protocol::Mount { kind, source: source.to_owned(), recursive: false, ..bind_message(destination, options) }
-}
-
-fn bind_message(destination: &str, options: &MountOptions) -> protocol::Mount {
-    protocol::Mount {
-        destination: destination.to_owned(),
-        kind: "bind".to_owned(),
-        flags: options.flags & !libc::MS_REMOUNT,
-        clear_flags: options.clear,
-        propagation: options.propagation,
-        recursive: options.recursive,
-        ..Default::default()
-    }
-}
-
-fn file_system(
-    mount: &Mount,
-    kind: &str,
-    destination: &str,
-    options: &MountOptions,
-) -> anyhow::Result<protocol::Mount> {
-    let source = mount.source().as_deref().map(|source| nul::path("source", source)).transpose()?;
-    let mut message = own(destination, kind, &source.unwrap_or_default(), options);
-    message.flags = options.flags;
-    message.data = nul::checked("options", &options.data.join(","))?;
-    message.copy_up = options.copy_up;
-    Ok(message)
 }

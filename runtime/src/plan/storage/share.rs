@@ -5,29 +5,29 @@ use std::path::PathBuf;
 use super::cache::CachePlan;
 use super::mount_options::MountOptions;
 
-/// Part of the host's file system that the guest sees.
+/// A directory or file of the host that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharePlan {
-    /// Its name in the guest.
+    /// Name in the guest.
     pub name: String,
-    /// Directory or file on the host.
+    /// Path on the host.
     pub source: PathBuf,
-    /// Whether the guest may change it.
+    /// Whether the guest may only read.
     pub read_only: bool,
-    /// What the guest may keep of it.
+    /// What the guest may cache.
     pub cache: CachePlan,
-    /// What of the host's mounts there it is.
+    /// Which of the host's mounts below the path belong to the share.
     pub tree: Tree,
 }
 
-/// What of the host's mounts at a place a share has.
+/// Which of the host's mounts below its path a share contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tree {
-    /// All there are at any moment.
+    /// All mounts that exist at any moment.
     Live,
-    /// What was mounted there when the container was created.
+    /// The mounts that existed when the container was created.
     Copy {
-        /// With all that is mounted below.
+        /// Whether mounts below the path are included.
         recursive: bool,
         /// `uid_map` and `gid_map` of a user namespace whose ids the container sees (mount_setattr(2)).
         ids: Option<[String; 2]>,
@@ -35,7 +35,7 @@ pub enum Tree {
 }
 
 impl Tree {
-    /// That of a bind mount: who is to hear of later mounts, sees all of them.
+    /// The tree of a bind mount: one that receives later mounts of the host sees all of them.
     pub fn of(options: &MountOptions, ids: Option<[String; 2]>) -> Self {
         let hears = options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0 || options.propagation == 0;
         match ids {
@@ -48,6 +48,6 @@ impl Tree {
 /// A socket of the host that processes of the container may connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPlan {
-    /// Its path on the host.
+    /// Path on the host.
     pub source: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! The virtual machine: whose it is, and its size.
+//! The virtual machine: its size, or the container whose VM is joined.
 
 mod pod;
 mod sandbox;

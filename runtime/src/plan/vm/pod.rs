@@ -1,14 +1,14 @@
-//! Pods: what engines of Kubernetes say of them by annotations.
+//! Pods of Kubernetes: the annotations by which engines name them.
 
 use oci_spec::runtime::Spec;
 
-/// Annotations that say whether a container is one of a pod's (`container`), and of which: containerd's, CRI-O's.
+/// Annotations with a container's role in its pod (`sandbox` or `container`) and the pod's id: containerd's, CRI-O's.
 const PODS: [(&str, &str); 2] = [
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
 ];
 
-/// Whether the container is the first one of a pod: what its VM must hold comes later.
+/// Whether the container is the first one of a pod: its VM has to hold the others, too.
 pub fn is_of_pod(spec: &Spec) -> bool {
     let annotations = spec.annotations().as_ref();
     let is =
@@ -16,10 +16,10 @@ pub fn is_of_pod(spec: &Spec) -> bool {
     PODS.iter().any(is)
 }
 
-/// Who made the container; podman's pods bear CRI-O's annotations and need not share anything.
+/// Annotation that names the engine. Podman's pods have CRI-O's annotations and need not share anything.
 const MANAGER: &str = "io.container.manager";
 
-/// The pod that the container is to be in; none for the first container of a pod.
+/// Id of the pod that the container joins; none for the first container of a pod.
 pub fn pod(spec: &Spec) -> Option<&str> {
     let annotations = spec.annotations().as_ref()?;
     if annotations.get(MANAGER).is_some_and(|manager| manager == "libpod") {

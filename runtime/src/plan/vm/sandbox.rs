@@ -1,7 +1,7 @@
-//! Whose virtual machine a container is in: one of its own, or that of another container.
+//! The VM that a container runs in: its own, or another container's.
 //!
-//! Namespaces exist inside of one kernel. So a container that joins those of another one is created in that one's VM,
-//! and so is one that an engine of Kubernetes says belongs to a pod. The container that the VM was made for is the
+//! Namespaces exist within one kernel. So a container that joins namespaces of another one is created in the VM of that one,
+//! and so is a container that an engine of Kubernetes declares part of a pod. The container that the VM was made for is the
 //! sandbox: the VM ends with it.
 
 use std::collections::HashMap;
@@ -15,50 +15,50 @@ use super::size::MachinePlan;
 use crate::plan::annotations;
 use crate::plan::facts::{Facts, NetworkFact, Peer};
 
-/// Another container's VM.
+/// Another container's VM, which a container joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// The container that it was made for.
+    /// Id of the container that the VM was made for.
     pub id: String,
-    /// Its size.
+    /// Size of the VM.
     pub machine: MachinePlan,
-    /// Whose namespaces the new container shares, by kind.
+    /// Ids of the containers whose namespaces the new one shares, by kind.
     pub owners: HashMap<LinuxNamespaceType, String>,
 }
 
-/// What is there before the container: the host, and the VM that it joins.
+/// What exists before the container: the host, and the VM that it joins.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
-    /// The host.
+    /// Facts about the host.
     pub facts: &'a Facts,
     /// Another container's VM, if the container has none of its own.
     pub sandbox: Option<&'a Sandbox>,
 }
 
 impl Sandbox {
-    /// Whose namespace of this kind is shared.
+    /// Id of the container whose namespace of this kind is shared.
     pub fn owner(&self, kind: LinuxNamespaceType) -> Option<&str> {
         self.owners.get(&kind).map(String::as_str)
     }
 }
 
-/// The process whose namespace a path names: `/proc/PID/ns/…`.
+/// Pid of the process whose namespace a path names (`/proc/PID/ns/…`).
 pub fn process_of(path: &Path) -> Option<i32> {
     let rest = path.to_str()?.strip_prefix("/proc/")?;
     let (pid, rest) = rest.split_once('/')?;
     rest.starts_with("ns/").then(|| pid.parse().ok()).flatten()
 }
 
-/// Whether the bundle may mean another container's VM, so that it must be known what others there are.
+/// Whether the bundle may refer to another container's VM, so that planning needs the peers.
 pub fn is_possible(spec: &Spec) -> bool {
     let by_path = namespaces(spec).iter().any(|namespace| owner_pid(namespace).is_some());
     by_path || pod(spec).is_some()
 }
 
-/// Finds the VM; none when the container has its own.
+/// Finds the VM to join; none when the container gets its own.
 ///
 /// # Errors
-/// Namespaces of containers in different VMs, a pod that is not there, annotations that shape a VM which exists already.
+/// Namespaces belong to containers in different VMs, the pod does not run, or annotations describe a VM that exists already.
 pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
     let mut owners = HashMap::new();
     let mut first: Option<&Peer> = None;
@@ -101,7 +101,7 @@ fn in_pod<'a>(id: &str, facts: &'a Facts) -> anyhow::Result<&'a Peer> {
     })
 }
 
-/// Who of a VM has the network namespace that the bundle names by another path, as CRI-O does.
+/// The container of a VM that has the network namespace which the bundle names by another path, as CRI-O does.
 fn same_network<'a>(other: &Peer, facts: &'a Facts) -> Option<&'a Peer> {
     let NetworkFact::Is(wanted) = &facts.network else { return None };
     let in_vm = facts.peers.iter().filter(|peer| peer.sandbox == other.sandbox);

@@ -1,4 +1,4 @@
-//! How large the VM is.
+//! Size of the VM.
 
 use anyhow::Context;
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -9,32 +9,32 @@ use crate::plan::annotations;
 use crate::plan::facts::Facts;
 use crate::plan::limits::{DEFAULT_PERIOD, cpu_list, memory_limit, needed_mib};
 
-/// What every VM has, in MiB, on a host that has as much: room for a limit to grow, and the memory of a
-/// container without one. The host backs only what the guest touches, and up to here size costs nothing.
+/// Memory of a VM in MiB on a host that has as much: room for a limit to grow, and the memory of a container without a limit.
+/// The host backs only what the guest touches, and up to this size unused memory costs nothing.
 const ROOM_MIB: u64 = 3072;
-/// What a VM has on the smallest of hosts, in MiB.
+/// Least memory of a VM in MiB, on the smallest of hosts.
 const LEAST_MIB: u64 = 128;
-/// The least that may be asked for by annotation, in MiB: kernel and agent start with it.
+/// Least memory in MiB that the annotation may ask for: kernel and agent start with that.
 const LEAST_ASKED_MIB: u64 = 64;
-/// The VMM's largest, in MiB.
+/// Most memory of a VM in MiB.
 const MOST_MIB: u64 = 1 << 20;
-/// The VMM's most.
+/// Most virtual CPUs of a VM.
 const MOST_VCPUS: u32 = 64;
 /// Size of the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpus: u8,
-    /// Added to the kernel's arguments.
+    /// Arguments for the kernel besides the usual ones.
     pub cmdline: String,
 }
 
-/// Plans the VM.
+/// Plans the size of a VM for one container.
 ///
 /// # Errors
-/// An annotation that is no number or out of range.
+/// An annotation is no number or out of range.
 pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Result<MachinePlan> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let memory = match annotations::number(spec, annotations::MEMORY, LEAST_ASKED_MIB..=MOST_MIB)? {
@@ -54,7 +54,7 @@ pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Resu
     Ok(MachinePlan { memory_mib, vcpus, cmdline })
 }
 
-/// Room for everybody, or what the limit needs if that is more. Never more than the host has.
+/// Memory of the VM: the usual size, or what the limit needs if that is more, and never more than the host has.
 fn memory_mib(limit: Option<u64>, host_mib: u64, notes: &mut Vec<String>) -> u64 {
     let most = host_mib.clamp(LEAST_MIB, MOST_MIB);
     let needed = limit.map_or(0, needed_mib);
@@ -64,7 +64,7 @@ fn memory_mib(limit: Option<u64>, host_mib: u64, notes: &mut Vec<String>) -> u64
     needed.max(ROOM_MIB).min(most)
 }
 
-/// All of the host's, unless a quota or a set of CPUs says that fewer can ever be busy.
+/// Number of virtual CPUs: all of the host's, unless quota or CPU set let fewer be busy.
 fn vcpus(resources: Option<&LinuxResources>, host: u32) -> u32 {
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let quota = cpu.and_then(|cpu| {

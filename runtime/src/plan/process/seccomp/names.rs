@@ -4,7 +4,47 @@ use std::str::FromStr;
 
 use syscalls::{x86, x86_64};
 
-/// What a program can be written for, of what the guest's kernel runs.
+/// Calls of socketcall(2), from 1 on.
+const SOCKET: [&str; 20] = [
+    "socket",
+    "bind",
+    "connect",
+    "listen",
+    "accept",
+    "getsockname",
+    "getpeername",
+    "socketpair",
+    "send",
+    "recv",
+    "sendto",
+    "recvfrom",
+    "shutdown",
+    "setsockopt",
+    "getsockopt",
+    "sendmsg",
+    "recvmsg",
+    "accept4",
+    "recvmmsg",
+    "sendmmsg",
+];
+
+/// Calls of ipc(2).
+const IPC: [(&str, u64); 12] = [
+    ("semop", 1),
+    ("semget", 2),
+    ("semctl", 3),
+    ("semtimedop", 4),
+    ("msgsnd", 11),
+    ("msgrcv", 12),
+    ("msgget", 13),
+    ("msgctl", 14),
+    ("shmat", 21),
+    ("shmdt", 22),
+    ("shmget", 23),
+    ("shmctl", 24),
+];
+
+/// Architecture of system calls that the guest's kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// 64 bit.
@@ -14,7 +54,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// AUDIT_ARCH_* of linux/audit.h.
+    /// Value of `AUDIT_ARCH_*` in linux/audit.h.
     pub fn audit(self) -> u32 {
         match self {
             Self::X86_64 => 0xc000_003e,
@@ -22,7 +62,7 @@ impl Architecture {
         }
     }
 
-    /// The number of a system call.
+    /// Number of a system call.
     pub fn number(self, name: &str) -> Option<u32> {
         match self {
             Self::X86_64 => x86_64::Sysno::from_str(name).ok().map(|number| number as u32),
@@ -30,7 +70,7 @@ impl Architecture {
         }
     }
 
-    /// What a value of an argument can hold.
+    /// Mask of the bits that an argument has.
     pub fn word(self) -> u64 {
         match self {
             Self::X86_64 => u64::MAX,
@@ -38,44 +78,8 @@ impl Architecture {
         }
     }
 
-    /// The older call that does the same when its first argument is the second number: socketcall(2), ipc(2).
+    /// Number of the older call that does the same (socketcall(2), ipc(2)), and the first argument that it needs for that.
     pub fn also(self, name: &str) -> Option<(u32, u64)> {
-        const SOCKET: [&str; 20] = [
-            "socket",
-            "bind",
-            "connect",
-            "listen",
-            "accept",
-            "getsockname",
-            "getpeername",
-            "socketpair",
-            "send",
-            "recv",
-            "sendto",
-            "recvfrom",
-            "shutdown",
-            "setsockopt",
-            "getsockopt",
-            "sendmsg",
-            "recvmsg",
-            "accept4",
-            "recvmmsg",
-            "sendmmsg",
-        ];
-        const IPC: [(&str, u64); 12] = [
-            ("semop", 1),
-            ("semget", 2),
-            ("semctl", 3),
-            ("semtimedop", 4),
-            ("msgsnd", 11),
-            ("msgrcv", 12),
-            ("msgget", 13),
-            ("msgctl", 14),
-            ("shmat", 21),
-            ("shmdt", 22),
-            ("shmget", 23),
-            ("shmctl", 24),
-        ];
         if self == Self::X86_64 {
             return None;
         }

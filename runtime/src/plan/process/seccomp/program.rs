@@ -1,17 +1,17 @@
-//! Tables as a classic BPF program over `struct seccomp_data`.
+//! Program: tables as classic BPF over `struct seccomp_data`.
 //!
-//! Only instructions with which the kernel finds out by itself which calls are always allowed
-//! (seccomp_is_const_allow): it doesn't run the program for those.
+//! Uses only instructions that the kernel's seccomp_is_const_allow() understands: for calls that are always allowed the kernel
+//! then does not run the program.
 
 use anyhow::bail;
 
 use super::names::Architecture;
 use super::table::{Condition, KILL_PROCESS, NO_SUCH_CALL, Rule, Table, Test};
 
-/// BPF_MAXINSNS of linux/bpf_common.h.
+/// Most instructions of a program: `BPF_MAXINSNS` of linux/bpf_common.h.
 const MOST: usize = 4096;
 
-/// A number with this bit is of the x32 architecture, which the guest's kernel does not have.
+/// Bit in call numbers of the x32 architecture, which the guest's kernel does not have.
 const X32: u32 = 0x4000_0000;
 
 /// Offsets in `struct seccomp_data`.
@@ -45,14 +45,14 @@ fn branch(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, if_true, if_false, k }
 }
 
-/// Numbers from here on to the next one, and what happens to them.
+/// A range of call numbers, up to the next range, and what happens to them.
 struct Range<'a> {
     first: u32,
     rules: &'a [Rule],
     otherwise: u32,
 }
 
-/// The program's bytes.
+/// Bytes of the program for all tables.
 pub fn compile(tables: &[Table]) -> anyhow::Result<Vec<u8>> {
     let program = instructions(tables);
     if program.len() > MOST {
@@ -65,7 +65,7 @@ pub fn compile(tables: &[Table]) -> anyhow::Result<Vec<u8>> {
     Ok(program.iter().flat_map(bytes).collect())
 }
 
-/// Architectures one after the other; what is of none of them is killed.
+/// Programs of the architectures one after the other; a call of another architecture kills the process.
 pub(super) fn instructions(tables: &[Table]) -> Vec<Instruction> {
     let mut program = vec![plain(LOAD, ARCHITECTURE)];
     for table in tables {
@@ -87,7 +87,7 @@ fn section(table: &Table) -> Vec<Instruction> {
     program
 }
 
-/// All numbers, neighbours to which the same happens in one range.
+/// Ranges of all numbers; adjacent numbers with the same outcome share a range.
 fn ranges(table: &Table) -> Vec<Range<'_>> {
     let gap = |first| Range { first, rules: &[], otherwise: table.default };
     let mut ranges = vec![gap(0)];
@@ -116,7 +116,7 @@ fn ranges(table: &Table) -> Vec<Range<'_>> {
     ranges
 }
 
-/// A binary search by the number, which is loaded.
+/// Binary search for the loaded number.
 fn search(ranges: &[Range]) -> Vec<Instruction> {
     let (lower, upper) = ranges.split_at(ranges.len() / 2);
     let (Some(middle), false) = (upper.first(), lower.is_empty()) else {
@@ -138,8 +138,8 @@ fn leaf(range: &Range) -> Vec<Instruction> {
     program
 }
 
-/// Returns the action, or falls out at its end when a condition doesn't hold. Built from the end: each condition has
-/// to know how far that is.
+/// Block for one rule: returns the action, or falls out at its end when a condition doesn't hold. Built from the end, since
+/// each condition has to know how far away that is.
 fn rule(rule: &Rule) -> Vec<Instruction> {
     let mut program = vec![plain(RETURN, rule.action)];
     for one in rule.conditions.iter().rev() {
@@ -150,7 +150,7 @@ fn rule(rule: &Rule) -> Vec<Instruction> {
     program
 }
 
-/// Falls out at its end when it holds, else `rest` instructions later.
+/// Block for one condition: falls out at its end when the condition holds, else `rest` instructions later.
 fn condition(condition: &Condition, rest: u8) -> Vec<Instruction> {
     let low = ARGUMENTS + 8 * condition.index;
     let (load_low, load_high) = (plain(LOAD, low), plain(LOAD, low + 4));

@@ -1,4 +1,4 @@
-//! What happens to each system call of an architecture.
+//! Table of an architecture: what happens to each system call.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, Linux
 
 use super::names::Architecture;
 
-/// SECCOMP_RET_* of linux/seccomp.h.
+/// `SECCOMP_RET_KILL_PROCESS` of linux/seccomp.h; the others below.
 pub const KILL_PROCESS: u32 = 0x8000_0000;
 const KILL_THREAD: u32 = 0;
 const TRAP: u32 = 0x0003_0000;
@@ -15,27 +15,27 @@ const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
 const LOG: u32 = 0x7ffc_0000;
 const ALLOW: u32 = 0x7fff_0000;
-/// Part of a value that is data for the action.
+/// Bits of a filter's value that are data for the action.
 const DATA: u32 = 0xffff;
 
-/// The call does not exist.
+/// Action for a call that does not exist: `ENOSYS`.
 pub const NO_SUCH_CALL: u32 = ERRNO | 38;
 
-/// The largest errno there is.
+/// Largest errno of the kernel.
 const MAX_ERRNO: u32 = 4095;
 const EPERM: u32 = 1;
 
-/// Arguments of a system call.
+/// Number of arguments of a system call.
 const ARGUMENTS: usize = 6;
 
 /// A comparison of an argument, as if both were unsigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Which argument, from 0.
+    /// Index of the argument.
     pub index: u32,
-    /// How.
+    /// Kind of comparison.
     pub test: Test,
-    /// With what.
+    /// Value to compare with.
     pub value: u64,
 }
 
@@ -58,30 +58,30 @@ pub enum Test {
     Masked(u64),
 }
 
-/// An action for when all conditions hold.
+/// A rule: an action for when all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Up to one for each argument; none: always.
+    /// Conditions, at most one for each argument; a rule without any always holds.
     pub conditions: Vec<Condition>,
-    /// SECCOMP_RET_* with its data.
+    /// Value of `SECCOMP_RET_*` with its data.
     pub action: u32,
 }
 
-/// A profile for one architecture.
+/// A seccomp profile for one architecture.
 #[derive(Debug)]
 pub struct Table {
-    /// Which.
+    /// The architecture.
     pub architecture: Architecture,
-    /// For what has no rule, or none that holds.
+    /// Action for calls without a rule that holds.
     pub default: u32,
-    /// By number, in order: the first rule that holds counts.
+    /// Rules by number of the call; the first that holds decides.
     pub calls: BTreeMap<u32, Vec<Rule>>,
-    /// Calls from this number on are newer than the profile.
+    /// First number of the calls that are newer than the profile.
     pub newer: Option<u32>,
 }
 
 impl Table {
-    /// Reads the profile.
+    /// Reads a profile.
     pub fn new(profile: &LinuxSeccomp, architecture: Architecture, notes: &mut Vec<String>) -> anyhow::Result<Self> {
         let default = action("defaultAction", profile.default_action(), profile.default_errno_ret())?;
         let mut table = Self { architecture, default, calls: BTreeMap::new(), newer: None };
@@ -106,7 +106,7 @@ impl Table {
         Ok(table)
     }
 
-    /// Rules that do as without them are left out, as runc does, so that they don't win over others.
+    /// Adds rules to a call. Rules whose action is the default are left out, as in runc, so that they win over no others.
     fn add(&mut self, number: u32, rules: &[Rule]) {
         for rule in rules.iter().filter(|rule| rule.action != self.default) {
             let existing = self.calls.entry(number).or_default();
@@ -120,7 +120,7 @@ impl Table {
         }
     }
 
-    /// As libseccomp: where the older call has no argument to compare, a rule with conditions is not for it.
+    /// Adds rules to the older form of a call. As in libseccomp, rules with conditions are not for calls without such arguments.
     fn add_older(&mut self, name: &str, rules: &[Rule]) {
         if let (Some((number, first)), [rule]) = (self.architecture.also(name), rules)
             && rule.conditions.is_empty()
@@ -131,7 +131,7 @@ impl Table {
     }
 }
 
-/// One rule, or as in runc one for each condition when an argument is compared twice.
+/// Rules for a call: one, or as in runc one for each condition when an argument is compared twice.
 fn rules(call: &LinuxSyscall, architecture: Architecture) -> anyhow::Result<Vec<Rule>> {
     let what = call.names().join(", ");
     if call.names().iter().any(String::is_empty) {
