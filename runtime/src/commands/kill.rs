@@ -9,7 +9,7 @@ use crate::cli::{Global, KillArgs};
 use crate::control::{self, Request};
 use crate::state::{Dir, State, Status};
 
-/// How long the guest may take to deliver a signal before it counts as stuck.
+/// Time that the guest may take to deliver a signal before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends a signal; never waits for the container's end.
@@ -39,10 +39,10 @@ fn lives(state: &State) -> bool {
     matches!(state.status(), Status::Created | Status::Running | Status::Paused)
 }
 
-/// Ends the VM from outside: what SIGKILL means when the guest does not answer.
+/// Kills the monitor, and so the VM: the effect of SIGKILL when the guest does not answer.
 pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
     let failed = || format!("kill the monitor of container {} (pid {})", state.id, state.pid);
-    // The command that created it was killed before there was one, or before it noted it: that one ends by itself.
+    // `create` was killed before it started a monitor or noted its pid; such a monitor ends by itself.
     let Some(pid) = rustix::process::Pid::from_raw(state.pid) else { return Ok(()) };
     // A pidfd names one process for good; the status check after opening it rules out a reused pid.
     let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
@@ -90,7 +90,9 @@ mod tests {
 
     #[test]
     fn signals_by_name_and_number() {
-        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("0", 0), ("34", 34), ("RTMIN+3", 37)] {
+        for (text, number) in
+            [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("0", 0), ("34", 34), ("RTMIN+3", 37)]
+        {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
         assert_eq!(parse("SIGRTMAX-14").unwrap(), 50);

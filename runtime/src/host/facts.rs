@@ -1,4 +1,4 @@
-//! Gathers what planning has to know about the host: the only look at the host before anything is made.
+//! Gathers the facts for planning: the only look at the host before anything is made.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -15,11 +15,11 @@ use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::sockets;
 use crate::state::{self, State, Status};
 
-/// Looks at everything that the bundle refers to; other containers are under `root`.
+/// Gathers facts about everything that the bundle refers to; `root` is the directory of the containers' state.
 ///
 /// # Errors
-/// The host's own CPU and memory figures, or the other containers, cannot be read. What the bundle names and is missing is no error
-/// here: planning says what that means.
+/// The host's CPUs, memory or other containers cannot be read. A missing file that the bundle names is no error here: planning says
+/// what that means.
 pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
     let mounts = bundle.spec.mounts().iter().flatten();
     let sources = mounts.filter_map(|mount| bind_source(mount, &bundle.dir));
@@ -56,7 +56,7 @@ fn disks(bundle: &Bundle) -> BTreeMap<(i64, i64), DiskFact> {
     disks
 }
 
-/// The path is the container's. The host's may be another: then it is the one that the kernel gave the device.
+/// Finds a node of a block device. The path is the container's; where the host has another, it is the one that the kernel gave.
 fn disk(path: &Path, number: (i64, i64)) -> DiskFact {
     let is_it = |path: &Path| {
         std::fs::metadata(path).is_ok_and(|node| {

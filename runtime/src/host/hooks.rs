@@ -1,7 +1,7 @@
-//! Hooks of the bundle that run on the host.
+//! Runs the bundle's hooks on the host.
 //!
-//! A hook gets the container's state as JSON on its standard input, its arguments and environment exactly
-//! as the bundle has them, and the bundle's directory as working directory, as with runc.
+//! As with runc, a hook gets the container's state as JSON on its standard input, arguments and environment exactly as the bundle has
+//! them, and the bundle's directory as working directory.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -20,14 +20,14 @@ use crate::plan::{Hook, Hooks};
 
 pub use crate::plan::HookKind as Kind;
 
-/// How much of a hook's output an error shows, in bytes for each stream; the rest is read and dropped.
+/// Bytes of each output stream of a hook that an error shows; the rest is read and dropped.
 const KEEP: usize = 16 << 10;
 
 /// Runs the hooks of one kind in order. `state` is the container's state as the OCI specification has it.
 ///
 /// # Errors
-/// The first failure, in runc's words. It ends the matter before the container has started; afterwards the
-/// remaining hooks run all the same.
+/// The first failure, in runc's words. Before the container has started no further hook runs then; afterwards the remaining hooks
+/// run all the same.
 pub fn run(kind: Kind, hooks: &Hooks, state: &serde_json::Value) -> anyhow::Result<()> {
     let (hooks, go_on) = match kind {
         Kind::Prestart => (&hooks.prestart, false),
@@ -82,7 +82,7 @@ impl Hook {
     }
 }
 
-/// The state in a file of its own: a hook that does not read it holds nobody up.
+/// Standard input with the state, a file of its own: a hook that does not read it holds nobody up.
 fn stdin(state: &serde_json::Value) -> io::Result<Stdio> {
     let mut file = File::from(rustix::fs::memfd_create("state.json", MemfdFlags::CLOEXEC)?);
     file.write_all(state.to_string().as_bytes())?;
@@ -90,8 +90,7 @@ fn stdin(state: &serde_json::Value) -> io::Result<Stdio> {
     Ok(Stdio::from(file))
 }
 
-/// Collects output until the process ends, but not until everybody who inherited its pipes does.
-/// `None` when time is up.
+/// Collects output until the process ends, even if others still hold its pipes. `None` when time is up.
 fn watch(child: &mut Child, deadline: Option<Instant>) -> io::Result<Option<[String; 2]>> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
@@ -112,7 +111,7 @@ fn watch(child: &mut Child, deadline: Option<Instant>) -> io::Result<Option<[Str
     }
 }
 
-/// Waits for output or the end; says whether it was the end, `None` when time is up.
+/// Waits for output or the process's end; says whether the process ended, `None` when time is up.
 fn wait(pidfd: &OwnedFd, outputs: [&Output; 2], deadline: Option<Instant>) -> io::Result<Option<bool>> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let timeout = left.map(|left| Timespec {
@@ -142,7 +141,7 @@ impl Output {
         Ok(Self { pipe: pipe.into(), open: true, kept: Vec::new() })
     }
 
-    /// Takes what is there.
+    /// Reads the output that is there.
     fn read(&mut self) -> io::Result<()> {
         let mut buffer = [0; 4096];
         // Bounded, so that a hook that never stops writing cannot keep us from its deadline.
@@ -169,7 +168,7 @@ impl Output {
     }
 }
 
-/// As Go's standard library, and so runc, says it.
+/// Describes an exit status as Go's standard library, and so runc, does.
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),

@@ -1,22 +1,22 @@
-//! Which cgroup hierarchies this host has, from /proc/self/mountinfo and /proc/self/cgroup.
+//! Cgroup hierarchies of this host, from /proc/self/mountinfo and /proc/self/cgroup.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// The hierarchies that a process can be in.
+/// Cgroup hierarchies that a process can be in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Each mounted hierarchy once.
     pub hierarchies: Vec<Hierarchy>,
 }
 
-/// One hierarchy.
+/// One cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// Where it is mounted.
+    /// Mount point.
     pub mount: PathBuf,
-    /// Its version 1 controllers (`name=…` included); empty: the unified hierarchy of version 2.
+    /// Controllers of version 1, `name=…` included; none for the unified hierarchy of version 2.
     pub controllers: Vec<String>,
     /// This process's own cgroup in it, below the mount, without a leading slash.
     pub own: String,
@@ -34,18 +34,18 @@ pub enum Version {
 }
 
 impl Hierarchy {
-    /// Whether it is of version 2.
+    /// Whether the hierarchy is of version 2.
     pub fn is_unified(&self) -> bool {
         self.controllers.is_empty()
     }
 
-    /// Whether it has this version 1 controller.
+    /// Whether the hierarchy has a controller of version 1.
     pub fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    /// The directory of a container's cgroup: an absolute path is below the mount; a relative one is below
-    /// the own cgroup, in version 2 beside it, because a cgroup with processes cannot have children there.
+    /// Directory of a container's cgroup. An absolute path is below the mount; a relative one is below this process's own cgroup,
+    /// in version 2 beside it, because a cgroup with processes cannot have children there.
     pub fn directory(&self, path: &str) -> PathBuf {
         if let Some(below) = path.strip_prefix('/') {
             return self.mount.join(below);
@@ -57,7 +57,7 @@ impl Hierarchy {
 }
 
 impl Layout {
-    /// Looks at this host.
+    /// Reads this host's hierarchies.
     ///
     /// # Errors
     /// /proc cannot be read, or no cgroup file system is mounted.
@@ -70,7 +70,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Reads proc_pid_mountinfo(5) and cgroups(7).
+    /// Parses the text of proc_pid_mountinfo(5) and of /proc/PID/cgroup (cgroups(7)).
     pub fn parse(mountinfo: &str, own: &str) -> Self {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for found in mountinfo.lines().filter_map(|line| hierarchy(line, own)) {
@@ -81,7 +81,7 @@ impl Layout {
         Self { hierarchies }
     }
 
-    /// The versions in use, for people.
+    /// Describes the versions in use, for `doctor`.
     pub fn describe(&self) -> String {
         let version = match self.version() {
             Version::V1 => "v1",
@@ -91,7 +91,7 @@ impl Layout {
         format!("{version}, {} hierarchies", self.hierarchies.len())
     }
 
-    /// Which versions are in use.
+    /// Versions in use.
     pub fn version(&self) -> Version {
         let unified = self.hierarchies.iter().filter(|hierarchy| hierarchy.is_unified()).count();
         match (unified, self.hierarchies.len() - unified) {
@@ -102,7 +102,7 @@ impl Layout {
     }
 }
 
-/// `36 35 98:0 /root /mount/point rw,noatime shared:1 - cgroup source rw,cpu,cpuacct`
+/// Parses a line like `36 35 98:0 /root /mount/point rw,noatime shared:1 - cgroup source rw,cpu,cpuacct`.
 fn hierarchy(line: &str, own: &str) -> Option<Hierarchy> {
     let (mount, system) = line.split_once(" - ")?;
     let mut system = system.split(' ');
@@ -126,14 +126,14 @@ fn hierarchy(line: &str, own: &str) -> Option<Hierarchy> {
     Some(Hierarchy { mount: point.into(), controllers, own: own.to_owned() })
 }
 
-/// Options of a version 1 mount that are not controllers.
+/// Whether an option of a mount of version 1 is a controller.
 fn is_controller(option: &str) -> bool {
     const OTHERS: [&str; 8] =
         ["rw", "ro", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "favordynmods", "nofavordynmods"];
     !option.is_empty() && !OTHERS.contains(&option) && !option.starts_with("release_agent=")
 }
 
-/// `4:cpu,cpuacct:/path`, `0::/path`
+/// Path of a line like `4:cpu,cpuacct:/path` or `0::/path`, if it is about these controllers.
 fn own_path<'a>(line: &'a str, controllers: &[String]) -> Option<&'a str> {
     let (names, path) = line.split_once(':')?.1.split_once(':')?;
     let wanted = match controllers.first() {
@@ -143,7 +143,7 @@ fn own_path<'a>(line: &'a str, controllers: &[String]) -> Option<&'a str> {
     wanted.then_some(path)
 }
 
-/// Spaces and the like are octal in mountinfo.
+/// Decodes the octal escapes that mountinfo has for spaces and the like.
 fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

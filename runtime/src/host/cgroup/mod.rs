@@ -1,8 +1,8 @@
-//! The container's cgroup on the host: where the monitor, and with it the whole VM, is accounted.
+//! The container's cgroup on the host, which accounts the monitor and with it the whole VM.
 //!
-//! Engines read the monitor's cgroup for statistics and out-of-memory events, so it is there before
-//! `create` returns. Limits of the bundle hold in the guest; those that hold here are wider, since the monitor and
-//! the guest's kernel need memory and threads beyond the container's, and begin when the guest has booted.
+//! Engines read statistics and out-of-memory events from the monitor's cgroup, so `create` makes it. The guest's cgroup enforces
+//! the bundle's limits. Those of the host's cgroup are wider, since the monitor and the guest's kernel need memory and threads
+//! beyond the container's.
 
 mod layout;
 mod systemd;
@@ -22,18 +22,18 @@ pub use layout::Layout;
 
 /// How long a cgroup may stay busy after its last process was reaped.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked at meanwhile.
+/// Pause between two attempts to remove a busy cgroup.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Bytes by which a limit of memory stays above what is in use.
 const SLACK: u64 = 64 << 20;
-/// How deep below a cgroup of ours others are removed.
+/// Depth below our cgroup down to which others are removed.
 const MAX_DEPTH: usize = 32;
 
-/// The cgroups of a container, one in each hierarchy. Kept in the container's state.
+/// Cgroups of a container, one in each hierarchy. Part of the container's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCgroup {
     directories: Vec<Directory>,
-    /// The unit of systemd that it belongs to.
+    /// Unit of systemd that the cgroups belong to.
     #[serde(default)]
     unit: Option<String>,
 }
@@ -41,16 +41,16 @@ pub struct HostCgroup {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Directory {
     path: PathBuf,
-    /// Whether it was made for this container; what is inside is ours then, too.
+    /// Whether it was made for this container, so that its children are ours, too.
     made: bool,
-    /// Whether it is of cgroup v2.
+    /// Whether the hierarchy is of version 2.
     unified: bool,
 }
 
-/// Makes the cgroups.
+/// Makes the cgroups of a container.
 ///
 /// # Errors
-/// One of them cannot be made; those made before it are gone again.
+/// A cgroup cannot be made; those made before it are removed again.
 pub fn create(plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
     create_in(&Layout::detect()?, plan)
 }
@@ -58,7 +58,7 @@ pub fn create(plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
 /// Refuses a unit of systemd where there is no systemd.
 ///
 /// # Errors
-/// runc's sentence.
+/// Runc's sentence.
 pub fn check(plan: &CgroupPlan) -> anyhow::Result<()> {
     if plan.unit.is_some() && !systemd::booted() {
         bail!("systemd not running on this host, cannot use systemd cgroups manager: leave --systemd-cgroup out");
@@ -69,13 +69,13 @@ pub fn check(plan: &CgroupPlan) -> anyhow::Result<()> {
 /// Has systemd make the cgroups with this process in them, and makes those that systemd leaves to others.
 ///
 /// # Errors
-/// systemd refuses, or one of them cannot be made; then none is left.
+/// Systemd refuses, or a cgroup cannot be made; then none is left.
 pub fn create_unit(unit: &Unit, plan: &CgroupPlan, pid: i32) -> anyhow::Result<HostCgroup> {
     systemd::start(unit, pid)?;
     let made = create(plan).and_then(|cgroup| cgroup.add(pid).map(|()| cgroup));
     match made {
         Ok(mut cgroup) => {
-            // They are the unit's alone, although it was systemd that made them.
+            // The unit has them alone, although systemd made them.
             cgroup.directories.iter_mut().for_each(|directory| directory.made = true);
             cgroup.unit = Some(unit.name.clone());
             Ok(cgroup)
@@ -105,21 +105,21 @@ fn create_in(layout: &Layout, plan: &CgroupPlan) -> anyhow::Result<HostCgroup> {
 }
 
 impl HostCgroup {
-    /// Where they are.
+    /// Directories of the cgroups.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.directories.iter().map(|directory| directory.path.clone()).collect()
     }
 
-    /// The one cgroup of a v2 host, for a process to be born in.
+    /// Opens the one cgroup of a host of version 2, for clone3(2) to create a process in.
     pub fn open(&self) -> Option<OwnedFd> {
         let [directory] = self.directories.as_slice() else { return None };
         directory.unified.then(|| fs::File::open(&directory.path).ok().map(OwnedFd::from)).flatten()
     }
 
-    /// Moves a process into all of them.
+    /// Moves a process into all cgroups.
     ///
     /// # Errors
-    /// The cgroup that refuses it.
+    /// Names the cgroup that refuses the process.
     pub fn add(&self, pid: i32) -> anyhow::Result<()> {
         self.directories.iter().try_for_each(|directory| {
             let file = directory.path.join("cgroup.procs");
@@ -127,10 +127,10 @@ impl HostCgroup {
         })
     }
 
-    /// Limits everything in them together.
+    /// Sets limits for everything in the cgroups together.
     ///
     /// # Errors
-    /// The first limit that cannot be had; those before it hold.
+    /// Names the first limit that cannot be set; those before it hold.
     pub fn limit(&self, limits: &HostLimits) -> anyhow::Result<()> {
         let unified = matches!(self.directories.as_slice(), [only] if only.unified);
         let files = if unified { &limits.unified } else { &limits.legacy };
@@ -149,10 +149,10 @@ impl HostCgroup {
         limits.one_of.iter().try_for_each(|files| self.write(files))
     }
 
-    /// Takes the limit of memory away.
+    /// Removes the limit of memory.
     ///
     /// # Errors
-    /// The file that refuses it.
+    /// Names the file that refuses.
     pub fn lift_memory_limit(&self) -> anyhow::Result<()> {
         // Neither of version 1's may ever be above the other.
         let files = [(LEGACY_SWAP_MAX, "-1"), (LEGACY_MEMORY_MAX, "-1"), (MEMORY_MAX, "max")];
@@ -167,8 +167,8 @@ impl HostCgroup {
         self.unit.as_ref().map_or(Ok(()), |unit| systemd::limit(unit, files))
     }
 
-    /// A limit of memory below what the VM uses would end it. It is lowered only as far as that allows: the guest
-    /// frees memory by its own limit, gives it back within seconds, and has no more than this until the next update.
+    /// Value for a limit of memory that is to be lowered: never below what the VM uses, since the kernel would kill the VM. The
+    /// guest frees memory by its own limit, returns it within seconds, and gets no more than this until the next update.
     fn lowered(&self, name: &str, limit: &str, usage: &str) -> String {
         let number = |name: &str| fs::read_to_string(self.file(name)?).ok()?.trim().parse::<u64>().ok();
         let (Ok(limit), Some(used)) = (limit.parse::<u64>(), number(usage)) else { return limit.to_owned() };
@@ -177,12 +177,12 @@ impl HostCgroup {
         limit.max(used.saturating_add(SLACK).min(now)).to_string()
     }
 
-    /// The file of this name, in whatever hierarchy has it.
+    /// Path of a file, in the hierarchy that has it.
     fn file(&self, name: &str) -> Option<PathBuf> {
         self.directories.iter().map(|directory| directory.path.join(name)).find(|file| file.exists())
     }
 
-    /// Writes the first of these files that there is.
+    /// Writes the first of these files that exists.
     fn write(&self, files: &[(String, String)]) -> anyhow::Result<()> {
         if let Some((file, value)) = files.iter().find_map(|(name, value)| Some((self.file(name)?, value))) {
             return fs::write(&file, value).with_context(|| format!("write {value:?} to {}", file.display()));
@@ -194,11 +194,11 @@ impl HostCgroup {
         );
     }
 
-    /// Removes them, waiting briefly for processes that are still on their way out. What is gone already is
-    /// no error; what was there before is left when somebody else uses it.
+    /// Removes the cgroups, and waits briefly for processes that are still exiting. A cgroup that is gone already is no error; one
+    /// that was there before stays if somebody else uses it.
     ///
     /// # Errors
-    /// The first cgroup that cannot be removed.
+    /// Names the first cgroup that cannot be removed.
     pub fn remove(&self) -> anyhow::Result<()> {
         // Where systemd is gone, there is nothing of the unit but its directories.
         let stopped = self.unit.as_ref().filter(|_| systemd::booted()).map_or(Ok(()), |unit| systemd::stop(unit));
@@ -235,7 +235,7 @@ fn is_busy(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::DirectoryNotEmpty)
 }
 
-/// A cgroup is removed by rmdir(2) alone: its files are no obstacle, its children are.
+/// Removes a cgroup and its children: rmdir(2) needs no files removed, but no children left.
 fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -251,7 +251,7 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Makes a directory and those above it; says whether it was not there before.
+/// Makes a directory and those above it; says whether it is new.
 fn make(hierarchy: &Hierarchy, path: &Path) -> io::Result<bool> {
     let mut above = path.ancestors().take_while(|above| *above != hierarchy.mount).collect::<Vec<_>>();
     above.reverse();
@@ -274,8 +274,8 @@ fn make(hierarchy: &Hierarchy, path: &Path) -> io::Result<bool> {
     Ok(made)
 }
 
-/// Lets children have every controller. One that cannot be had (a cgroup with processes, a delegated tree)
-/// only means less accounting.
+/// Enables every controller for children. One that cannot be enabled (a cgroup with processes, a delegated tree) only means
+/// less accounting.
 fn enable_controllers(directory: &Path) {
     let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
     let file = directory.join("cgroup.subtree_control");
@@ -286,7 +286,7 @@ fn enable_controllers(directory: &Path) {
     }
 }
 
-/// A new cpuset of version 1 is empty and takes no process until it has CPUs and memory nodes.
+/// Copies CPUs and memory nodes from the parent: a new cpuset of version 1 has none, and takes no process until it has some.
 fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let read = |directory: &Path| fs::read_to_string(directory.join(file));

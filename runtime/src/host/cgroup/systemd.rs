@@ -1,7 +1,7 @@
-//! Cgroups that systemd manages: what `--systemd-cgroup` asks for, in calls of org.freedesktop.systemd1(5).
+//! Cgroups that systemd manages (`--systemd-cgroup`), by calls of org.freedesktop.systemd1(5).
 //!
-//! A scope that systemd does not know of would lose its limits whenever systemd applies its own settings. So it is
-//! told of the scope, of the process in it and of the limits that it has properties for.
+//! A scope that systemd does not know would lose its limits whenever systemd applies its own settings. So systemd gets to know the
+//! scope, the process in it and the limits that have properties.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use rustbus::{RpcConn, standard_messages};
 
 use crate::plan::{LEGACY_MEMORY_MAX, MEMORY_MAX, Unit};
 
-/// How long systemd may take for one thing, as with runc.
+/// Time that systemd may take for one job, as with runc.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// "No limit" where systemd has a number.
+/// Value of "no limit" in properties that are numbers.
 const INFINITY: u64 = u64::MAX;
-/// systemd keeps a quota in whole hundredths of a CPU: so many microseconds of a second.
+/// Microseconds per second of the smallest quota step: systemd keeps quotas in hundredths of a CPU.
 const QUOTA_STEP: u64 = 10_000;
 
 rustbus::dbus_variant_sig!(Value, Text => String; List => Vec<String>; Flag => bool; Number => u64; Pids => Vec<u32>; Mask => Vec<u8>);
@@ -30,10 +30,10 @@ pub fn booted() -> bool {
     std::path::Path::new("/run/systemd/system").is_dir()
 }
 
-/// Has the unit started, with this process in it if it is a scope.
+/// Starts a unit, with a process in it if it is a scope.
 ///
 /// # Errors
-/// systemd cannot be reached or refuses.
+/// Systemd cannot be reached or refuses.
 pub fn start(unit: &Unit, pid: i32) -> anyhow::Result<()> {
     let mut properties = vec![
         property("Description", Value::Text("runvm container".to_owned())),
@@ -63,10 +63,10 @@ pub fn start(unit: &Unit, pid: i32) -> anyhow::Result<()> {
     started().with_context(|| format!("have systemd start {}", unit.name))
 }
 
-/// Tells systemd of limits, in the form of files of either version of cgroups.
+/// Sets limits, given as files of either version of cgroups, as properties of a unit.
 ///
 /// # Errors
-/// systemd cannot be reached or refuses.
+/// Systemd cannot be reached or refuses.
 pub fn limit(unit: &str, files: &[(String, String)]) -> anyhow::Result<()> {
     let properties = properties(files);
     if properties.is_empty() {
@@ -81,10 +81,10 @@ pub fn limit(unit: &str, files: &[(String, String)]) -> anyhow::Result<()> {
     set().with_context(|| format!("have systemd limit {unit}"))
 }
 
-/// Has the unit stopped and forgotten; one that is gone already is no error.
+/// Stops a unit and has systemd forget it; one that is gone already is no error.
 ///
 /// # Errors
-/// systemd cannot be reached or refuses.
+/// Systemd cannot be reached or refuses.
 pub fn stop(unit: &str) -> anyhow::Result<()> {
     let stopped = || -> anyhow::Result<()> {
         let mut bus = Bus::connect()?;
@@ -103,7 +103,7 @@ fn property(name: &str, value: Value) -> (String, Value) {
     (name.to_owned(), value)
 }
 
-/// The limits that systemd has properties for; it leaves the other files alone.
+/// Properties for the limits that systemd knows; it leaves the other files alone.
 fn properties(files: &[(String, String)]) -> Properties {
     let file = |name: &str| files.iter().rev().find(|(file, _)| file == name).map(|(_, value)| value.as_str());
     let number = |name: &str| file(name).and_then(number);
@@ -140,9 +140,9 @@ fn per_second(quota: u64, period: u64) -> u64 {
     quota.saturating_mul(1_000_000).div_ceil(period).div_ceil(QUOTA_STEP).saturating_mul(QUOTA_STEP)
 }
 
-/// A list of CPUs like `0-3,8` as bits, the first CPU in the lowest of the first byte.
+/// Bit mask of a list of CPUs like `0-3,8`; the first CPU is the lowest bit of the first byte.
 fn mask(list: &str) -> Option<Vec<u8>> {
-    /// More than any kernel has.
+    /// Most CPUs: more than any kernel has.
     const MOST: usize = 8192;
     let mut bits = Vec::new();
     for part in list.split(',') {
@@ -163,7 +163,7 @@ fn manager(method: &str) -> MarshalledMessage {
     call.on("/org/freedesktop/systemd1").at("org.freedesktop.systemd1").build()
 }
 
-/// The system's message bus.
+/// Connection to the system's message bus.
 struct Bus {
     connection: RpcConn,
     deadline: Instant,
@@ -211,7 +211,7 @@ impl Bus {
         self.call(&mut call).map(drop)
     }
 
-    /// Calls what answers with a job, and waits for the job's end.
+    /// Calls a method that answers with a job, and waits until the job is done.
     fn job(&mut self, call: &mut MarshalledMessage) -> anyhow::Result<()> {
         let removed = "type='signal',sender='org.freedesktop.systemd1',member='JobRemoved'";
         self.call(&mut standard_messages::add_match(removed))?;
