@@ -89,12 +89,12 @@ fn command(process: &ProcessInfo, _: &Now) -> String {
     }
 }
 
-/// CPU time of a process in 1/100 s.
+/// Time since a process was started, in 1/100 s.
 fn age(process: &ProcessInfo, now: &Now) -> u64 {
     now.uptime.saturating_sub(process.started)
 }
 
-/// CPU usage since the process's start, in percent of one CPU.
+/// CPU usage since the start of a process, in thousandths of one CPU.
 fn per_mille(process: &ProcessInfo, now: &Now) -> u64 {
     process.cpu_time.saturating_mul(1000).checked_div(age(process, now)).unwrap_or(0)
 }
