@@ -6,8 +6,9 @@ use super::{delete, start};
 use crate::cli::{Global, RunArgs};
 use crate::console;
 use crate::control::{self, Request};
+use crate::exec_proxy::TerminalCopy;
 use crate::launch::{self, Launch, Terminal};
-use crate::stub::{Signals, TerminalCopy};
+use crate::signals::Signals;
 
 /// Creates and starts a container; unless detached, stays, forwards signals, and exits with the container's code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {

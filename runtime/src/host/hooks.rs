@@ -77,7 +77,7 @@ impl Hook {
             command.current_dir(bundle);
         }
         // SAFETY: between fork and exec only a system call is made, with no memory of the parent's.
-        unsafe { command.pre_exec(crate::stub::unblock) };
+        unsafe { command.pre_exec(crate::signals::unblock) };
         command.stdin(stdin(state)?).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     }
 }

@@ -1,6 +1,6 @@
 //! What all containers of one virtual machine have in common.
 //!
-//! Mostly there is one: the one that the machine was made for. Others join it (see `members`), and it ends with the
+//! Mostly there is one: the one that the machine was made for. Others join it (see `joined`), and it ends with the
 //! first.
 
 use std::cell::{Cell, RefCell};
