@@ -165,7 +165,7 @@ impl Instruction {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::rules::{MKNOD, READ, WRITE};
+    use super::super::rules::{DeviceNumber, MKNOD, READ, WRITE};
     use super::*;
 
     /// What somebody wants to do with a device.
@@ -206,7 +206,8 @@ mod tests {
 
     /// The same question, answered from the rules.
     fn allowed(rules: &Rules, request: Request) -> bool {
-        let one = |access| rules.allow((request.kind, request.major, request.minor), access);
+        let device = DeviceNumber { kind: request.kind, major: request.major, minor: request.minor };
+        let one = |access| rules.allow(device, access);
         [MKNOD, READ, WRITE].into_iter().filter(|access| request.access & access != 0).all(one)
     }
 

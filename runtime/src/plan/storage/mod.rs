@@ -8,5 +8,5 @@ mod share;
 
 pub use cache::CachePlan;
 pub use mount_options::names as mount_option_names;
-pub use mounts::{StoragePlan, bind_source, plan, rootfs_path};
+pub use mounts::{bind_source, plan, rootfs_path};
 pub use share::{SharePlan, SocketPlan, Tree};

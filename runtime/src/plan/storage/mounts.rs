@@ -18,7 +18,7 @@ use crate::bundle::Bundle;
 use crate::plan::devices::{Destinations, Image};
 use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
 use crate::plan::process::id_mappings;
-use crate::plan::vm::{Sandbox, Surroundings};
+use crate::plan::vm::Surroundings;
 use crate::plan::{annotations, guest_path, nul};
 
 /// Absolute path of the bundle's root file system.
