@@ -83,7 +83,9 @@ fn licence(words: &mut Words, allowed: &[String]) -> bool {
 #[test]
 fn expressions_are_read_as_spdx_has_them() {
     let allowed = ["MIT".to_owned(), "Zlib".to_owned()];
-    for good in ["MIT", "MIT OR GPL-3.0", "GPL-2.0/MIT", "(GPL-3.0 OR MIT) AND Zlib", "Apache-2.0 WITH LLVM-exception OR MIT"] {
+    for good in
+        ["MIT", "MIT OR GPL-3.0", "GPL-2.0/MIT", "(GPL-3.0 OR MIT) AND Zlib", "Apache-2.0 WITH LLVM-exception OR MIT"]
+    {
         assert!(meets(good, &allowed), "{good}");
     }
     for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT OR Zlib) AND GPL-3.0", "MIT WITH LLVM-exception", "MIT MIT"] {
