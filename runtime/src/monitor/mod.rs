@@ -32,7 +32,7 @@ use protobuf::Message;
 use tokio::net::UnixListener;
 
 use crate::control;
-use crate::handover::{Answer, Home, Setup, inherited};
+use crate::handover::{Answer, Setup, VmTarget, inherited};
 use crate::network::{Files, Place, make_uplink};
 use crate::{console, log};
 use confine::View;
@@ -82,8 +82,8 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     let tasks = tokio::task::LocalSet::new();
     let code = tasks.block_on(&runtime, async {
         match setup.home {
-            Home::Sandbox(_) => join_proxy::live(setup, inherited).await,
-            Home::Machine(_) => live(setup, inherited).await,
+            VmTarget::Joined(_) => join_proxy::live(setup, inherited).await,
+            VmTarget::Own(_) => live(setup, inherited).await,
         }
     });
     // Threads and devices end with the process; the exit status must not wait for them.
@@ -128,8 +128,8 @@ impl Inherited {
             ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
             home: match &setup.home {
-                Home::Sandbox(fd) => take(*fd)?,
-                Home::Machine(machine) => take(machine.kvm)?,
+                VmTarget::Joined(fd) => take(*fd)?,
+                VmTarget::Own(machine) => take(machine.kvm)?,
             },
         };
         Ok(taken)
@@ -188,7 +188,7 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     if let Some(stream) = uplink {
         passt_relay::start(make_uplink(&host)?, stream)?;
     }
-    let stays = matches!(&setup.home, Home::Machine(machine) if machine.network_stays);
+    let stays = matches!(&setup.home, VmTarget::Own(machine) if machine.network_stays);
     let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {

@@ -24,7 +24,7 @@ use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
-use crate::handover::{Home, Setup};
+use crate::handover::{Setup, VmTarget};
 use crate::plan::{CARD_PAIRS, OWN_DEVICES};
 use crate::timeline::Timeline;
 
@@ -51,7 +51,7 @@ pub struct Vm {
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
     pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
-        let Home::Machine(machine) = setup.home else { bail!("the set-up names another container's VM") };
+        let VmTarget::Own(machine) = setup.home else { bail!("the set-up names another container's VM") };
         let mut timeline = setup.timeline;
         timeline.mark("set-up read");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
