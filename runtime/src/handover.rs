@@ -53,9 +53,9 @@ pub struct Setup {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum VmTarget {
     /// One of its own.
-    Machine(MachineSetup),
+    Own(MachineSetup),
     /// Another container's: a connection to its monitor.
-    Sandbox(RawFd),
+    Joined(RawFd),
 }
 
 /// How a machine is made.
