@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DRAIN_PATIENCE, Server};
 use crate::control::{Reply, Request};
 use crate::monitor::FORWARDED;
-use crate::monitor::stdio::Stdio;
+use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::wire::{receive, send};
 use crate::{console, log};
 
