@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as M};
 
-use super::Files;
+use super::files::Files;
 use super::netlink::Socket;
 use super::tap;
 use crate::passt::MTU;

@@ -253,6 +253,7 @@ impl Module {
                 for tree in list.split(|token| is_punct(token, ',')).filter(|tree| !tree.is_empty()) {
                     self.import(tree, 0, &whole);
                 }
+                return at + 1;
             }
             Some(star) if is_punct(star, '*') => self.globs.push(whole),
             _ => {
