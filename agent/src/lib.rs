@@ -10,7 +10,7 @@
 //!               │            │ ├─ files
 //!               │            │ ├─ sockets ─ relay
 //!               ├─ ports ─ relay
-//!               ├─ network ─ channels, netlink, resolver ─ nat
+//!               ├─ network ─ netlink, resolver ─ nat
 //!               │            │ fork
 //!            streams         ▼ in the child
 //!               │       rootfs ─ mounts ─ devices ─ path
@@ -25,7 +25,6 @@
 pub mod boot;
 mod capabilities;
 mod cgroup;
-mod channels;
 mod container;
 mod copy_up;
 mod create;

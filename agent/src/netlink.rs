@@ -3,7 +3,7 @@
 
 use crate::error::{Context, Result};
 use core::num::NonZero;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -67,13 +67,6 @@ impl Netlink {
         }
         let moved = self.execute(&change_link(index, &attributes));
         moved.context(|| format!("make network card {index} interface {name}"))
-    }
-}
-
-/// For other requests about the interfaces of its namespace.
-impl AsFd for Netlink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

@@ -6,10 +6,8 @@
 //!  card0, card1, … once used  ◀──── also when it ends: they are for all containers
 //! ```
 //!
-//! The guest decides nothing here: the host sends what it found in the namespace that the engine set up. Only how many
-//! queues a card uses depends on the CPUs, which come up later.
+//! The guest decides nothing here: the host sends what it found in the namespace that the engine set up.
 
-use crate::channels;
 use crate::container::Containers;
 use crate::error::{Context, Error, Result};
 use crate::netlink::Netlink;
@@ -23,7 +21,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,11 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What containers have of the cards, by their ids.
 #[derive(Default)]
-pub struct Networks {
-    table: Mutex<HashMap<String, Network>>,
-    /// CPUs, once those that come up late have.
-    cpus: AtomicU32,
-}
+pub struct Networks(Mutex<HashMap<String, Network>>);
 
 /// A container's network that the host has filled.
 struct Network {
@@ -77,29 +70,12 @@ pub fn set(containers: &Containers, networks: &Networks, request: &SetNetworkReq
     };
     let executed = all(&request.messages, |message| execute(&network.netlink, message));
     let resolver = serve_resolver(containers, request, &stay);
-    let new = request.plugged.iter().filter(|card| come.contains(&card.name.as_str())).map(|card| card.index);
-    networks.raise(new.map(|index| (&network.netlink, index)));
     plugged.and(written).and(executed).and(resolver)
 }
 
 impl Networks {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Network>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All CPUs are up, so many: every card has as many queues to use, if it can.
-    pub fn use_cpus(&self, cpus: u32) {
-        self.cpus.store(cpus, Ordering::Relaxed);
-        let table = self.lock();
-        let cards = table.values().flat_map(|network| network.cards.keys().map(|index| (&network.netlink, *index)));
-        self.raise(cards);
-    }
-
-    fn raise<'a>(&self, cards: impl Iterator<Item = (&'a Netlink, u32)>) {
-        let cpus = self.cpus.load(Ordering::Relaxed);
-        if cpus > 1 {
-            channels::raise(&cards.collect::<Vec<_>>(), cpus);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back what cards a container has whose processes are gone.

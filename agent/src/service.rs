@@ -21,7 +21,7 @@ pub struct Service {
     /// Shared with the reaper.
     pub containers: Arc<Containers>,
     /// Who has which of the guest's network cards.
-    pub networks: Arc<Networks>,
+    pub networks: Networks,
     /// Shared with the one who accepts them.
     pub streams: Arc<Streams>,
 }
@@ -29,7 +29,7 @@ pub struct Service {
 impl Service {
     /// Nothing there yet.
     pub fn new(places: Places) -> Self {
-        Self { containers: Arc::new(Containers::new(places)), networks: Arc::default(), streams: Arc::default() }
+        Self { containers: Arc::new(Containers::new(places)), networks: Networks::default(), streams: Arc::default() }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
@@ -37,11 +37,7 @@ impl Service {
         let (gate, shape) = self.containers.take_gate(id)?;
         gate.start().await?;
         if shape.online_cpus > 1 {
-            let (networks, cpus) = (self.networks.clone(), shape.online_cpus);
-            tokio::spawn(async move {
-                machine::bring_up_cpus(cpus).await;
-                networks.use_cpus(cpus);
-            });
+            tokio::spawn(machine::bring_up_cpus(shape.online_cpus));
         }
         Ok(())
     }

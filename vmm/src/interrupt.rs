@@ -1,7 +1,7 @@
 //! How a device interrupts its driver.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
@@ -25,38 +25,24 @@ pub trait Line: Send + Sync {
 
 /// A line of KVM's I/O APIC.
 ///
-/// Raised by two system calls of the device's own threads. An irqfd would be one, but KVM leaves what goes by the I/O
+/// Raised by two system calls of the device's own thread. An irqfd would be one, but KVM leaves what goes by the I/O
 /// APIC to a thread of the kernel's: two context switches more until the guest knows.
 pub struct KvmLine {
     vm: Arc<VmFd>,
     irq: u32,
-    edge: Edge,
-}
-
-/// Keeps the two halves of an edge together. Of two threads that both set a line high before one sets it low, the second
-/// makes no edge, and the guest may have seen to the first one's already: it would never look at the second's queue.
-#[derive(Default)]
-struct Edge(Mutex<()>);
-
-impl Edge {
-    fn raise(&self, set: impl Fn(bool) -> io::Result<()>) -> io::Result<()> {
-        // Whoever panicked in here left the line high at worst: the next edge is lost, and those after it are not.
-        let _alone = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        set(true)?;
-        set(false)
-    }
 }
 
 impl KvmLine {
     /// The line of this number.
     pub fn new(vm: Arc<VmFd>, irq: u32) -> Self {
-        Self { vm, irq, edge: Edge::default() }
+        Self { vm, irq }
     }
 }
 
 impl Line for KvmLine {
     fn raise(&self) -> io::Result<()> {
-        self.edge.raise(|high| Ok(self.vm.set_irq_line(self.irq, high)?))
+        self.vm.set_irq_line(self.irq, true)?;
+        Ok(self.vm.set_irq_line(self.irq, false)?)
     }
 }
 
@@ -114,27 +100,5 @@ impl Interrupt {
         let (status, interrupt) = if broken { (NEEDS_RESET, VRING | CONFIG) } else { (0, VRING) };
         self.registers.change(STATUS, |old| old & !NEEDS_RESET | status);
         self.registers.store(INTERRUPT_STATUS, interrupt);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edges_of_several_threads_are_all_made() {
-        let (edge, levels) = (Edge::default(), Mutex::new(Vec::new()));
-        let set = |high| {
-            levels.lock().unwrap().push(high);
-            std::thread::yield_now();
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| (0..1000).for_each(|_| edge.raise(set).unwrap()));
-            }
-        });
-        let levels = levels.into_inner().unwrap();
-        assert!(levels.len() == 6000 && levels.chunks(2).all(|edge| edge == [true, false]));
     }
 }

@@ -11,7 +11,7 @@ use crate::bus::Bus;
 use crate::console::Console;
 use crate::error::{Error, kvm};
 use crate::layout::{self, MIB};
-use crate::slots::{self, Devices, Late, Port, Slot, SlotBuilder};
+use crate::slots::{self, Devices, Late, Slot, SlotBuilder};
 use crate::snapshot::{self, MachineState};
 use crate::spec::MachineSpec;
 use crate::timeline::Timeline;
@@ -87,7 +87,7 @@ impl Machine {
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
         let builder = SlotBuilder { vm: &vm, memory: &memory, on_fault: &on_fault };
         let (devices, late) = builder.build((devices, late), windows)?;
-        let shared = Arc::new(Shared::new(ports(&vm, &mut spec, &devices)?, mmio(&devices))?);
+        let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
         let memory_mib = spec.memory_mib;
         let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, late, shared, on_fault, timeline };
@@ -276,12 +276,8 @@ fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcp
     (0..count).map(build).collect()
 }
 
-fn ports(vm: &VmFd, spec: &mut MachineSpec, devices: &[Slot]) -> Result<Bus, Error> {
+fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {
     let mut ports = Bus::default();
-    for (slot, device) in devices.iter().enumerate() {
-        let port = Arc::new(Mutex::new(Port(device.clone())));
-        ports.insert(layout::notify_port(slot), layout::NOTIFY_PORT_SIZE, port);
-    }
     if let Some(output) = spec.console.take() {
         let console = Console::new(output, slots::irqfd(vm, layout::SERIAL_IRQ)?);
         ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_PORTS.into(), Arc::new(Mutex::new(console)));

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //!  build ──▶ Transport   the guest's writes find it from the start
-//!       └──▶ Wires ──connect──▶ ioeventfds: at once or, for a late device, when it is attached;
-//!                               those of queues that may never be used, when they are notified first
+//!       └──▶ Wires ──connect──▶ ioeventfds: at once or, for a late device, when it is attached
 //! ```
 //!
 //! Before that, a late device works too for a guest that finds it by itself, and is slow.
@@ -14,14 +13,13 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::Target;
 use crate::error::{Error, kvm};
 use crate::interrupt::{Interrupt, KvmLine};
 use crate::layout;
-use crate::virtio::mmio::{INTERRUPT_ACK, NOTIFY_PORT, OnExit, QUEUE_NOTIFY, Transport};
+use crate::virtio::Device;
+use crate::virtio::mmio::{INTERRUPT_ACK, NOTIFY_PORT, QUEUE_NOTIFY, Transport};
 use crate::virtio::registers::Window;
 use crate::virtio::worker::{OnFault, Wiring};
-use crate::virtio::{Device, Notification};
 
 /// Devices of a machine, in the order of their slots.
 pub type Devices = Vec<Box<dyn Device>>;
@@ -39,21 +37,11 @@ pub struct SlotBuilder<'a> {
     pub on_fault: &'a Arc<OnceLock<OnFault>>,
 }
 
-/// The port that notifies a device's queues, where that is an exit.
-pub struct Port(pub Slot);
-
-impl Target for Port {
-    fn write(&mut self, _offset: u64, data: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(QUEUE_NOTIFY, data);
-    }
-}
-
 /// A device's events, of which KVM does not know yet.
 pub struct Wires {
     slot: usize,
     registers: Window,
-    /// Queues and their events.
-    notified: Vec<(usize, Arc<EventFd>)>,
+    notified: Vec<Arc<EventFd>>,
 }
 
 /// A device that the guest's kernel is told of while it runs.
@@ -88,61 +76,35 @@ impl SlotBuilder<'_> {
     fn build_slot(&self, slot: usize, device: Box<dyn Device>, window: Window) -> Result<(Slot, Wires), Error> {
         let (_, irq) = layout::virtio_slot(slot);
         let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        let those = |how| {
-            let events = notified.iter().cloned().enumerate();
-            events.filter(|(queue, _)| device.notification(*queue) == how).collect::<Vec<_>>()
-        };
-        let wires = Wires { slot, registers: window.clone(), notified: those(Notification::AtOnce) };
-        let on_use = those(Notification::OnUse);
         let on_fault = self.on_fault.clone();
         let wiring = Wiring {
             name: device_name(device.id()),
             memory: self.memory.clone(),
-            notified,
-            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window),
+            notified: notified.clone(),
+            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window.clone()),
             on_fault: Arc::new(move |text| match on_fault.get() {
                 Some(report) => report(text),
                 None => eprintln!("{text}"),
             }),
         };
-        let mut transport = Transport::new(device, wiring);
-        if !on_use.is_empty() {
-            transport.on_exit(connect_on_use(self.vm.clone(), slot, on_use));
-        }
-        Ok((Arc::new(Mutex::new(transport)), wires))
+        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), Wires { slot, registers: window, notified }))
     }
 }
 
 impl Wires {
     /// Has KVM notify the queues.
     pub fn connect(&self, vm: &VmFd) -> Result<(), Error> {
-        for (queue, notified) in &self.notified {
-            connect(vm, self.slot, (*queue, notified))?;
+        let ((address, _), port) = (layout::virtio_slot(self.slot), layout::notify_port(self.slot));
+        let refused = kvm("register an ioeventfd");
+        for (queue, notified) in self.notified.iter().enumerate() {
+            let at = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+            vm.register_ioevent(notified, &at, queue as u32).map_err(&refused)?;
+            vm.register_ioevent(notified, &IoEventAddress::Pio(port), queue as u32).map_err(&refused)?;
         }
-        self.registers.store(NOTIFY_PORT, layout::notify_port(self.slot) as u32);
+        self.registers.store(NOTIFY_PORT, port as u32);
         // A write of any value ends in the kernel; KVM keeps the event.
-        let acknowledged = IoEventAddress::Mmio(layout::virtio_slot(self.slot).0 + INTERRUPT_ACK);
-        vm.register_ioevent(&event()?, &acknowledged, NoDatamatch).map_err(kvm("register an ioeventfd"))
+        vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch).map_err(refused)
     }
-}
-
-/// Has KVM notify one queue.
-fn connect(vm: &VmFd, slot: usize, (queue, notified): (usize, &EventFd)) -> Result<(), Error> {
-    let ((address, _), port) = (layout::virtio_slot(slot), layout::notify_port(slot));
-    for at in [IoEventAddress::Mmio(address + QUEUE_NOTIFY), IoEventAddress::Pio(port)] {
-        vm.register_ioevent(notified, &at, queue as u32).map_err(kvm("register an ioeventfd"))?;
-    }
-    Ok(())
-}
-
-/// Has KVM notify each of these queues after its first notification.
-fn connect_on_use(vm: Arc<VmFd>, slot: usize, mut queues: Vec<(usize, Arc<EventFd>)>) -> OnExit {
-    Box::new(move |queue| {
-        let Some(at) = queues.iter().position(|(number, _)| *number == queue) else { return };
-        let (queue, notified) = queues.swap_remove(at);
-        // What KVM refuses goes on coming by exits.
-        let _ = connect(&vm, slot, (queue, &notified));
-    })
 }
 
 impl Late {

@@ -20,7 +20,7 @@ use vmm::{Machine, MachineSpec, Running};
 use super::agent_client::Agent;
 use super::cards::{Cards, Pool, Slot};
 use crate::handover::{Home, Setup};
-use crate::plan::{CARD_PAIRS, OWN_DEVICES};
+use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -65,8 +65,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let pairs = u16::from(machine.plan.vcpus).min(CARD_PAIRS);
-        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours, pairs)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -126,7 +125,7 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Card> {
+    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Card> {
         self.cards.plug(card, tap, &self.running).await
     }
 

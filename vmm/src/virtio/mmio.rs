@@ -93,9 +93,6 @@ enum Side {
     Lost,
 }
 
-/// Told of a queue that the guest notified by an exit.
-pub type OnExit = Box<dyn FnMut(usize) + Send>;
-
 /// The registers of one device, and the device itself while no worker has it.
 pub struct Transport {
     side: Side,
@@ -104,7 +101,6 @@ pub struct Transport {
     queues: Vec<QueueState>,
     id: u32,
     features: u64,
-    on_exit: Option<OnExit>,
 }
 
 impl Transport {
@@ -118,7 +114,6 @@ impl Transport {
             features: device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC,
             side: Side::Idle(device),
             wiring,
-            on_exit: None,
         };
         transport.show();
         transport
@@ -127,11 +122,6 @@ impl Transport {
     /// The notification event of each queue, to be registered as ioeventfd.
     pub fn notified(&self) -> &[Arc<EventFd>] {
         &self.wiring.notified
-    }
-
-    /// Has `on_exit` called after each notification that comes by [`Transport::write`].
-    pub fn on_exit(&mut self, on_exit: OnExit) {
-        self.on_exit = Some(on_exit);
     }
 
     /// Shows the driver what its last write changed.
@@ -198,14 +188,11 @@ impl Transport {
     }
 
     /// Notifications usually end in the kernel, at the ioeventfd; what comes here is a wrong index or
-    /// a queue, or a host, that has none. Before `DRIVER_OK` the event keeps it for the worker to come.
-    fn notify(&mut self, queue: u32) {
+    /// a host that has none. Before `DRIVER_OK` the event keeps it for the worker to come.
+    fn notify(&self, queue: u32) {
         if let Some(notified) = self.wiring.notified.get(queue as usize) {
             // A full counter is a pending notification already.
             let _ = notified.write(1);
-            if let Some(on_exit) = &mut self.on_exit {
-                on_exit(queue as usize);
-            }
         }
     }
 

@@ -10,8 +10,7 @@
 //!
 //! The transport owns the registers and, while the device is inactive, the device itself. Activation
 //! *moves* the device and its queues into a worker; stopping the worker returns both. Reset, pause and
-//! snapshot all start from that one return value. Nothing is shared and locked between the two. A device may start
-//! workers of its own for some of its queues, and gets them back in the same way.
+//! snapshot all start from that one return value. Nothing is shared and locked between the two.
 //!
 //! Everything read from guest memory is data that lies. A device answers it with [`Error`]; the worker
 //! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
@@ -30,13 +29,11 @@ pub mod rng;
 pub mod vsock;
 pub mod worker;
 
-use std::ops::Range;
 use std::os::fd::RawFd;
 
 use vm_memory::GuestMemoryMmap;
 
 use queue::Ring;
-use worker::Wiring;
 
 /// What a device found wrong with the guest or with itself; it stops the device, not the VM.
 #[derive(Debug, thiserror::Error)]
@@ -53,20 +50,6 @@ pub enum Error {
     /// A host operation that the device needs failed.
     #[error("{0}: {1}")]
     Host(&'static str, #[source] std::io::Error),
-    /// Another worker of the same device has stopped, and has reported why.
-    #[error("another of the device's threads has stopped")]
-    Reported,
-}
-
-/// How the notifications of a queue come to the host's user space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notification {
-    /// By an ioeventfd that is registered before the guest looks for the device.
-    AtOnce,
-    /// By one that is registered when the guest first notifies the queue: what it never uses costs nothing.
-    OnUse,
-    /// By exits: for a queue that is seldom used.
-    ByExit,
 }
 
 /// Why a device is called.
@@ -100,8 +83,8 @@ pub struct Context<'a> {
 
 /// A virtio device without its transport.
 ///
-/// Calls, in order: `id`, `features`, `queue_sizes`, `notification`, `config` by the transport at any time while it
-/// holds the device; then `split` and `activate` once by a new worker, on its thread; then `handle` any number of
+/// Calls, in order: `id`, `features`, `queue_sizes`, `config` by the transport at any time while it
+/// holds the device; then `activate` once by a new worker, on its thread; then `handle` any number of
 /// times on that thread; then, when the worker stops, `deactivate` once on that thread, and the device
 /// is back with the transport as if never activated, its own state kept. `reset` follows when the
 /// driver asked for a reset.
@@ -114,19 +97,9 @@ pub trait Device: Send {
     }
     /// Largest size of each virtqueue; powers of two.
     fn queue_sizes(&self) -> &[u16];
-    /// How the queue of this index is notified.
-    fn notification(&self, _queue: usize) -> Notification {
-        Notification::AtOnce
-    }
     /// The device's configuration space, as the driver reads it.
     fn config(&self) -> Vec<u8> {
         Vec::new()
-    }
-    /// Queues that the device will serve by workers of its own, which it starts and stops between `activate` and
-    /// `deactivate` with what they need of this wiring. This worker does not wait for them. After `deactivate` their
-    /// rings are what those workers left.
-    fn split(&mut self, _features: u64, _wiring: &Wiring) -> Range<usize> {
-        0..0
     }
     /// The driver is ready (`DRIVER_OK`) with these features. Register descriptors here.
     fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {

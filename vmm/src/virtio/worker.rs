@@ -40,39 +40,39 @@ pub struct Wiring {
 }
 
 /// A device without a worker, and the state of its queues.
-pub struct Idle<D: ?Sized = dyn Device> {
+pub struct Idle {
     /// The device.
-    pub device: Box<D>,
+    pub device: Box<dyn Device>,
     /// Its queues, in the device's order.
     pub queues: Vec<QueueState>,
 }
 
 /// A running worker.
-pub struct Worker<D: ?Sized = dyn Device> {
+pub struct Worker {
     stop: EventFd,
-    thread: JoinHandle<Option<Idle<D>>>,
+    thread: JoinHandle<Option<Idle>>,
 }
 
-struct Job<D: ?Sized> {
-    idle: Idle<D>,
+struct Job {
+    idle: Idle,
     features: u64,
     wiring: Wiring,
     stop: EventFd,
 }
 
-impl<D: Device + ?Sized + 'static> Worker<D> {
+impl Worker {
     /// Starts a thread that activates the device with the negotiated `features` and serves it.
     ///
     /// # Errors
     /// Host resources are exhausted; device and queues are given back.
-    pub fn start(idle: Idle<D>, features: u64, wiring: Wiring) -> Result<Self, (Idle<D>, io::Error)> {
+    pub fn start(idle: Idle, features: u64, wiring: Wiring) -> Result<Self, (Idle, io::Error)> {
         let prepared = EventFd::new(0).and_then(|stop| Ok((stop.try_clone()?, stop)));
         let (stop, stop_clone) = match prepared {
             Ok(pair) => pair,
             Err(error) => return Err((idle, error)),
         };
         // The device goes through a channel so that it isn't lost when no thread can be had.
-        let (sender, receiver) = mpsc::channel::<Job<D>>();
+        let (sender, receiver) = mpsc::channel::<Job>();
         let thread = Builder::new().name(wiring.name.clone()).spawn(move || receiver.recv().ok().map(run));
         let thread = match thread {
             Ok(thread) => thread,
@@ -86,18 +86,18 @@ impl<D: Device + ?Sized + 'static> Worker<D> {
 
     /// Stops the thread between two calls of the device, and gives everything back. `None` if the
     /// thread panicked and the device is lost.
-    pub fn stop(self) -> Option<Idle<D>> {
+    pub fn stop(self) -> Option<Idle> {
         // Writing to an eventfd of our own only fails when its counter overflows, and then it's set.
         let _ = self.stop.write(1);
         self.thread.join().ok().flatten()
     }
 }
 
-fn run<D: Device + ?Sized>(job: Job<D>) -> Idle<D> {
+fn run(job: Job) -> Idle {
     let Job { idle: Idle { mut device, queues }, features, wiring, stop } = job;
     let queues = match build_rings(&queues, &wiring) {
         Ok(mut rings) => {
-            if let Err(error) = serve(device.as_mut(), features, &mut rings, (&wiring, &stop)) {
+            if let Err(error) = serve(device.as_mut(), features, &mut rings, &wiring, &stop) {
                 fault(&wiring, &error);
                 wait_for(&stop);
             }
@@ -113,15 +113,14 @@ fn run<D: Device + ?Sized>(job: Job<D>) -> Idle<D> {
 }
 
 /// Runs the device until the stop event; an error ends it early.
-fn serve<D: Device + ?Sized>(
-    device: &mut D,
+fn serve(
+    device: &mut dyn Device,
     features: u64,
     rings: &mut [Ring],
-    (wiring, stop): (&Wiring, &EventFd),
+    wiring: &Wiring,
+    stop: &EventFd,
 ) -> Result<(), Error> {
-    let apart = device.split(features, wiring);
-    let here = |index: &usize, ring: &Ring| ring.state().ready && !apart.contains(index);
-    let live = rings.iter().enumerate().filter(|(index, ring)| here(index, ring)).map(|(index, _)| index);
+    let live = rings.iter().enumerate().filter(|(_, ring)| ring.state().ready).map(|(index, _)| index);
     let notified = live.clone().filter_map(|index| Some((index, wiring.notified.get(index)?.as_ref())));
     let mut watcher = EventLoop::new(stop, notified).map_err(|error| Error::Host("watch a device's queues", error))?;
     let live: Vec<usize> = live.collect();
@@ -155,9 +154,7 @@ fn build_rings(states: &[QueueState], wiring: &Wiring) -> Result<Vec<Ring>, Erro
 }
 
 fn fault(wiring: &Wiring, error: &Error) {
-    if !matches!(error, Error::Reported) {
-        (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
-    }
+    (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
     // Nothing is left to do for a driver that cannot even be interrupted.
     let _ = wiring.interrupt.needs_reset();
 }

@@ -142,19 +142,6 @@ fn works_from_reset_to_reset() {
 }
 
 #[test]
-fn notifications_by_exits_are_told() {
-    let mut guest = Guest::new();
-    let told: Arc<Mutex<Vec<usize>>> = Arc::default();
-    let tell = told.clone();
-    guest.transport.on_exit(Box::new(move |queue| tell.lock().unwrap().push(queue)));
-    for queue in [1, 0, 1, 2, 77, u32::MAX] {
-        guest.write(register::QUEUE_NOTIFY, queue);
-    }
-    assert_eq!(*told.lock().unwrap(), [1, 0, 1], "and nothing of queues that there are not");
-    assert_eq!([0, 1].map(|queue| guest.wiring.notified[queue].read().unwrap()), [1, 2]);
-}
-
-#[test]
 fn a_bad_queue_needs_a_reset_and_a_reset_helps() {
     let mut guest = Guest::new();
     guest.start(0xffff_ffff_0000);

@@ -1,4 +1,4 @@
-//! A pair of queues and the tap, or its queue, that they share: frames one way and the other.
+//! A pair of queues and the tap that they share: frames one way and the other.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::tap::Tap;
-use super::{Counters, ETHERNET, HEADER, LONGEST, TAP};
+use super::{Counters, ETHERNET, HEADER, LONGEST, RX, TAP, TX};
 use crate::virtio::queue::{Buffers, Fill, Outcome, Room, Wanted};
 use crate::virtio::{Context, Error};
 
@@ -21,10 +21,8 @@ const NUM_BUFFERS: usize = 10;
 const IN: u32 = libc::EPOLLIN as u32;
 const OUT: u32 = libc::EPOLLOUT as u32;
 
-/// Receives into the first queue, transmits from the second.
+/// The pair of queues of a device, and its tap.
 pub struct Pair {
-    rx: usize,
-    tx: usize,
     tap: Option<Tap>,
     /// What the tap is watched for.
     watched: u32,
@@ -39,10 +37,9 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The queues of these indices, without a tap.
-    pub fn new((rx, tx): (usize, usize), counters: Arc<Counters>) -> Self {
-        let (tap, watched, features) = (None, 0, 0);
-        Self { rx, tx, tap, watched, features, rx_short: false, tx_full: false, tx_left: false, counters }
+    /// The pair without a tap.
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { tap: None, watched: 0, features: 0, rx_short: false, tx_full: false, tx_left: false, counters }
     }
 
     /// The driver is ready and took these features; the tap is what there was before.
@@ -70,11 +67,6 @@ impl Pair {
         (self.tap, self.watched) = (tap, IN);
         (self.rx_short, self.tx_full) = (false, false);
         Ok(())
-    }
-
-    /// Whether there is one.
-    pub fn has_tap(&self) -> bool {
-        self.tap.is_some()
     }
 
     /// The tap has these events.
@@ -105,7 +97,7 @@ impl Pair {
 
     /// Fills the driver's buffers until the tap has no frame, the driver no room, or the others have their turn.
     fn receive(&mut self, context: &mut Context) -> Result<(), Error> {
-        let (Some(tap), Some(ring)) = (&self.tap, context.rings.get_mut(self.rx)) else { return Ok(()) };
+        let (Some(tap), Some(ring)) = (&self.tap, context.rings.get_mut(RX)) else { return Ok(()) };
         let (features, counters) = (self.features, &self.counters.received);
         let (mut left, mut iovecs) = (BATCH, Vec::new());
         self.rx_short = ring.fill(context.memory, &wanted(features), |room| {
@@ -130,7 +122,7 @@ impl Pair {
     /// Gives the driver's frames to the tap until there is none, the tap is full, or the others have their turn.
     pub fn transmit(&mut self, context: &mut Context) -> Result<(), Error> {
         self.tx_left = false;
-        let Some(ring) = context.rings.get_mut(self.tx) else { return Ok(()) };
+        let Some(ring) = context.rings.get_mut(TX) else { return Ok(()) };
         if self.tx_full {
             return Ok(());
         }

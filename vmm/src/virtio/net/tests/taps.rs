@@ -26,7 +26,7 @@ fn a_tap_that_was_there_first_is_used_at_activation() {
     let mut lab = Lab::inactive();
     let (tap, host) = UnixDatagram::pair().unwrap();
     let (tap, told) = stand_in(tap.into());
-    lab.plug.change(vec![tap]).unwrap();
+    lab.tap_handle.replace(Some(tap)).unwrap();
     assert_eq!(noted(&told), u32::MAX, "told before the features were known");
     host.send(&framed(&frame(60))).unwrap();
     lab.post(4096, 20);
@@ -44,10 +44,10 @@ fn an_inactive_device_takes_the_newest_and_closes_the_others() {
     let mut lab = Lab::inactive();
     let (first, first_host) = UnixDatagram::pair().unwrap();
     let (second, second_host) = UnixDatagram::pair().unwrap();
-    lab.plug.change(vec![stand_in(first.into()).0]).unwrap();
-    lab.plug.change(vec![stand_in(second.into()).0]).unwrap();
+    lab.tap_handle.replace(Some(stand_in(first.into()).0)).unwrap();
+    lab.tap_handle.replace(Some(stand_in(second.into()).0)).unwrap();
     assert!(is_closed(&first_host) && !is_closed(&second_host));
-    lab.plug.unplug().unwrap();
+    lab.tap_handle.detach().unwrap();
     assert!(is_closed(&second_host));
     lab.activate(ALL);
     lab.send(&framed(&frame(60)));
@@ -57,7 +57,7 @@ fn an_inactive_device_takes_the_newest_and_closes_the_others() {
 #[test]
 fn a_tap_takes_the_place_of_another_while_in_use() {
     let (mut lab, _) = Lab::with(ALL);
-    let first = lab.plug_narrow();
+    let first = lab.attach_narrow_tap();
     lab.post(4096, 20);
     // Whatever state the first was in: full, and waiting for the guest.
     for _ in 0..30 {
@@ -69,7 +69,7 @@ fn a_tap_takes_the_place_of_another_while_in_use() {
     let (tap, second) = UnixDatagram::pair().unwrap();
     second.set_nonblocking(true).unwrap();
     let (tap, told) = stand_in(tap.into());
-    lab.change(vec![tap]).unwrap();
+    lab.change(Some(tap)).unwrap();
     assert!(is_closed(&first));
     assert_eq!(noted(&told), 0b1111, "all that a host has, as all was negotiated");
     for _ in stuck..30 {
@@ -84,18 +84,18 @@ fn a_tap_takes_the_place_of_another_while_in_use() {
 #[test]
 fn what_waited_for_a_tap_that_is_pulled_out_is_dropped() {
     let (mut lab, _) = Lab::with(ALL);
-    let host = lab.plug_narrow();
+    let host = lab.attach_narrow_tap();
     for _ in 0..100 {
         lab.offer(&framed(&frame(60)), &[]);
     }
     lab.run();
     let arrived = lab.sent as u64;
-    lab.change(Vec::new()).unwrap();
+    lab.change(None).unwrap();
     lab.run();
     assert_eq!((lab.sent, lab.transmitted()), (100, (arrived, arrived * 60, 100 - arrived)));
     assert!(is_closed(&host));
     // Once more does no harm.
-    lab.change(Vec::new()).unwrap();
+    lab.change(None).unwrap();
 }
 
 #[test]
@@ -114,17 +114,17 @@ fn the_tap_stays_when_the_device_stops_and_starts() {
         assert!(heard(&host).is_none());
     }
     lab.deactivate();
-    lab.plug.unplug().unwrap();
+    lab.tap_handle.detach().unwrap();
     assert!(is_closed(&host));
 }
 
-/// A wish that the worker did not come to before it ended is fulfilled all the same.
+/// A request that the worker had no time for before it ended is carried out all the same.
 #[test]
-fn a_wish_outlives_the_worker() {
+fn a_request_outlives_the_worker() {
     let (mut lab, first) = Lab::with(ALL);
     let (tap, second) = UnixDatagram::pair().unwrap();
-    let plug = lab.plug.clone();
-    let asking = std::thread::spawn(move || plug.change(vec![stand_in(tap.into()).0]));
+    let tap_handle = lab.tap_handle.clone();
+    let asking = std::thread::spawn(move || tap_handle.replace(Some(stand_in(tap.into()).0)));
     while lab.watcher.wait(0).is_empty() {
         std::thread::yield_now();
     }
@@ -138,13 +138,13 @@ fn a_wish_outlives_the_worker() {
 
 #[test]
 fn a_device_that_is_gone_is_an_error() {
-    let (device, plug) = Net::new(MAC, 1).unwrap();
+    let (device, tap_handle) = Net::new(MAC).unwrap();
     drop(device);
-    assert!(plug.unplug().unwrap_err().to_string().contains("gone"));
+    assert!(tap_handle.detach().unwrap_err().to_string().contains("gone"));
     // Also for whoever waits just then.
     let (lab, _host) = Lab::with(ALL);
-    let plug = lab.plug.clone();
-    let asking = std::thread::spawn(move || plug.unplug());
+    let tap_handle = lab.tap_handle.clone();
+    let asking = std::thread::spawn(move || tap_handle.detach());
     while lab.watcher.wait(0).is_empty() {
         std::thread::yield_now();
     }
@@ -154,11 +154,11 @@ fn a_device_that_is_gone_is_an_error() {
 
 #[test]
 fn only_taps_are_taken() {
-    let (_device, plug) = Net::new(MAC, 1).unwrap();
+    let (_device, tap_handle) = Net::new(MAC).unwrap();
     let (socket, _) = UnixDatagram::pair().unwrap();
-    assert!(plug.plug(vec![socket.into()]).is_err());
+    assert!(tap_handle.attach(socket.into()).is_err());
     let closed = std::fs::File::open("/dev/net/tun").unwrap();
-    assert!(plug.plug(vec![closed.into()]).is_err(), "a tap without an interface");
+    assert!(tap_handle.attach(closed.into()).is_err(), "a tap without an interface");
 }
 
 #[test]
