@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-use crate::virtio::Error;
-use crate::virtio::mmio::{INTERRUPT_STATUS, NEEDS_RESET, STATUS};
-use crate::virtio::registers::Window;
+use crate::registers::offset::{INTERRUPT_STATUS, STATUS};
+use crate::registers::{NEEDS_RESET, Window};
 
 /// Bit of `InterruptStatus`: a used ring was updated (virtio 1.2, section 4.2.2).
 pub const VRING: u32 = 1;
@@ -46,7 +45,7 @@ impl Line for KvmLine {
     }
 }
 
-/// What devices' tests look at.
+/// The line of devices' tests, which read the event.
 #[cfg(test)]
 impl Line for vmm_sys_util::eventfd::EventFd {
     fn raise(&self) -> io::Result<()> {
@@ -56,9 +55,9 @@ impl Line for vmm_sys_util::eventfd::EventFd {
 
 /// The interrupt of one virtio-mmio device: a line and the status register behind it.
 ///
-/// The driver reads the register on each interrupt. Each means that a used ring was updated, so that bit is always set;
-/// hence nobody has to see it acknowledged: our kernel doesn't (patch 0015), and what others write to `InterruptACK`
-/// ends in an event that nobody reads. A changed configuration stays visible too: the only one there is yet is
+/// The driver reads the register on each interrupt. Each interrupt means that a used ring was updated, so that bit is
+/// always set and nobody has to see an acknowledgement: our kernel makes none (patch 0015), and what other kernels write to
+/// `InterruptACK` ends in an event that nobody reads. A changed configuration stays visible too: the only one there is yet is
 /// `DEVICE_NEEDS_RESET`, and the reset clears it.
 #[derive(Clone)]
 pub struct Interrupt {
@@ -74,12 +73,18 @@ impl Interrupt {
     }
 
     /// Tells the driver that a used ring was updated.
-    pub fn queue(&self) -> Result<(), Error> {
-        self.line.raise().map_err(|error| Error::Host("raise an interrupt", error))
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn queue(&self) -> io::Result<()> {
+        self.line.raise()
     }
 
     /// Has the device status show `DEVICE_NEEDS_RESET` from now on, and tells the driver.
-    pub fn needs_reset(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// The host refuses the interrupt; the status is set all the same.
+    pub fn needs_reset(&self) -> io::Result<()> {
         self.registers.change(STATUS, |status| status | NEEDS_RESET);
         self.registers.change(INTERRUPT_STATUS, |status| status | CONFIG);
         self.queue()
@@ -95,7 +100,7 @@ impl Interrupt {
         &self.registers
     }
 
-    /// Back to a working device's state, or a broken one's, raising nothing.
+    /// Shows the state of a working device, or of a broken one, without raising an interrupt.
     pub fn set_broken(&self, broken: bool) {
         let (status, interrupt) = if broken { (NEEDS_RESET, VRING | CONFIG) } else { (0, VRING) };
         self.registers.change(STATUS, |old| old & !NEEDS_RESET | status);

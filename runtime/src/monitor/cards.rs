@@ -58,7 +58,7 @@ impl Cards {
     pub async fn plug(&self, slot: &Slot, tap: OwnedFd, running: &Running) -> anyhow::Result<Card> {
         let (number, device) = (slot.number, self.first + slot.number);
         let handle = self.taps.get(number).with_context(|| format!("there is no network card {number}"))?.clone();
-        let text = if self.late { format!("{}:{device}", running.attach(number)?) } else { String::new() };
+        let text = if self.late { format!("{}:{device}", running.hotplug(number)?) } else { String::new() };
         // The device answers when it has done what it is at: not for this thread to wait for.
         tokio::task::spawn_blocking(move || handle.attach(tap)).await??;
         Ok(Card { device: u32::try_from(device)?, plug: text, ..Default::default() })

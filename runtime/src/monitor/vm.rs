@@ -136,12 +136,12 @@ impl Vm {
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
     pub fn pause(&self) {
-        self.running.park();
+        self.running.pause();
     }
 
     /// Undoes [`Vm::pause`].
     pub fn resume(&self) {
-        self.running.unpark();
+        self.running.resume();
     }
 
     /// Adds a moment to the timeline.

@@ -24,10 +24,11 @@
 //!
 //! # System calls
 //!
-//! For whoever writes the worker's filter: `readv`, `writev`, `ioctl(TUNSETOFFLOAD)`, `poll`, `close`. Those of the
-//! thread that attaches a tap: `ioctl` of `TUNGETIFF`, `TUNSETVNETHDRSZ` and `FIONBIO`.
+//! The worker makes these: `readv`, `writev`, `ioctl(TUNSETOFFLOAD)`, `poll`, `close`. The thread that attaches a tap
+//! makes `ioctl` of `TUNGETIFF`, `TUNSETVNETHDRSZ` and `FIONBIO`.
 
 mod counters;
+mod frame;
 mod pair;
 mod tap;
 mod tap_handle;
@@ -40,25 +41,16 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, virtio_net_hdr_v1,
+    VIRTIO_NET_F_MRG_RXBUF,
 };
 
 use super::{Context, Device, Error, Event};
 pub use counters::{Counters, Traffic};
-use pair::Pair;
+use pair::{Pair, RX};
 pub use tap_handle::TapHandle;
 use tap_handle::TapReceiver;
 
-/// Bytes of the header before each frame.
-const HEADER: usize = size_of::<virtio_net_hdr_v1>();
-/// Bytes of an Ethernet header, the least frame.
-const ETHERNET: usize = libc::ETH_HLEN as usize;
-/// Bytes of a VLAN's tag.
-const VLAN: usize = 4;
-/// Most bytes of a header and a frame: behind those of Ethernet, the longest IP packet.
-const LONGEST: usize = HEADER + ETHERNET + VLAN + 65_535;
-
-/// What the guest's driver and the tap can leave to each other.
+/// Features offered: what the guest's driver and the tap can leave to each other.
 const FEATURES: [u32; 10] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
@@ -71,13 +63,9 @@ const FEATURES: [u32; 10] = [
     VIRTIO_NET_F_HOST_ECN,
     VIRTIO_NET_F_MRG_RXBUF,
 ];
-/// The queues of the pair: with frames for the guest, and from the guest.
-const RX: usize = 0;
-const TX: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-/// Tokens of the eventfd and of the tap.
+/// Token of the receiver's eventfd.
 const WAKE: u64 = 0;
-const TAP: u64 = 1;
 /// Bytes of a hardware address.
 const MAC: usize = 6;
 /// Version of what [`Net::save`] writes.
@@ -104,18 +92,18 @@ impl Net {
         Ok((Self { mac, pair, receiver, counters }, handle))
     }
 
-    /// What went through the device, to be read while it is in use.
+    /// Counters of the device's traffic, to be read while the device is in use.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
     }
 
-    /// Does what others asked for, and what there was no time for.
+    /// Serves requests of the tap handle, and frames that there was no time for.
     fn woken(&mut self, context: &mut Context) -> Result<(), Error> {
         for mut request in self.receiver.take_requests() {
             let tap = request.tap.take();
             let result = self.pair.replace(tap, context);
             if !request.answer(result) {
-                // Whoever asked has given up, and will not pull it out.
+                // The caller has given up, and will not detach it.
                 self.pair.replace(None, context)?;
             }
         }
@@ -128,7 +116,7 @@ impl Net {
     }
 }
 
-/// Refuses what is nobody's or a group's address: a driver would take another one.
+/// Refuses an address that is nobody's or a group's: a driver would take another one.
 fn check(mac: [u8; MAC]) -> Result<(), Error> {
     let [first, ..] = mac;
     if first & 1 != 0 || mac == [0; MAC] {
@@ -188,7 +176,7 @@ impl Device for Net {
         Ok([&VERSION.to_le_bytes()[..], &self.mac].concat())
     }
 
-    /// The address becomes the one that was saved: the guest goes by what it knew.
+    /// Takes the saved address over: the guest goes by what it knew.
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
         match state.split_first_chunk() {
             Some((&version, mac)) if u32::from_le_bytes(version) == VERSION => {

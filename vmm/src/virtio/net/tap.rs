@@ -9,13 +9,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
 
-use super::HEADER;
+use super::frame::HEADER;
 use crate::virtio::queue::{Buffers, Room};
 
 /// A tap whose header is as long as the device's, and whose calls do not block.
 pub struct Tap {
     fd: OwnedFd,
-    /// In a test's stead of a tap: where the offloads are noted.
+    /// In tests: where the offloads of what stands for a tap are noted.
     #[cfg(test)]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
 }
@@ -24,7 +24,7 @@ impl Tap {
     /// Takes a tap that was made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
     ///
     /// # Errors
-    /// It is no tap, or one without headers.
+    /// The descriptor is no tap, or a tap without headers.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         // IFF_NO_PI can't be seen: in an answer that bit says whether the tap has a filter.
         let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
@@ -46,7 +46,7 @@ impl Tap {
 
     /// A socket whose messages are frames, in a tap's stead.
     #[cfg(test)]
-    pub fn stand_in(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
+    pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self { fd, noted: Some(noted) }
     }
@@ -66,7 +66,7 @@ impl Tap {
         }
     }
 
-    /// Reads a frame with its header; returns their bytes, or more than the room has if it is longer than that.
+    /// Reads a frame with its header; returns their bytes, or more than the room has if the frame does not fit.
     pub fn receive(&self, room: &Room, iovecs: &mut Vec<iovec>) -> io::Result<usize> {
         // What does not fit is lost without a word. A byte more tells.
         let mut beyond = 0u8;
@@ -95,7 +95,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Whether the interface behind it is no more, so that nothing will come of it.
+    /// Whether the tap's interface was removed: no frame will come from it again.
     pub fn is_gone(&self) -> bool {
         let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
         let asked = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));

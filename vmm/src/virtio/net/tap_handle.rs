@@ -53,11 +53,11 @@ pub(super) fn channel() -> Result<(TapHandle, TapReceiver), Error> {
 }
 
 impl TapHandle {
-    /// Connects the guest to this tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`; one that is there is closed.
-    /// A device that is not active yet keeps it until then.
+    /// Connects the guest to this tap, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in the place of one that is there.
+    /// A device that is not active keeps the tap until it is.
     ///
     /// # Errors
-    /// It is no such tap, or the device is gone.
+    /// The descriptor is no such tap, or the device is gone.
     pub fn attach(&self, tap: OwnedFd) -> Result<(), Error> {
         let tap = Tap::new(tap).map_err(|error| Error::Host("use a tap", error))?;
         self.replace(Some(tap))
@@ -84,7 +84,8 @@ impl TapHandle {
 }
 
 impl Shared {
-    /// Does what was asked for, or has the worker do it and says where the answer will be; `None` without a device.
+    /// Replaces the tap at once (`Some(None)`), or hands the request to the worker and returns where the answer will be;
+    /// `None` without a device.
     fn request(&self, tap: Option<Tap>) -> Option<Option<Receiver<Result<(), Error>>>> {
         match &mut *self.state() {
             State::Idle(kept) => {
@@ -111,14 +112,14 @@ impl Shared {
 }
 
 impl Request {
-    /// Answers; false when whoever asked has given up.
+    /// Answers the caller; false when it has given up.
     pub fn answer(self, result: Result<(), Error>) -> bool {
         self.done.send(result).is_ok()
     }
 }
 
 impl TapReceiver {
-    /// A worker begins: the tap is its own from now on.
+    /// Gives the tap to a worker that begins.
     pub fn open(&self) -> Option<Tap> {
         match std::mem::replace(&mut *self.0.state(), State::Active(Vec::new())) {
             State::Idle(tap) => tap,
@@ -126,7 +127,7 @@ impl TapReceiver {
         }
     }
 
-    /// The worker ends, with this tap: it is kept here, unless others wished for another one.
+    /// Takes the tap back from a worker that ends, unless a request that it did not come to replaces the tap.
     pub fn close(&self, mut tap: Option<Tap>) {
         let mut state = self.0.state();
         if let State::Active(requests) = &mut *state {
@@ -138,7 +139,7 @@ impl TapReceiver {
         }
     }
 
-    /// The event of [`TapReceiver::as_raw_fd`]: takes what was asked for so far.
+    /// Answers the event of [`TapReceiver::as_raw_fd`]: takes the requests so far.
     pub fn take_requests(&self) -> Vec<Request> {
         // Fails only when there is nothing to take back.
         let _ = self.0.wake.read();
@@ -148,7 +149,7 @@ impl TapReceiver {
         }
     }
 
-    /// Has the worker called again once it has seen to everything else.
+    /// Has the worker called again once it has served everything else.
     pub fn wake(&self) -> Result<(), Error> {
         self.0.wake()
     }

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::queue::Outcome;
 use super::*;
 use crate::layout::MIB;
-use crate::virtio::registers::Window;
+use crate::registers::Window;
 use crate::virtio::rng::Rng;
 
 pub(crate) const SIZE: u16 = 16;

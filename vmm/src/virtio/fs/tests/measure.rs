@@ -7,9 +7,9 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::super::Fs;
-use super::super::inodes::Inode;
 use super::guest::*;
 use crate::virtio::Device;
+use crate::virtio::fs::table::inode::Inode;
 
 const FILES: usize = 1000;
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::{RX, TX};
+use super::super::pair::{RX, TX};
 use super::lab::*;
 use crate::virtio::{Device, Error, Event};
 
@@ -197,7 +197,7 @@ impl Chaos {
     fn attach(&mut self) {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(Some(stand_in(tap.into()).0));
+        self.change(Some(fake_tap(tap.into()).0));
         self.host = Some(host);
     }
 

@@ -10,12 +10,14 @@ use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::frame::HEADER;
+use super::super::pair::{RX, TX};
 use super::super::tap::Tap;
-use super::super::{Counters, HEADER, Net, RX, TX, TapHandle};
+use super::super::{Counters, Net, TapHandle};
 use crate::interrupt::Interrupt;
+use crate::registers::Window;
 use crate::virtio::driver::{DriverQueue, Epoll};
 use crate::virtio::queue::Ring;
-use crate::virtio::registers::Window;
 use crate::virtio::{Context, Device, Error, Event};
 
 pub const SIZE: u16 = 256;
@@ -62,9 +64,9 @@ pub fn frame(bytes: usize) -> Vec<u8> {
 }
 
 /// A socket in the stead of a tap, and where its offloads are noted.
-pub fn stand_in(fd: OwnedFd) -> (Tap, Arc<AtomicU32>) {
+pub fn fake_tap(fd: OwnedFd) -> (Tap, Arc<AtomicU32>) {
     let noted = Arc::new(AtomicU32::new(u32::MAX));
-    (Tap::stand_in(fd, noted.clone()), noted)
+    (Tap::of_socket(fd, noted.clone()), noted)
 }
 
 impl Lab {
@@ -132,7 +134,7 @@ impl Lab {
     pub fn attach_tap(&mut self) -> UnixDatagram {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(Some(stand_in(tap.into()).0)).unwrap();
+        self.change(Some(fake_tap(tap.into()).0)).unwrap();
         host
     }
 
@@ -141,7 +143,7 @@ impl Lab {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&tap, 1).unwrap();
-        self.change(Some(stand_in(tap.into()).0)).unwrap();
+        self.change(Some(fake_tap(tap.into()).0)).unwrap();
         host
     }
 

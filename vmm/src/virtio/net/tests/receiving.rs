@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_HDR_F_DATA_VALID};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::pair::BATCH;
-use super::super::{LONGEST, RX, TAP};
+use super::super::frame::LONGEST;
+use super::super::pair::{BATCH, RX, TAP};
 use super::lab::*;
 use crate::virtio::{Device, Event};
 

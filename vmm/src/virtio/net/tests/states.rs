@@ -5,9 +5,10 @@ use std::os::unix::net::UnixDatagram;
 
 use super::super::Net;
 use super::lab::*;
+use crate::event_loop::Watcher;
+use crate::virtio::Device;
 use crate::virtio::mmio::Transport;
 use crate::virtio::worker::tests::wiring;
-use crate::virtio::{Device, Watcher};
 
 const OTHER: [u8; 6] = [6, 5, 4, 3, 2, 1];
 
@@ -84,7 +85,7 @@ fn a_tap_that_cannot_be_used_any_more_is_none() {
     let (tap, _host) = UnixDatagram::pair().unwrap();
     // It is watched by somebody else already, so the device can't.
     lab.watcher.add(tap.as_raw_fd(), 7, 0).unwrap();
-    lab.tap_handle.replace(Some(stand_in(tap.into()).0)).unwrap();
+    lab.tap_handle.replace(Some(fake_tap(tap.into()).0)).unwrap();
     lab.activate(ALL);
     lab.send(&framed(&frame(60)));
     let host = lab.attach_tap();

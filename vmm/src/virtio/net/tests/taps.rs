@@ -6,8 +6,9 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
 
+use super::super::Net;
+use super::super::pair::TX;
 use super::super::tap::offloads;
-use super::super::{Net, TX};
 use super::lab::*;
 use crate::virtio::Device;
 
@@ -25,7 +26,7 @@ fn is_closed(host: &UnixDatagram) -> bool {
 fn a_tap_that_was_there_first_is_used_at_activation() {
     let mut lab = Lab::inactive();
     let (tap, host) = UnixDatagram::pair().unwrap();
-    let (tap, told) = stand_in(tap.into());
+    let (tap, told) = fake_tap(tap.into());
     lab.tap_handle.replace(Some(tap)).unwrap();
     assert_eq!(noted(&told), u32::MAX, "told before the features were known");
     host.send(&framed(&frame(60))).unwrap();
@@ -44,8 +45,8 @@ fn an_inactive_device_takes_the_newest_and_closes_the_others() {
     let mut lab = Lab::inactive();
     let (first, first_host) = UnixDatagram::pair().unwrap();
     let (second, second_host) = UnixDatagram::pair().unwrap();
-    lab.tap_handle.replace(Some(stand_in(first.into()).0)).unwrap();
-    lab.tap_handle.replace(Some(stand_in(second.into()).0)).unwrap();
+    lab.tap_handle.replace(Some(fake_tap(first.into()).0)).unwrap();
+    lab.tap_handle.replace(Some(fake_tap(second.into()).0)).unwrap();
     assert!(is_closed(&first_host) && !is_closed(&second_host));
     lab.tap_handle.detach().unwrap();
     assert!(is_closed(&second_host));
@@ -68,7 +69,7 @@ fn a_tap_takes_the_place_of_another_while_in_use() {
     assert!(stuck < 30);
     let (tap, second) = UnixDatagram::pair().unwrap();
     second.set_nonblocking(true).unwrap();
-    let (tap, told) = stand_in(tap.into());
+    let (tap, told) = fake_tap(tap.into());
     lab.change(Some(tap)).unwrap();
     assert!(is_closed(&first));
     assert_eq!(noted(&told), 0b1111, "all that a host has, as all was negotiated");
@@ -124,7 +125,7 @@ fn a_request_outlives_the_worker() {
     let (mut lab, first) = Lab::with(ALL);
     let (tap, second) = UnixDatagram::pair().unwrap();
     let tap_handle = lab.tap_handle.clone();
-    let asking = std::thread::spawn(move || tap_handle.replace(Some(stand_in(tap.into()).0)));
+    let asking = std::thread::spawn(move || tap_handle.replace(Some(fake_tap(tap.into()).0)));
     while lab.watcher.wait(0).is_empty() {
         std::thread::yield_now();
     }

@@ -9,9 +9,10 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::Net;
+use super::super::pair::{RX, TX};
 use super::super::tap::Tap;
 use super::super::tap_handle::TapHandle;
-use super::super::{Net, RX, TX};
 use super::lab::*;
 use crate::virtio::Device;
 use crate::virtio::driver::DriverQueue;
@@ -41,7 +42,7 @@ enum Side {
 pub fn tap() -> (Tap, UnixDatagram) {
     let (tap, host) = UnixDatagram::pair().unwrap();
     host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    (stand_in(tap.into()).0, host)
+    (fake_tap(tap.into()).0, host)
 }
 
 impl Threaded {

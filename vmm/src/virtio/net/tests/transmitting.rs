@@ -2,8 +2,8 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use super::super::pair::BATCH;
-use super::super::{LONGEST, TX};
+use super::super::frame::LONGEST;
+use super::super::pair::{BATCH, TX};
 use super::lab::*;
 use crate::virtio::{Device, Event};
 
