@@ -3,7 +3,7 @@
 //! Guest memory is not part of the state: it stays where it is, or is saved beside it.
 //!
 //! Nothing in the runtime saves or restores a machine yet. The state is the basis of warm starts; until then only tests
-//! take it (`examples/boot --save`, run by the test area `machine`), and there is no way back from it to a machine. Devices
+//! take it (`examples/boot --save`, run by the test area `vmm`), and there is no way back from it to a machine. Devices
 //! are further: each can be saved *and* restored, which their unit tests do.
 
 use kvm_bindings::{

@@ -6,7 +6,7 @@ mod hostile;
 mod kernel;
 mod listing;
 mod locks;
-mod measure;
+mod many;
 mod passthrough;
 mod random;
 mod restoring;
