@@ -42,7 +42,8 @@ pub fn load(memory: &GuestMemoryMmap, spec: &MachineSpec, devices: usize) -> Res
     let (mut kernel_file, initrd_file) = (open(&spec.kernel)?, open(&spec.initrd)?);
     let kernel = load_kernel(memory, spec, &mut kernel_file)?;
     let initrd = place_initrd(kernel.kernel_end, &initrd_file, spec)?;
-    read_file(memory, &initrd_file, 0, initrd.start, initrd.length).map_err(|error| Error::file(&spec.initrd, error))?;
+    read_file(memory, &initrd_file, 0, initrd.start, initrd.length)
+        .map_err(|error| Error::file(&spec.initrd, error))?;
     let cmdline = cmdline(spec, devices)?;
     memory.write_slice(cmdline.as_bytes_with_nul(), GuestAddress(layout::CMDLINE))?;
     memory.write_obj(zero_page(bytes, initrd), GuestAddress(layout::ZERO_PAGE))?;
