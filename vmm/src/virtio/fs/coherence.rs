@@ -45,7 +45,7 @@ impl Cache {
 
 impl Inode {
     /// Notes that the guest gets these attributes, or has made them so itself.
-    pub(super) fn told(&mut self, stat: &Stat) {
+    pub(super) fn reported(&mut self, stat: &Stat) {
         self.known = change_time(stat);
     }
 

@@ -193,7 +193,7 @@ impl Server {
         let stat = self.inodes.peek(nodeid).and_then(|inode| sys::stat(inode.fd()?));
         if let Ok(inode) = self.inodes.get_mut(nodeid) {
             match stat {
-                Ok(stat) if stat.stx_nlink > 0 => inode.told(&stat),
+                Ok(stat) if stat.stx_nlink > 0 => inode.reported(&stat),
                 _ => inode.changed(),
             }
         }

@@ -47,7 +47,7 @@ pub struct Connection<S> {
     guest_closed: u32,
     /// Directions that the host closed, and those of them that the guest has heard of.
     host_closed: u32,
-    told: u32,
+    reported: u32,
     /// Whether the stream may have bytes for the guest, and whether its other end is gone: then it is not watched.
     readable: bool,
     hung_up: bool,
@@ -70,7 +70,7 @@ impl<S: Stream> Connection<S> {
             hello: Some(Op::Request),
             guest_closed: 0,
             host_closed: 0,
-            told: 0,
+            reported: 0,
             readable: false,
             hung_up: false,
             credit: Credit::default(),
@@ -268,8 +268,8 @@ impl<S: Stream> Connection<S> {
 
     /// Notes that a `SHUTDOWN` went out: when it closed both directions, the host's side is done.
     fn shutdown_sent(&mut self) {
-        self.told = self.host_closed;
-        if self.told == SHUTDOWN_BOTH {
+        self.reported = self.host_closed;
+        if self.reported == SHUTDOWN_BOTH {
             self.phase = Phase::Lingering(Instant::now());
             self.backlog = Backlog::default();
         }
@@ -372,7 +372,7 @@ impl<S: Stream> Connection<S> {
     }
 
     fn untold(&self) -> bool {
-        self.host_closed & !self.told != 0
+        self.host_closed & !self.reported != 0
     }
 
     /// Whether the guest believes that less than half of our buffer is free, and is wrong.

@@ -4,7 +4,7 @@ use std::num::Wrapping;
 
 use super::packet::Header;
 
-/// The guest's free buffer space for one connection, as far as it told.
+/// The guest's free buffer space for one connection, as far as the guest reported it.
 #[derive(Default)]
 pub struct Credit {
     sent: Wrapping<u32>,

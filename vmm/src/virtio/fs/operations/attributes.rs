@@ -91,7 +91,7 @@ impl Server {
     /// Notes that the guest gets these attributes of an object; returns how long it may believe them.
     pub fn report(&mut self, nodeid: u64, stat: &Stat) -> Served<Duration> {
         let inode = self.inodes.get_mut(nodeid)?;
-        inode.told(stat);
+        inode.reported(stat);
         let (share, single) = (inode.share(), inode.pinned);
         Ok(self.cache_of(share).attributes_valid(stat, single))
     }

@@ -26,13 +26,13 @@ fn is_closed(host: &UnixDatagram) -> bool {
 fn a_tap_that_was_there_first_is_used_at_activation() {
     let mut lab = Lab::inactive();
     let (tap, host) = UnixDatagram::pair().unwrap();
-    let (tap, told) = fake_tap(tap.into());
+    let (tap, offloads_noted) = fake_tap(tap.into());
     lab.tap_handle.replace(Some(tap)).unwrap();
-    assert_eq!(noted(&told), u32::MAX, "told before the features were known");
+    assert_eq!(noted(&offloads_noted), u32::MAX, "told before the features were known");
     host.send(&framed(&frame(60))).unwrap();
     lab.post(4096, 20);
     lab.activate(CSUM | TSO4);
-    assert_eq!(noted(&told), libc::TUN_F_CSUM | libc::TUN_F_TSO4);
+    assert_eq!(noted(&offloads_noted), libc::TUN_F_CSUM | libc::TUN_F_TSO4);
     lab.run();
     // Merging was not negotiated here.
     assert_eq!(lab.frames(), [frame(60)]);
@@ -69,10 +69,10 @@ fn a_tap_takes_the_place_of_another_while_in_use() {
     assert!(stuck < 30);
     let (tap, second) = UnixDatagram::pair().unwrap();
     second.set_nonblocking(true).unwrap();
-    let (tap, told) = fake_tap(tap.into());
+    let (tap, offloads_noted) = fake_tap(tap.into());
     lab.change(Some(tap)).unwrap();
     assert!(is_closed(&first));
-    assert_eq!(noted(&told), 0b1111, "all that a host has, as all was negotiated");
+    assert_eq!(noted(&offloads_noted), 0b1111, "all that a host has, as all was negotiated");
     for _ in stuck..30 {
         assert_eq!(heard(&second).unwrap(), framed(&frame(60)));
         lab.run();
