@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_arguments_are_those_recommended_for_the_kernel() {
-        let wanted = include_str!("../../guest-kernel/cmdline").lines().filter(|line| !line.starts_with('#'));
+        let wanted = include_str!("../../../guest-kernel/cmdline").lines().filter(|line| !line.starts_with('#'));
         // How many CPUs come up at first is for the machine's owner to say.
         for argument in wanted.filter(|line| !line.is_empty() && !line.starts_with("maxcpus")) {
             assert!(ARGUMENTS.split_whitespace().any(|known| known == argument), "{argument} is missing");

@@ -48,7 +48,7 @@ impl Fs {
 
     /// Number of requests by opcode, to be read while the device is in use.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(self.server.counters())
+        Arc::clone(&self.server.counters)
     }
 
     /// The device with tables of these sizes.

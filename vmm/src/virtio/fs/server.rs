@@ -63,7 +63,8 @@ pub(super) struct Server {
     identity: Option<Identity>,
     /// The body of the present request, copied out of guest memory.
     pub body: Vec<u8>,
-    counters: Arc<Counters>,
+    /// Number of requests by opcode.
+    pub counters: Arc<Counters>,
 }
 
 impl Server {
@@ -149,11 +150,6 @@ impl Server {
     pub fn enter_thread(&mut self) -> Result<(), Error> {
         self.identity = Some(Identity::adopt_thread(&self.proc_fd)?);
         Ok(())
-    }
-
-    /// How often each request came.
-    pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
     }
 
     /// Forgets all that the guest knows and has open, and what was agreed on.

@@ -144,7 +144,7 @@ impl Server {
         let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
         let stat = sys::stat(path.as_fd())?;
         let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, share)?;
-        let (name, attributes) = (self.cache_of(share.into()).valid, self.tell(nodeid, &stat)?);
+        let (name, attributes) = (self.cache_of(share.into()).valid, self.report(nodeid, &stat)?);
         let entry = EntryOut::new(nodeid, Attr::new(&stat, 0), name, attributes);
         self.reply_entry_opened(entry, file, args, output)
     }

@@ -75,7 +75,7 @@ impl Server {
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
-        let attributes = self.tell(nodeid, &stat)?;
+        let attributes = self.report(nodeid, &stat)?;
         // The name goes with its container.
         let name = Duration::from_secs(1);
         Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat)), name, attributes))
@@ -87,7 +87,7 @@ impl Server {
         let same = Key::new(stat, parent.share()).same_mount(parent);
         let attr = Attr::new(stat, if same { 0 } else { self.submount(stat) });
         let name = self.cache_of(parent.share().into()).valid;
-        Ok(EntryOut::new(nodeid, attr, name, self.tell(nodeid, stat)?))
+        Ok(EntryOut::new(nodeid, attr, name, self.report(nodeid, stat)?))
     }
 
     fn submount(&self, stat: &Stat) -> u32 {

@@ -30,7 +30,7 @@ fn receive(features: u64, chains: &[&[(u64, u32, bool)]]) -> (Result<(), Error>,
     for chain in chains {
         lab.rx.add(&lab.memory, chain).unwrap();
     }
-    let result = handle(&mut lab, Event::Fd(super::super::TAP, libc::EPOLLIN as u32));
+    let result = handle(&mut lab, Event::Fd(super::super::pair::TAP, libc::EPOLLIN as u32));
     (result, lab, host)
 }
 
@@ -116,7 +116,7 @@ fn countless_buffers_are_room_enough() {
     assert_eq!(lab.received(), (1, 100, 0));
     // The next one may be longer than all of that.
     host.send(&framed(&frame(5000))).unwrap();
-    handle(&mut lab, Event::Fd(super::super::TAP, libc::EPOLLIN as u32)).unwrap();
+    handle(&mut lab, Event::Fd(super::super::pair::TAP, libc::EPOLLIN as u32)).unwrap();
     assert_eq!(lab.received().0, 1);
 }
 
