@@ -1,7 +1,8 @@
 //! The first things PID 1 does: mounts, limits, the loopback interface.
 
-use crate::rootfs::Places;
-use crate::{log, sys};
+use crate::log;
+use crate::storage::rootfs::Places;
+use crate::sys;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};

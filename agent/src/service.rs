@@ -1,11 +1,16 @@
 //! The calls of the protocol, each handed to whoever does the work.
 
-use crate::container::{Containers, Process};
+use crate::container::create;
+use crate::container::exec;
+use crate::container::table::{Containers, Process};
 use crate::error::{Error, Result};
-use crate::network::Networks;
-use crate::rootfs::Places;
-use crate::streams::Streams;
-use crate::{create, exec, machine, network, ports, processes};
+use crate::guest;
+use crate::host::streams::Streams;
+use crate::network::nics;
+use crate::network::nics::Networks;
+use crate::network::ports;
+use crate::process::list;
+use crate::storage::rootfs::Places;
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -33,13 +38,13 @@ impl Service {
     }
 
     async fn start(&self, id: &str) -> Result<()> {
-        network::check_sysctls(&self.containers, id)?;
+        nics::check_sysctls(&self.containers, id)?;
         let (gate, shape) = self.containers.take_gate(id)?;
         gate.start().await?;
         if shape.online_cpus > 1 {
             let (networks, cpus) = (self.networks.clone(), shape.online_cpus);
             tokio::spawn(async move {
-                machine::bring_up_cpus(cpus).await;
+                guest::bring_up_cpus(cpus).await;
                 networks.use_cpus(cpus);
             });
         }
@@ -85,7 +90,7 @@ fn wire(pid: i32) -> u32 {
 #[async_trait]
 impl Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> Reply<Empty> {
-        machine::configure(&request)?;
+        guest::configure(&request)?;
         Ok(Empty::new())
     }
 
@@ -126,8 +131,8 @@ impl Agent for Service {
     async fn list_processes(&self, _: &TtrpcContext, request: ListProcessesRequest) -> Reply<ListProcessesResponse> {
         let pids = self.containers.pids(&request.container_id)?;
         let proc = Path::new("/proc");
-        let (uptime, processes) = (processes::uptime(proc), processes::list(proc, &pids));
-        Ok(ListProcessesResponse { uptime, processes, memory: processes::memory(), ..Default::default() })
+        let (uptime, processes) = (list::uptime(proc), list::list(proc, &pids));
+        Ok(ListProcessesResponse { uptime, processes, memory: list::memory(), ..Default::default() })
     }
 
     async fn read_cgroup(&self, _: &TtrpcContext, request: ReadCgroupRequest) -> Reply<ReadCgroupResponse> {
@@ -157,7 +162,7 @@ impl Agent for Service {
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {
-        network::set(&self.containers, &self.networks, &request)?;
+        nics::set(&self.containers, &self.networks, &request)?;
         Ok(Empty::new())
     }
 
@@ -174,8 +179,8 @@ impl Agent for Service {
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
         // What can't be killed must not keep the machine from ending.
         let _ = tokio::time::timeout(KILL_PATIENCE, gone(self.containers.kill_all())).await;
-        machine::sync();
-        tokio::spawn(machine::end());
+        guest::sync();
+        tokio::spawn(guest::end());
         Ok(Empty::new())
     }
 }

@@ -3,10 +3,11 @@
 //! The same for init and for later processes; when this begins the child is in its namespaces, in
 //! its root directory, with its standard streams in place.
 
-use crate::capabilities;
 use crate::error::{Context, Error, Result, errno_text};
-use crate::link::ChildLink;
-use crate::{lookup, sys};
+use crate::process::capabilities;
+use crate::process::child_pipe::ChildLink;
+use crate::process::lookup;
+use crate::sys;
 use protocol::{Process, SeccompFilter};
 use rustix::fd::RawFd;
 use rustix::fs::Mode;

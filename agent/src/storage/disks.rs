@@ -3,7 +3,7 @@
 //! The host knows a disk by the serial number that it gave it, the guest's kernel by name and number of its own.
 
 use crate::error::{Context, Error, Result};
-use crate::namespaces::Namespaces;
+use crate::process::namespaces::Namespaces;
 use protocol::{CreateContainerRequest, Device};
 use rustix::fs::{Gid, Mode, Uid};
 use std::path::Path;

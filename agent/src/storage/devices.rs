@@ -1,8 +1,8 @@
 //! Device nodes and the usual links in the container's /dev.
 
-use crate::disks;
 use crate::error::{Context, Error, Result};
-use crate::path::{Leaf, Root};
+use crate::storage::disks;
+use crate::storage::path::{Leaf, Root};
 use crate::sys;
 use protocol::Device;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};

@@ -10,8 +10,9 @@
 
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
-use crate::streams::{Expected, Streams, accept};
-use crate::{log, relay};
+use crate::host::relay;
+use crate::host::streams::{Expected, Streams, accept};
+use crate::log;
 use protocol::{AcceptSocketResponse, CreateContainerRequest, MAX_SOCKET_CONNECTIONS, Socket};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Gid, Mode, Uid};

@@ -1,6 +1,6 @@
 //! PID 1 is the parent of last resort: everything that ends in the guest is reaped here.
 
-use crate::container::Containers;
+use crate::container::table::Containers;
 use crate::error::{Context, Result};
 use crate::event::watch;
 use crate::log;

@@ -1,7 +1,7 @@
 //! A pseudo terminal of the container's own devpts.
 
 use crate::error::{Context, Result};
-use crate::path::{Leaf, Root};
+use crate::storage::path::{Leaf, Root};
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};

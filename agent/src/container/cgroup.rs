@@ -1,6 +1,6 @@
 //! The container's cgroup: one directory below the guest's cgroup2 root, with its limits.
 
-use crate::device_filter;
+use crate::container::device_filter;
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
 use crate::sys;

@@ -9,9 +9,9 @@
 
 use crate::error::{Context, Result};
 use crate::event::watch;
-use crate::nat;
-use crate::netlink::Netlink;
-use crate::sockets::Door;
+use crate::host::sockets::Door;
+use crate::network::nat;
+use crate::network::netlink::Netlink;
 use protocol::{DatagramHeader, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;

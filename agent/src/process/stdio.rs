@@ -9,11 +9,11 @@
 
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
-use crate::namespaces::Namespaces;
-use crate::pump;
-use crate::streams::Streams;
+use crate::host::pump;
+use crate::host::streams::Streams;
+use crate::process::namespaces::Namespaces;
+use crate::process::terminal::{self, Pty};
 use crate::sys;
-use crate::terminal::{self, Pty};
 use protocol::Process;
 use rustix::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{FileType, Mode, OFlags, Uid};

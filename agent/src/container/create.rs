@@ -1,24 +1,27 @@
 //! CreateContainer: from a request to an init process that only has to exec.
 //!
 //! The agent clones the child into its namespaces and cgroup; the child builds the rest from inside.
-//! How the two talk is in [`crate::link`].
+//! How the two talk is in [`crate::process::child_pipe`].
 
-use crate::cgroup::Cgroup;
-use crate::container::{Containers, Process, Shape};
-use crate::disks;
+use crate::container::cgroup::Cgroup;
+use crate::container::table::{Containers, Process, Shape};
 use crate::error::{Context, Error, Result};
-use crate::files::Files;
-use crate::link::{ChildLink, Link};
-use crate::namespaces::{self, Namespaces};
-use crate::rootfs::{self, Places};
-use crate::scheduling::Scheduling;
-use crate::sockets::Sockets;
-use crate::stdio::{self, AgentStdio, ChildStdio};
-use crate::streams::Streams;
+use crate::host::sockets::Sockets;
+use crate::host::streams::Streams;
+use crate::log;
+use crate::network::nics;
+use crate::process::child;
+use crate::process::child_pipe;
+use crate::process::child_pipe::{ChildLink, Link};
+use crate::process::in_namespaces::{self, Stay};
+use crate::process::namespaces::{self, Namespaces};
+use crate::process::scheduling::Scheduling;
+use crate::process::stdio::{self, AgentStdio, ChildStdio};
+use crate::process::terminal::Pty;
+use crate::storage::disks;
+use crate::storage::files::Files;
+use crate::storage::rootfs::{self, Places};
 use crate::sys::{self, SpawnArgs};
-use crate::terminal::Pty;
-use crate::visit::{self, Stay};
-use crate::{link, log, network, process};
 use protocol::{CreateContainerRequest, KeyValue, Mount};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::Mode;
@@ -44,7 +47,7 @@ pub async fn create(
     if id.is_empty() {
         return Err(Error::invalid("container id is empty"));
     }
-    process::validate(&request.process)?;
+    child::validate(&request.process)?;
     containers.check_free(id)?;
     let namespaces = Namespaces::new(&request)?;
     disks::lend(&request.devices, &namespaces)?;
@@ -52,7 +55,7 @@ pub async fn create(
     containers.mount_shares()?;
     let neighbours = Neighbours::of(containers, &request, &namespaces)?;
     let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
-    let (link, child_link) = link::pair()?;
+    let (link, child_link) = child_pipe::pair()?;
     let mut unfinished = Unfinished { containers, id, shape: &shape, entered: false, finished: false };
     let init = neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link)).map(Arc::new);
     let made = match init {
@@ -116,7 +119,7 @@ fn shape(request: &CreateContainerRequest, places: &Places, namespaces: Namespac
     let scheduling = Scheduling::of(&request.process);
     let (online_cpus, personality) = (request.online_cpus, request.personality);
     let seccomp = request.seccomp.clone().unwrap_or_default();
-    let late = request.sysctls.iter().filter(|sysctl| network::is_of_interface(&sysctl.key));
+    let late = request.sysctls.iter().filter(|sysctl| nics::is_of_interface(&sysctl.key));
     let late_sysctls = late.cloned().collect();
     Ok(Shape { namespaces, cgroup, online_cpus, seccomp, personality, scheduling, late_sysctls })
 }
@@ -164,7 +167,7 @@ impl Neighbours {
         let living = |(id, kinds): &(String, u64)| Ok((containers.living(id)?, *kinds));
         let copy = |(place, mount): (usize, &Mount)| {
             let owner = containers.living(&mount.container_id)?;
-            Ok((place, visit::copy_mount(&owner.pidfd, &mount.source)?))
+            Ok((place, in_namespaces::copy_mount(&owner.pidfd, &mount.source)?))
         };
         let mounts = request.mounts.iter().enumerate().filter(|(_, mount)| !mount.container_id.is_empty());
         Ok(Self {
@@ -187,7 +190,7 @@ impl Neighbours {
             link.failed(&child.run(&stdio));
         };
         let stays: Vec<Stay<'_>> = self.namespaces.iter().map(|(init, kinds)| (&init.pidfd, *kinds)).collect();
-        let spawned = visit::during(&stays, || sys::spawn(&args, child))?.and_then(|spawned| spawned);
+        let spawned = in_namespaces::during(&stays, || sys::spawn(&args, child))?.and_then(|spawned| spawned);
         if spawned.is_err() && self.namespaces.iter().any(|(init, _)| !sys::is_alive(&init.pidfd)) {
             return Err(Error::precondition("a container whose namespaces are to be shared has stopped"));
         }
@@ -212,7 +215,7 @@ impl Child<'_> {
         match self.prepare(stdio) {
             Ok(pty) => {
                 let master = pty.as_ref().map(|pty| pty.master.as_raw_fd());
-                process::run(&self.request.process, &self.request.seccomp, self.link, master)
+                child::run(&self.request.process, &self.request.seccomp, self.link, master)
             }
             Err(error) => error,
         }
@@ -301,7 +304,7 @@ fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
     }
     let write = match sys::write_file(format!("/proc/sys/{path}"), &sysctl.value) {
         // Written when the interface is there.
-        Err(error) if error.kind() == ErrorKind::NotFound && network::is_of_interface(path) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && nics::is_of_interface(path) => Ok(()),
         write => write,
     };
     write.context(|| format!("write sysctl {path} = {:?}", sysctl.value))

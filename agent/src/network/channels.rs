@@ -4,8 +4,9 @@
 //! that they have come raises that. Nothing depends on it but how much can be sent at a time, so what fails is not told
 //! to the host, and all is done in a child: it may have to wait for the device, which the agent must not.
 
-use crate::netlink::Netlink;
-use crate::{log, sys};
+use crate::log;
+use crate::network::netlink::Netlink;
+use crate::sys;
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Result};
 use crate::event::{Fd, watch};
-use crate::pump::write_all;
+use crate::host::pump::write_all;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};

@@ -3,9 +3,9 @@
 //! Destinations are resolved once, inside the root only, to a descriptor; the mount itself then goes
 //! through that descriptor's path in /proc, so no symlink can redirect it.
 
-use crate::copy_up;
 use crate::error::{Context, Result};
-use crate::path::{Leaf, Root};
+use crate::storage::copy_up;
+use crate::storage::path::{Leaf, Root};
 use crate::sys;
 use protocol::Mount;
 use rustix::fd::OwnedFd;

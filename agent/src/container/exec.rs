@@ -4,16 +4,19 @@
 //! names the container's as the one for its next child and takes that back afterwards. It has one
 //! thread, so no other child comes between. The child joins the other namespaces itself.
 
-use crate::container::{Containers, Process, Shape};
-use crate::create::{begin, set_personality, settle};
+use crate::container::create::{begin, set_personality, settle};
+use crate::container::table::{Containers, Process, Shape};
 use crate::error::{Context, Error, Result};
-use crate::link::ChildLink;
-use crate::scheduling::Scheduling;
-use crate::stdio::{self, ChildStdio};
-use crate::streams::Streams;
+use crate::host::streams::Streams;
+use crate::process::child;
+use crate::process::child_pipe;
+use crate::process::child_pipe::ChildLink;
+use crate::process::in_namespaces;
+use crate::process::namespaces;
+use crate::process::scheduling::Scheduling;
+use crate::process::stdio::{self, ChildStdio};
+use crate::process::terminal::{Pty, open_here};
 use crate::sys::{self, SpawnArgs, Spawned};
-use crate::terminal::{Pty, open_here};
-use crate::{link, namespaces, process, visit};
 use protocol::ExecProcessRequest;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -24,10 +27,10 @@ use std::sync::Arc;
 pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProcessRequest) -> Result<i32> {
     let (id, exec_id) = (request.container_id.as_str(), request.exec_id.as_str());
     let taken = stdio::take(&request.process, streams).await?;
-    process::validate(&request.process)?;
+    child::validate(&request.process)?;
     let (shape, init) = containers.joinable(id, exec_id)?;
     let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &shape.namespaces)?;
-    let (link, child_link) = link::pair()?;
+    let (link, child_link) = child_pipe::pair()?;
     let joiner = Joiner { containers, shape: &shape, init: &init };
     let child = Arc::new(Process::new(joiner.spawn(&request.process, child_stdio, child_link)?));
     if let Err(error) = containers.insert_exec(id, exec_id, child.clone()) {
@@ -63,7 +66,7 @@ impl Joiner<'_> {
         let child = || {
             let error = match self.join(process, &stdio, &link) {
                 Ok(pty) => {
-                    process::run(process, &self.shape.seccomp, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd()))
+                    child::run(process, &self.shape.seccomp, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd()))
                 }
                 Err(error) => error,
             };
@@ -94,7 +97,7 @@ impl Joiner<'_> {
             return Ok(sys::spawn(&args, child));
         }
         let there = [(&self.init.pidfd, libc::CLONE_NEWPID as u64)];
-        visit::during(&there, || sys::spawn(&args, child))?.map_err(|_| stopped())
+        in_namespaces::during(&there, || sys::spawn(&args, child))?.map_err(|_| stopped())
     }
 
     /// In the child: the other namespaces and the standard streams.

@@ -7,10 +7,12 @@
 //! The host asks for each connection, and opens the stream for it. For UDP there is one stream, with a socket here for
 //! each client, so that the server tells them apart.
 
-use crate::container::{Containers, Process};
+use crate::container::table::{Containers, Process};
 use crate::error::{Context, Error, Result};
-use crate::streams::{Expected, Streams};
-use crate::{log, relay, visit};
+use crate::host::relay;
+use crate::host::streams::{Expected, Streams};
+use crate::log;
+use crate::process::in_namespaces;
 use protocol::{Clients, ConnectPortRequest, DatagramHeader};
 use rustix::fd::OwnedFd;
 use std::io;
@@ -63,7 +65,7 @@ async fn converse(server: OwnedFd, expected: Expected) {
 /// Does something in the network of a process.
 fn there<T>(init: &Process, act: impl FnOnce() -> io::Result<T>) -> Result<T> {
     let stay = [(&init.pidfd, libc::CLONE_NEWNET as u64)];
-    let done = visit::during(&stay, act)?.context(|| "enter the container's network")?;
+    let done = in_namespaces::during(&stay, act)?.context(|| "enter the container's network")?;
     done.map_err(|error| Error::internal(format!("make a socket in the container's network: {error}")))
 }
 

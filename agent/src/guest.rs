@@ -2,7 +2,8 @@
 
 use crate::error::{Context, Error, Result};
 use crate::event::watch;
-use crate::{log, sys};
+use crate::log;
+use crate::sys;
 use protocol::ConfigureRequest;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;

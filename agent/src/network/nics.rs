@@ -9,12 +9,13 @@
 //! The guest decides nothing here: the host sends what it found in the namespace that the engine set up. Only how many
 //! queues a card uses depends on the CPUs, which come up later.
 
-use crate::channels;
-use crate::container::Containers;
+use crate::container::table::Containers;
 use crate::error::{Context, Error, Result};
-use crate::netlink::Netlink;
-use crate::resolver::Resolver;
-use crate::{sys, visit};
+use crate::network::channels;
+use crate::network::netlink::Netlink;
+use crate::network::resolver::Resolver;
+use crate::process::in_namespaces;
+use crate::sys;
 use protocol::{Card, KeyValue, SetNetworkRequest};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -72,7 +73,7 @@ pub fn set(containers: &Containers, networks: &Networks, request: &SetNetworkReq
     let sysctls: Vec<&KeyValue> = request.sysctls.iter().chain(late).collect();
     let written = match sysctls.is_empty() {
         true => Ok(()),
-        false => visit::during(&stay, || all(&sysctls, |sysctl| write_sysctl(sysctl)))?
+        false => in_namespaces::during(&stay, || all(&sysctls, |sysctl| write_sysctl(sysctl)))?
             .context(|| "enter the container's network")?,
     };
     let executed = all(&request.messages, |message| execute(&network.netlink, message));
@@ -122,8 +123,8 @@ impl Networks {
 }
 
 impl Network {
-    fn of(stay: &[visit::Stay<'_>]) -> Result<Self> {
-        let opened = visit::during(stay, Netlink::open)?.and_then(|opened| opened);
+    fn of(stay: &[in_namespaces::Stay<'_>]) -> Result<Self> {
+        let opened = in_namespaces::during(stay, Netlink::open)?.and_then(|opened| opened);
         let netlink = opened.context(|| "open netlink socket in the container's network")?;
         Ok(Self { netlink, cards: BTreeMap::new() })
     }
@@ -183,12 +184,16 @@ fn all<'a, T>(these: &'a [T], act: impl FnMut(&'a T) -> Result<()>) -> Result<()
     these.iter().map(act).fold(Ok(()), Result::and)
 }
 
-fn serve_resolver(containers: &Containers, request: &SetNetworkRequest, stay: &[visit::Stay<'_>]) -> Result<()> {
+fn serve_resolver(
+    containers: &Containers,
+    request: &SetNetworkRequest,
+    stay: &[in_namespaces::Stay<'_>],
+) -> Result<()> {
     if !request.resolver {
         return Ok(());
     }
     containers.serve_resolver(&request.container_id, || {
-        visit::during(stay, Resolver::bind)?
+        in_namespaces::during(stay, Resolver::bind)?
             .and_then(|bound| bound)
             .context(|| "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)")
     })
@@ -224,7 +229,7 @@ pub fn check_sysctls(containers: &Containers, id: &str) -> Result<()> {
     }
     let init = containers.living(id)?;
     let is_missing = |sysctl: &&KeyValue| !Path::new(&format!("/proc/sys/{}", sysctl.key)).exists();
-    let missing = visit::during(&[(&init.pidfd, libc::CLONE_NEWNET as u64)], || late.iter().find(is_missing))?;
+    let missing = in_namespaces::during(&[(&init.pidfd, libc::CLONE_NEWNET as u64)], || late.iter().find(is_missing))?;
     match missing.context(|| "enter the container's network")? {
         Some(sysctl) => Err(Errno::NOENT).context(|| format!("write sysctl {} = {:?}", sysctl.key, sysctl.value)),
         None => Ok(()),

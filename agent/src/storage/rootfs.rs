@@ -7,10 +7,10 @@
 //! Everything but the pivot happens from outside, by descriptors resolved inside the root. All of it
 //! runs in the child, in its own mount namespace.
 
-use crate::devices;
 use crate::error::{Context, Error, Result};
-use crate::mounts::{Mounter, remount, share_path};
-use crate::path::{Leaf, Root};
+use crate::storage::devices;
+use crate::storage::mounts::{Mounter, remount, share_path};
+use crate::storage::path::{Leaf, Root};
 use crate::sys;
 use protocol::{CreateContainerRequest, Mount};
 use rustix::fd::OwnedFd;

@@ -4,7 +4,8 @@
 //! nothing waits meanwhile, so nobody else notices.
 
 use crate::error::{Context, Result};
-use crate::{log, sys};
+use crate::log;
+use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;

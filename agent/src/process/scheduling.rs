@@ -4,7 +4,8 @@
 //! has no right to most of it.
 
 use crate::error::{Context, Result};
-use crate::{machine, sys};
+use crate::guest;
+use crate::sys;
 use protocol::{Process, Scheduler};
 
 /// What is asked for.
@@ -70,7 +71,7 @@ fn set_cpus(pid: i32, cpus: u64) -> Result<()> {
         return Ok(());
     }
     // They may not be up yet, soon after the container's start.
-    (0..u64::BITS).filter(|cpu| cpus & (1 << cpu) != 0).for_each(machine::bring_up_cpu);
+    (0..u64::BITS).filter(|cpu| cpus & (1 << cpu) != 0).for_each(guest::bring_up_cpu);
     sys::set_cpus(pid, cpus).context(|| format!("set execCPUAffinity {cpus:#x}"))
 }
 

@@ -10,17 +10,17 @@
 //! An entry is there as soon as its process is, so that the reaper can't miss its end; it stays until
 //! the VM goes. Processes that were executed later leave with the answer to the one who waited.
 
-use crate::cgroup::{Cgroup, MemoryEvents};
+use crate::container::cgroup::{Cgroup, MemoryEvents};
 use crate::error::{Context, Error, Result};
 use crate::event::Fd;
-use crate::link::Link;
-use crate::namespaces::Namespaces;
-use crate::resolver::{Bound, Resolver};
-use crate::rootfs::Places;
-use crate::scheduling::Scheduling;
-use crate::sockets::{Queue, Sockets};
+use crate::host::sockets::{Queue, Sockets};
+use crate::network::resolver::{Bound, Resolver};
+use crate::process::child_pipe::Link;
+use crate::process::namespaces::Namespaces;
+use crate::process::scheduling::Scheduling;
+use crate::process::terminal;
+use crate::storage::rootfs::Places;
 use crate::sys::{self, Spawned};
-use crate::terminal;
 use protocol::{KeyValue, SeccompFilter};
 use rustix::fd::OwnedFd;
 use std::collections::{HashMap, VecDeque};

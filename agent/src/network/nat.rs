@@ -9,7 +9,7 @@
 //! So that the port itself stays free: a container may have a name server of its own. Docker does the same for its
 //! resolver, in the namespace on the host.
 
-use crate::netlink::{attribute, message};
+use crate::network::netlink::{attribute, message};
 use std::net::SocketAddrV4;
 
 /// Numbers of `linux/netfilter/nfnetlink.h`: the subsystem, and the messages around a batch.
