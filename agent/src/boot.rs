@@ -1,7 +1,7 @@
 //! The first things PID 1 does: mounts, limits, the loopback interface.
 
+use crate::guest_paths::GuestPaths;
 use crate::log;
-use crate::storage::rootfs::Places;
 use crate::sys;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -26,9 +26,9 @@ const MOUNTS: [(&str, &str, u64, &str); 7] = [
 /// process of a container may raise its own limit.
 const MAX_DESCRIPTORS: (u64, u64) = (1 << 16, 1 << 20);
 
-/// Where things are in the guest.
-pub fn places() -> Places {
-    Places {
+/// Where things are in the guest, besides those of its kernel.
+pub fn paths() -> GuestPaths {
+    GuestPaths {
         shares: PathBuf::from("/run/shares"),
         shares_tag: Some("shares".into()),
         rootfs: PathBuf::from("/run/rootfs"),
@@ -47,8 +47,8 @@ pub fn prepare() {
     }
     log::init();
     report("leave initramfs", root);
-    let places = places();
-    for directory in [&places.shares, &places.rootfs, &places.sockets] {
+    let paths = paths();
+    for directory in [&paths.shares, &paths.rootfs, &paths.sockets] {
         report("mkdir", rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755)));
     }
     // The kernel's threads have the same root and working directory otherwise, and setns(2) would change theirs.

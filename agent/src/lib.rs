@@ -11,7 +11,7 @@
 //!               storage          process ◀───┘   │
 //!                                   └────▶ host ◀┘
 //!
-//!  below all of them: guest · sys · event · log · error
+//!  below all of them: guest · guest_paths · sys · event · log · error
 //! ```
 //!
 //! The arrows are the allowed directions between the rooms; no two files use each other. `container` has the table of
@@ -26,6 +26,7 @@ mod container;
 mod error;
 mod event;
 mod guest;
+mod guest_paths;
 mod host;
 pub mod log;
 mod network;
@@ -35,10 +36,9 @@ mod storage;
 pub mod sys;
 
 pub use error::{Error, Result};
+pub use guest_paths::GuestPaths;
 pub use host::vsock;
-pub use storage::rootfs;
 
-use rootfs::Places;
 use rustix::fd::OwnedFd;
 use service::Service;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub struct Listeners {
 }
 
 /// Serves calls and streams and reaps processes, for ever; returns only an error.
-pub async fn serve(listeners: Listeners, places: Places) -> Result<()> {
-    let service = Arc::new(Service::new(places));
+pub async fn serve(listeners: Listeners, paths: GuestPaths) -> Result<()> {
+    let service = Arc::new(Service::new(paths));
     let reaper = container::reaper::run(listeners.children, service.containers.clone());
     let streams = service.streams.clone().serve(listeners.streams);
     let mut server = listeners.calls.register_service(protocol::create_agent(service));

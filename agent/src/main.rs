@@ -20,7 +20,7 @@ fn run(main_us: u32) -> Result<()> {
     runtime.map_err(failed("event loop"))?.block_on(async {
         let listeners = listen()?;
         say_hello(main_us);
-        agent::serve(listeners, boot::places()).await
+        agent::serve(listeners, boot::paths()).await
     })
 }
 

@@ -1,16 +1,15 @@
 //! The calls of the protocol, each handed to whoever does the work.
 
-use crate::container::create;
-use crate::container::exec;
-use crate::container::table::{Containers, Process};
+use crate::container::table::Containers;
+use crate::container::{create, exec};
 use crate::error::{Error, Result};
 use crate::guest;
+use crate::guest_paths::GuestPaths;
 use crate::host::streams::Streams;
-use crate::network::nics;
-use crate::network::nics::Networks;
-use crate::network::ports;
+use crate::network::nics::{Networks, Owner};
+use crate::network::{ports, sysctl};
+use crate::process::handle::Process;
 use crate::process::list;
-use crate::storage::rootfs::Places;
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -33,16 +32,18 @@ pub struct Service {
 
 impl Service {
     /// Nothing there yet.
-    pub fn new(places: Places) -> Self {
-        Self { containers: Arc::new(Containers::new(places)), networks: Arc::default(), streams: Arc::default() }
+    pub fn new(paths: GuestPaths) -> Self {
+        Self { containers: Arc::new(Containers::new(paths)), networks: Arc::default(), streams: Arc::default() }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
-        nics::check_sysctls(&self.containers, id)?;
-        let (gate, shape) = self.containers.take_gate(id)?;
-        gate.start().await?;
-        if shape.online_cpus > 1 {
-            let (networks, cpus) = (self.networks.clone(), shape.online_cpus);
+        let config = self.containers.config(id)?;
+        if !config.interface_sysctls.is_empty() {
+            sysctl::check(&config.interface_sysctls, &*self.containers.running_init(id)?)?;
+        }
+        self.containers.take_start_barrier(id)?.start().await?;
+        if config.online_cpus > 1 {
+            let (networks, cpus) = (self.networks.clone(), config.online_cpus);
             tokio::spawn(async move {
                 guest::bring_up_cpus(cpus).await;
                 networks.use_cpus(cpus);
@@ -51,14 +52,24 @@ impl Service {
         Ok(())
     }
 
+    fn set_network(&self, request: &SetNetworkRequest) -> Result<()> {
+        let id = &request.container_id;
+        let (init, config) = (self.containers.running_init(id)?, self.containers.config(id)?);
+        if !config.namespaces.makes(libc::CLONE_NEWNET) {
+            return Err(Error::precondition(format!("container {id} has no network namespace of its own")));
+        }
+        let socket_client = self.containers.socket_client(id)?;
+        self.networks.set(request, &Owner { init: &init, interface_sysctls: &config.interface_sysctls, socket_client })
+    }
+
     async fn delete(&self, id: &str) -> Result<()> {
         let killed = self.containers.kill(id)?;
         // What can't be killed must not keep the others waiting. Nothing has to be written back: what a process writes
         // is on the host, what it has mapped is when it unmaps it.
         let _ = tokio::time::timeout(KILL_PATIENCE, gone(killed)).await;
-        self.networks.leave(id).await;
+        self.networks.remove(id).await;
         match self.containers.remove(id) {
-            Some(shape) => shape.cgroup.remove().await,
+            Some(config) => config.cgroup.remove().await,
             None => Ok(()),
         }
     }
@@ -129,19 +140,19 @@ impl Agent for Service {
     }
 
     async fn list_processes(&self, _: &TtrpcContext, request: ListProcessesRequest) -> Reply<ListProcessesResponse> {
-        let pids = self.containers.pids(&request.container_id)?;
+        let pids = self.containers.config(&request.container_id)?.cgroup.pids();
         let proc = Path::new("/proc");
         let (uptime, processes) = (list::uptime(proc), list::list(proc, &pids));
         Ok(ListProcessesResponse { uptime, processes, memory: list::memory(), ..Default::default() })
     }
 
     async fn read_cgroup(&self, _: &TtrpcContext, request: ReadCgroupRequest) -> Reply<ReadCgroupResponse> {
-        let files = self.containers.read_cgroup(&request.container_id, &request.files)?;
+        let files = self.containers.config(&request.container_id)?.cgroup.read(&request.files)?;
         Ok(ReadCgroupResponse { files, ..Default::default() })
     }
 
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
-        let events = self.containers.memory_events(&request.container_id)?;
+        let events = self.containers.config(&request.container_id)?.cgroup.memory_events()?;
         let init = self.containers.process(&request.container_id, "")?;
         // Nobody is told of the removal of a cgroup.
         let kills = tokio::select! {
@@ -152,22 +163,23 @@ impl Agent for Service {
     }
 
     async fn accept_socket(&self, _: &TtrpcContext, request: AcceptSocketRequest) -> Reply<AcceptSocketResponse> {
-        let queue = self.containers.socket_queue(&request.container_id)?;
+        let queue = self.containers.connection_queue(&request.container_id)?;
         Ok(queue.next().await?)
     }
 
     async fn connect_port(&self, _: &TtrpcContext, request: ConnectPortRequest) -> Reply<ConnectPortResponse> {
-        let stream = ports::connect(&self.containers, &self.streams, &request).await?;
+        let init = self.containers.running_init(&request.container_id)?;
+        let stream = ports::connect(init, &self.streams, &request).await?;
         Ok(ConnectPortResponse { stream, ..Default::default() })
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {
-        nics::set(&self.containers, &self.networks, &request)?;
+        Service::set_network(self, &request)?;
         Ok(Empty::new())
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {
-        self.containers.update(&request.container_id, &request.cgroup_files)?;
+        self.containers.config(&request.container_id)?.cgroup.apply(&request.cgroup_files)?;
         Ok(Empty::new())
     }
 

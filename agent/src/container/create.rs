@@ -3,34 +3,30 @@
 //! The agent clones the child into its namespaces and cgroup; the child builds the rest from inside.
 //! How the two talk is in [`crate::process::child_pipe`].
 
-use crate::container::cgroup::Cgroup;
-use crate::container::table::{Containers, Process, Shape};
+use crate::container::config::ContainerConfig;
+use crate::container::table::Containers;
 use crate::error::{Context, Error, Result};
-use crate::host::sockets::Sockets;
+use crate::guest_paths::GuestPaths;
+use crate::host::sockets::HostSockets;
 use crate::host::streams::Streams;
 use crate::log;
-use crate::network::nics;
+use crate::network::sysctl;
 use crate::process::child;
-use crate::process::child_pipe;
-use crate::process::child_pipe::{ChildLink, Link};
-use crate::process::in_namespaces::{self, Stay};
+use crate::process::child_pipe::{self, ParentPipe};
+use crate::process::handle::Process;
+use crate::process::in_namespaces::{self, NamespaceTarget};
 use crate::process::namespaces::{self, Namespaces};
-use crate::process::scheduling::Scheduling;
-use crate::process::stdio::{self, AgentStdio, ChildStdio};
+use crate::process::setup::{self, Setup};
+use crate::process::stdio::{self, ChildStdio};
 use crate::process::terminal::Pty;
-use crate::storage::disks;
 use crate::storage::files::Files;
-use crate::storage::rootfs::{self, Places};
+use crate::storage::rootfs::{self, MountCopy};
+use crate::storage::{devices, disks};
 use crate::sys::{self, SpawnArgs};
 use protocol::{CreateContainerRequest, KeyValue, Mount};
-use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit};
+use rustix::fd::{AsFd, AsRawFd, RawFd};
 use std::io::ErrorKind;
 use std::sync::Arc;
-
-/// Soft limit of open files of a process that has none given: programs walk through all of a large one.
-const DEFAULT_DESCRIPTORS: u64 = 1024;
 
 /// Makes the container; returns the pid of its init. What fails, or is given up, leaves nothing.
 pub async fn create(
@@ -39,55 +35,68 @@ pub async fn create(
     mut request: CreateContainerRequest,
 ) -> Result<i32> {
     let taken = stdio::take(&request.process, streams).await?;
+    let namespaces = check(containers, &request)?;
     disks::resolve(&mut request)?;
-    let sockets = Sockets::open(&mut request, &containers.places.sockets, streams)?;
-    // Mounted, a file needs no name any more.
-    let _files = Files::make(&mut request, &containers.places.sockets)?;
-    let id = request.container_id.as_str();
-    if id.is_empty() {
+    let sockets = HostSockets::open(&mut request, &containers.paths.sockets, streams)?;
+    // Once it is mounted a file needs no name any more.
+    let _files = Files::make(&mut request, &containers.paths.sockets)?;
+    if namespaces.makes(libc::CLONE_NEWUSER) {
+        disks::lend(&request.devices, |device| (namespaces.guest_uid(device.uid), namespaces.guest_gid(device.gid)))?;
+    }
+    let (agent_stdio, stdio) = stdio::prepare(&request.process, taken, &namespaces)?;
+    containers.mount_shares()?;
+    let peers = Peers::of(containers, &request, &namespaces)?;
+    let config = Arc::new(ContainerConfig::new(&request, &containers.paths, namespaces)?);
+    let mut unfinished =
+        Unfinished { containers, id: &request.container_id, config: &config, entered: false, finished: false };
+    let made = async {
+        let (pipe, agent) = child_pipe::pair()?;
+        let child =
+            Child { request: &request, paths: &containers.paths, config: &config, mounts: &peers.mounts, stdio, agent };
+        let init = Arc::new(peers.spawn(child)?);
+        unfinished.enter(init.clone(), sockets)?;
+        let setup = Setup { pipe, stdio: agent_stdio, scheduling: config.scheduling.clone().on_all_cpus() };
+        containers.set_start_barrier(&request.container_id, setup.run(&init, &request.process).await?)?;
+        Ok(init.pid)
+    };
+    let made = made.await;
+    unfinished.end(made).await
+}
+
+/// Checks a request without doing anything yet.
+fn check(containers: &Containers, request: &CreateContainerRequest) -> Result<Namespaces> {
+    if request.container_id.is_empty() {
         return Err(Error::invalid("container id is empty"));
     }
     child::validate(&request.process)?;
-    containers.check_free(id)?;
-    let namespaces = Namespaces::new(&request)?;
-    disks::lend(&request.devices, &namespaces)?;
-    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &namespaces)?;
-    containers.mount_shares()?;
-    let neighbours = Neighbours::of(containers, &request, &namespaces)?;
-    let shape = Arc::new(shape(&request, &containers.places, namespaces)?);
-    let (link, child_link) = child_pipe::pair()?;
-    let mut unfinished = Unfinished { containers, id, shape: &shape, entered: false, finished: false };
-    let init = neighbours.spawn(&request, &containers.places, &shape, (child_stdio, child_link)).map(Arc::new);
-    let made = match init {
-        Ok(init) => {
-            containers.insert(id, shape.clone(), init.clone(), sockets).inspect_err(|_| init.kill())?;
-            unfinished.entered = true;
-            let scheduling = shape.scheduling.clone().on_all_cpus();
-            let settled = settle(&init, &request.process, &scheduling, (link, agent_stdio)).await;
-            settled.and_then(|gate| containers.set_gate(id, gate)).map(|()| init.pid)
-        }
-        Err(error) => Err(error),
-    };
-    unfinished.end(made).await
+    containers.check_free(&request.container_id)?;
+    Namespaces::new(request)
 }
 
 /// A container that may come to nothing: then it is undone, also when nobody waits for it any more.
 struct Unfinished<'a> {
     containers: &'a Arc<Containers>,
     id: &'a str,
-    shape: &'a Arc<Shape>,
-    /// It is in the table.
+    config: &'a Arc<ContainerConfig>,
+    /// Whether the container is in the table.
     entered: bool,
     finished: bool,
 }
 
 impl Unfinished<'_> {
+    fn enter(&mut self, init: Arc<Process>, sockets: HostSockets) -> Result<()> {
+        let entered = self.containers.insert(self.id, self.config.clone(), init.clone(), sockets);
+        entered.inspect_err(|_| init.kill())?;
+        self.entered = true;
+        Ok(())
+    }
+
     async fn end(mut self, made: Result<i32>) -> Result<i32> {
         self.finished = true;
         let Err(error) = made else { return made };
-        let error = if self.shape.cgroup.oom_kills() > 0 { out_of_memory() } else { error };
+        let error = if self.config.cgroup.oom_kills() > 0 { out_of_memory() } else { error };
         self.discard();
-        if let Err(error) = self.shape.cgroup.remove().await {
+        if let Err(error) = self.config.cgroup.remove().await {
             log::error(&error.message);
         }
         Err(error)
@@ -106,96 +115,50 @@ impl Drop for Unfinished<'_> {
             return;
         }
         self.discard();
-        let shape = self.shape.clone();
-        tokio::spawn(async move { shape.cgroup.remove().await });
+        let config = self.config.clone();
+        tokio::spawn(async move { config.cgroup.remove().await });
     }
-}
-
-/// What is the same for all its processes; its cgroup is made here.
-fn shape(request: &CreateContainerRequest, places: &Places, namespaces: Namespaces) -> Result<Shape> {
-    let path = if request.cgroup_path.is_empty() { &request.container_id } else { &request.cgroup_path };
-    let cgroup = Cgroup::create(&places.cgroup_root, path, &request.cgroup_files)?;
-    cgroup.filter_devices(&request.device_filter)?;
-    let scheduling = Scheduling::of(&request.process);
-    let (online_cpus, personality) = (request.online_cpus, request.personality);
-    let seccomp = request.seccomp.clone().unwrap_or_default();
-    let late = request.sysctls.iter().filter(|sysctl| nics::is_of_interface(&sysctl.key));
-    let late_sysctls = late.cloned().collect();
-    Ok(Shape { namespaces, cgroup, online_cpus, seccomp, personality, scheduling, late_sysctls })
 }
 
 fn out_of_memory() -> Error {
     Error::internal("container init was OOM-killed (memory limit too low?)")
 }
 
-/// The agent's part, from the clone until the child is ready. Later processes have the same.
-pub async fn settle(
-    child: &Process,
-    process: &protocol::Process,
-    scheduling: &Scheduling,
-    (mut link, stdio): (Link, AgentStdio),
-) -> Result<Link> {
-    set_oom_score(child.pid, process)?;
-    scheduling.begin(child.pid)?;
-    link.go().await?;
-    let master = link.ready(&child.pidfd).await?;
-    for limit in &process.rlimits {
-        sys::set_rlimit(child.pid, limit.resource, limit.soft, limit.hard)
-            .context(|| format!("error setting rlimit type {}", limit.resource))?;
-    }
-    scheduling.apply(child.pid)?;
-    child.set_terminal(stdio.run(master)?);
-    Ok(link)
-}
-
-/// From outside, where there is the capability to lower it; the agent's own is never inherited.
-fn set_oom_score(pid: i32, process: &protocol::Process) -> Result<()> {
-    let score = if process.has_oom_score_adj { process.oom_score_adj } else { 0 };
-    sys::write_file(format!("/proc/{pid}/oom_score_adj"), &score.to_string()).context(|| "write oom_score_adj")
-}
-
-/// Containers that the new one shares something with.
-struct Neighbours {
-    /// The first processes of those whose namespaces it shares, and the kinds.
+/// What a new container shares with others.
+struct Peers {
+    /// Init processes of containers whose namespaces it shares, and the kinds.
     namespaces: Vec<(Arc<Process>, u64)>,
-    /// Copies of mounts of theirs, by their place among its own.
-    mounts: Vec<(usize, OwnedFd)>,
+    /// Copies of mounts of other containers.
+    mounts: Vec<MountCopy>,
 }
 
-impl Neighbours {
+impl Peers {
     fn of(containers: &Containers, request: &CreateContainerRequest, namespaces: &Namespaces) -> Result<Self> {
-        let living = |(id, kinds): &(String, u64)| Ok((containers.living(id)?, *kinds));
-        let copy = |(place, mount): (usize, &Mount)| {
-            let owner = containers.living(&mount.container_id)?;
-            Ok((place, in_namespaces::copy_mount(&owner.pidfd, &mount.source)?))
+        let running = |(id, kinds): &(String, u64)| Ok((containers.running_init(id)?, *kinds));
+        let copy = |(number, mount): (usize, &Mount)| {
+            let owner = containers.running_init(&mount.container_id)?;
+            Ok(MountCopy { number, fd: in_namespaces::copy_mount(&owner.pidfd, &mount.source)? })
         };
         let mounts = request.mounts.iter().enumerate().filter(|(_, mount)| !mount.container_id.is_empty());
         Ok(Self {
-            namespaces: namespaces.shared().iter().map(living).collect::<Result<_>>()?,
+            namespaces: namespaces.shared().iter().map(running).collect::<Result<_>>()?,
             mounts: mounts.map(copy).collect::<Result<_>>()?,
         })
     }
 
-    fn spawn(
-        &self,
-        request: &CreateContainerRequest,
-        places: &Places,
-        shape: &Shape,
-        (stdio, link): (ChildStdio, ChildLink),
-    ) -> Result<Process> {
-        let cgroup = shape.cgroup.open()?;
-        let args = SpawnArgs { flags: shape.namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
-        let child = || {
-            let child = Child { request, places, namespaces: &shape.namespaces, mounts: &self.mounts, link: &link };
-            link.failed(&child.run(&stdio));
-        };
-        let stays: Vec<Stay<'_>> = self.namespaces.iter().map(|(init, kinds)| (&init.pidfd, *kinds)).collect();
-        let spawned = in_namespaces::during(&stays, || sys::spawn(&args, child))?.and_then(|spawned| spawned);
+    fn spawn(&self, child: Child<'_>) -> Result<Process> {
+        let namespaces = &child.config.namespaces;
+        let cgroup = child.config.cgroup.open()?;
+        let args = SpawnArgs { flags: namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
+        let target = |(init, kinds): &'_ (Arc<Process>, u64)| NamespaceTarget { pidfd: &init.pidfd, kinds: *kinds };
+        let targets: Vec<_> = self.namespaces.iter().map(target).collect();
+        let spawned = in_namespaces::run(&targets, || sys::spawn(&args, || child.agent.failed(&child.run())))?;
+        let spawned = spawned.and_then(|spawned| spawned);
         if spawned.is_err() && self.namespaces.iter().any(|(init, _)| !sys::is_alive(&init.pidfd)) {
             return Err(Error::precondition("a container whose namespaces are to be shared has stopped"));
         }
         let process = Process::new(spawned.context(|| "clone init process")?);
-        shape.namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
+        namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
         Ok(process)
     }
 }
@@ -203,47 +166,38 @@ impl Neighbours {
 /// What the init process knows before it is one.
 struct Child<'a> {
     request: &'a CreateContainerRequest,
-    places: &'a Places,
-    namespaces: &'a Namespaces,
-    mounts: &'a [(usize, OwnedFd)],
-    link: &'a ChildLink,
+    paths: &'a GuestPaths,
+    config: &'a ContainerConfig,
+    mounts: &'a [MountCopy],
+    stdio: ChildStdio,
+    agent: ParentPipe,
 }
 
 impl Child<'_> {
-    /// Returns only an error.
-    fn run(&self, stdio: &ChildStdio) -> Error {
-        match self.prepare(stdio) {
+    /// Becomes the container's init; returns only an error.
+    fn run(&self) -> Error {
+        match self.prepare() {
             Ok(pty) => {
                 let master = pty.as_ref().map(|pty| pty.master.as_raw_fd());
-                child::run(&self.request.process, &self.request.seccomp, self.link, master)
+                child::run(&self.request.process, &self.request.seccomp, &self.agent, master)
             }
             Err(error) => error,
         }
     }
 
-    fn prepare(&self, stdio: &ChildStdio) -> Result<Option<Pty>> {
-        let mounts: Vec<RawFd> = self.mounts.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
-        begin(stdio, self.link, &mounts)?;
-        set_personality(self.request.personality)?;
-        if self.namespaces.makes(libc::CLONE_NEWUSER) {
+    fn prepare(&self) -> Result<Option<Pty>> {
+        let mounts: Vec<RawFd> = self.mounts.iter().map(|copy| copy.fd.as_raw_fd()).collect();
+        setup::begin(&self.stdio, &self.agent, &mounts)?;
+        setup::set_personality(self.request.personality)?;
+        if self.config.namespaces.makes(libc::CLONE_NEWUSER) {
             namespaces::become_root()?;
         }
         self.fill_namespaces()?;
         let mut pty = None;
-        let root = rootfs::build(self.request, (self.places, self.mounts), |root| {
+        let root = rootfs::build(self.request, self.paths, self.mounts, |root| {
             let open = |path: &str, flags| root.open_with(path, flags);
-            match stdio {
-                ChildStdio::Pipes(pipes) => {
-                    stdio::install_pipes(pipes, &stdio::open_null(open, stdio::guest_null()?))?;
-                }
-                ChildStdio::Terminal(size) => {
-                    let opened = Pty::open(open, *size)?;
-                    opened.bind_console(root)?;
-                    stdio::install_terminal(&opened, self.request.process.uid)?;
-                    pty = Some(opened);
-                }
-            }
-            Ok(())
+            pty = self.stdio.install(open, stdio::guest_null()?, self.request.process.uid)?;
+            pty.as_ref().map_or(Ok(()), |pty| devices::bind_console(root, &pty.name()?))
         })?;
         self.request.sysctls.iter().try_for_each(set_sysctl)?;
         rootfs::enter(root, &self.request.rootfs_propagation)?;
@@ -252,48 +206,18 @@ impl Child<'_> {
 
     /// What is inside the new namespaces besides mounts.
     fn fill_namespaces(&self) -> Result<()> {
-        self.namespaces.make_the_rest()?;
-        if self.namespaces.makes(libc::CLONE_NEWNET) {
+        self.config.namespaces.make_the_rest()?;
+        if self.config.namespaces.makes(libc::CLONE_NEWNET) {
             sys::link_up("lo").context(|| "set lo up")?;
         }
-        if self.namespaces.has(libc::CLONE_NEWUTS) && !self.request.hostname.is_empty() {
+        if self.config.namespaces.has(libc::CLONE_NEWUTS) && !self.request.hostname.is_empty() {
             rustix::system::sethostname(self.request.hostname.as_bytes()).context(|| "sethostname")?;
         }
-        if self.namespaces.has(libc::CLONE_NEWUTS) && !self.request.domainname.is_empty() {
+        if self.config.namespaces.has(libc::CLONE_NEWUTS) && !self.request.domainname.is_empty() {
             rustix::system::setdomainname(self.request.domainname.as_bytes()).context(|| "setdomainname")?;
         }
         Ok(())
     }
-}
-
-/// The first steps of every child: a clean process of its own session, with no descriptors but its
-/// standard streams to be, the link and `extra`.
-pub fn begin(stdio: &ChildStdio, link: &ChildLink, extra: &[RawFd]) -> Result<()> {
-    sys::reset_signals();
-    sys::die_of_signals();
-    let mut keep = stdio.raw_fds();
-    keep.push(link.raw_fd());
-    keep.extend(extra);
-    sys::close_all_but(&keep);
-    // What is made from here on gets the mode that was asked for.
-    rustix::process::umask(Mode::empty());
-    lower_descriptor_limit()?;
-    link.wait_go()?;
-    rustix::process::setsid().context(|| "setsid").map(drop)
-}
-
-/// That of the container, for each of its processes; 0: as it is.
-pub fn set_personality(personality: u32) -> Result<()> {
-    match personality {
-        0 => Ok(()),
-        _ => sys::set_personality(personality).context(|| format!("set personality {personality}")),
-    }
-}
-
-fn lower_descriptor_limit() -> Result<()> {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let current = Some(limit.maximum.map_or(DEFAULT_DESCRIPTORS, |hard| hard.min(DEFAULT_DESCRIPTORS)));
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit }).context(|| "set default rlimits")
 }
 
 /// Writes a sysctl through the guest's /proc, which shows each caller its own namespaces' values.
@@ -304,7 +228,7 @@ fn set_sysctl(sysctl: &KeyValue) -> Result<()> {
     }
     let write = match sys::write_file(format!("/proc/sys/{path}"), &sysctl.value) {
         // Written when the interface is there.
-        Err(error) if error.kind() == ErrorKind::NotFound && nics::is_of_interface(path) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && sysctl::is_of_interface(path) => Ok(()),
         write => write,
     };
     write.context(|| format!("write sysctl {path} = {:?}", sysctl.value))

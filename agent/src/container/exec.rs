@@ -4,16 +4,18 @@
 //! names the container's as the one for its next child and takes that back afterwards. It has one
 //! thread, so no other child comes between. The child joins the other namespaces itself.
 
-use crate::container::create::{begin, set_personality, settle};
-use crate::container::table::{Containers, Process, Shape};
+use crate::container::config::ContainerConfig;
+use crate::container::table::Containers;
 use crate::error::{Context, Error, Result};
+use crate::guest_paths::GuestPaths;
 use crate::host::streams::Streams;
 use crate::process::child;
-use crate::process::child_pipe;
-use crate::process::child_pipe::ChildLink;
-use crate::process::in_namespaces;
+use crate::process::child_pipe::{self, ParentPipe};
+use crate::process::handle::Process;
+use crate::process::in_namespaces::{self, NamespaceTarget};
 use crate::process::namespaces;
 use crate::process::scheduling::Scheduling;
+use crate::process::setup::{self, Setup};
 use crate::process::stdio::{self, ChildStdio};
 use crate::process::terminal::{Pty, open_here};
 use crate::sys::{self, SpawnArgs, Spawned};
@@ -28,54 +30,44 @@ pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProce
     let (id, exec_id) = (request.container_id.as_str(), request.exec_id.as_str());
     let taken = stdio::take(&request.process, streams).await?;
     child::validate(&request.process)?;
-    let (shape, init) = containers.joinable(id, exec_id)?;
-    let (agent_stdio, child_stdio) = stdio::prepare(&request.process, taken, &shape.namespaces)?;
-    let (link, child_link) = child_pipe::pair()?;
-    let joiner = Joiner { containers, shape: &shape, init: &init };
-    let child = Arc::new(Process::new(joiner.spawn(&request.process, child_stdio, child_link)?));
-    if let Err(error) = containers.insert_exec(id, exec_id, child.clone()) {
-        child.kill();
-        return Err(error);
-    }
-    let scheduling = Scheduling::of(&request.process).or(&shape.scheduling);
-    let started = match settle(&child, &request.process, &scheduling, (link, agent_stdio)).await {
-        Ok(link) => link.start().await,
+    let (config, init) = containers.prepare_exec(id, exec_id)?;
+    let (agent_stdio, stdio) = stdio::prepare(&request.process, taken, &config.namespaces)?;
+    let (pipe, agent) = child_pipe::pair()?;
+    let joiner = Joiner { process: &request.process, config: &config, init: &init, stdio, agent };
+    let process = Arc::new(Process::new(joiner.spawn(&containers.paths)?));
+    containers.insert_exec(id, exec_id, process.clone()).inspect_err(|_| process.kill())?;
+    let scheduling = Scheduling::of(&request.process).or(&config.scheduling);
+    let started = match (Setup { pipe, stdio: agent_stdio, scheduling }).run(&process, &request.process).await {
+        Ok(pipe) => pipe.start().await,
         Err(error) => Err(error),
     };
     if let Err(error) = started {
-        child.kill();
+        process.kill();
         containers.remove_exec(id, exec_id);
         return Err(if init.has_ended() { stopped() } else { error });
     }
-    Ok(child.pid)
+    Ok(process.pid)
 }
 
 fn stopped() -> Error {
     Error::precondition("cannot exec in a stopped container")
 }
 
-/// Makes children inside a container.
+/// A process that is to be made inside a container.
 struct Joiner<'a> {
-    containers: &'a Containers,
-    shape: &'a Shape,
+    process: &'a protocol::Process,
+    config: &'a ContainerConfig,
     init: &'a Process,
+    stdio: ChildStdio,
+    agent: ParentPipe,
 }
 
 impl Joiner<'_> {
-    fn spawn(&self, process: &protocol::Process, stdio: ChildStdio, link: ChildLink) -> Result<Spawned> {
-        let child = || {
-            let error = match self.join(process, &stdio, &link) {
-                Ok(pty) => {
-                    child::run(process, &self.shape.seccomp, &link, pty.as_ref().map(|pty| pty.master.as_raw_fd()))
-                }
-                Err(error) => error,
-            };
-            link.failed(&error);
-        };
-        let mut result = self.spawn_in(&self.cgroup()?, child)?;
+    fn spawn(self, paths: &GuestPaths) -> Result<Spawned> {
+        let mut result = self.spawn_in(&self.cgroup(paths)?)?;
         if result.as_ref().is_err_and(|&errno| errno == Errno::BUSY) {
             // Init has moved since, and handed the controllers to where it is now.
-            result = self.spawn_in(&self.cgroup()?, child)?;
+            result = self.spawn_in(&self.cgroup(paths)?)?;
         }
         match result {
             // No process can be born in a pid namespace whose init is gone.
@@ -86,41 +78,43 @@ impl Joiner<'_> {
 
     /// Init's cgroup. An init that shares its cgroup out (systemd, a dind script) leaves the container's own for one
     /// below it, and can hand controllers down only while nothing else is in the container's own.
-    fn cgroup(&self) -> Result<OwnedFd> {
-        self.shape.cgroup.open_where(&self.containers.places.cgroup_root, self.init.pid)
+    fn cgroup(&self, paths: &GuestPaths) -> Result<OwnedFd> {
+        self.config.cgroup.open_where(&paths.cgroup_root, self.init.pid)
     }
 
     /// Clones into the container's pid namespace, and puts the agent's own back in any case.
-    fn spawn_in(&self, cgroup: &OwnedFd, child: impl FnOnce()) -> Result<std::result::Result<Spawned, Errno>> {
+    fn spawn_in(&self, cgroup: &OwnedFd) -> Result<std::result::Result<Spawned, Errno>> {
         let args = SpawnArgs { flags: 0, cgroup: Some(cgroup.as_fd()) };
-        if !self.shape.namespaces.has(libc::CLONE_NEWPID) {
-            return Ok(sys::spawn(&args, child));
+        let spawn = || sys::spawn(&args, || self.agent.failed(&self.run()));
+        if !self.config.namespaces.has(libc::CLONE_NEWPID) {
+            return Ok(spawn());
         }
-        let there = [(&self.init.pidfd, libc::CLONE_NEWPID as u64)];
-        in_namespaces::during(&there, || sys::spawn(&args, child))?.map_err(|_| stopped())
+        let target = NamespaceTarget { pidfd: &self.init.pidfd, kinds: libc::CLONE_NEWPID as u64 };
+        in_namespaces::run(&[target], spawn)?.map_err(|_| stopped())
     }
 
-    /// In the child: the other namespaces and the standard streams.
-    fn join(&self, process: &protocol::Process, stdio: &ChildStdio, link: &ChildLink) -> Result<Option<Pty>> {
+    /// In the child: executes the program; returns only an error.
+    fn run(&self) -> Error {
+        match self.join() {
+            Ok(pty) => {
+                let master = pty.as_ref().map(|pty| pty.master.as_raw_fd());
+                child::run(self.process, &self.config.seccomp, &self.agent, master)
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// In the child: enters the other namespaces and puts the standard streams in place.
+    fn join(&self) -> Result<Option<Pty>> {
         let init = self.init.pidfd.as_fd();
-        begin(stdio, link, &[init.as_raw_fd()])?;
-        set_personality(self.shape.personality)?;
+        setup::begin(&self.stdio, &self.agent, &[init.as_raw_fd()])?;
+        setup::set_personality(self.config.personality)?;
         let null = stdio::guest_null()?;
-        let flags = ThreadNameSpaceType::from_bits_retain(self.shape.namespaces.join_flags() as u32);
+        let flags = ThreadNameSpaceType::from_bits_retain(self.config.namespaces.join_flags() as u32);
         move_into_thread_name_spaces(init, flags).context(|| "join namespaces of the container")?;
-        if self.shape.namespaces.makes(libc::CLONE_NEWUSER) {
+        if self.config.namespaces.makes(libc::CLONE_NEWUSER) {
             namespaces::become_root()?;
         }
-        match stdio {
-            ChildStdio::Pipes(pipes) => {
-                stdio::install_pipes(pipes, &stdio::open_null(open_here, null))?;
-                Ok(None)
-            }
-            ChildStdio::Terminal(size) => {
-                let pty = Pty::open(open_here, *size)?;
-                stdio::install_terminal(&pty, process.uid)?;
-                Ok(Some(pty))
-            }
-        }
+        self.stdio.install(open_here, null, self.process.uid)
     }
 }

@@ -31,56 +31,56 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Names of listeners are distinct by this.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Connections that the host is to be told of.
+/// Connections for which the host is to open streams.
 #[derive(Clone)]
-pub struct Queue(Arc<Mutex<mpsc::Receiver<AcceptSocketResponse>>>);
+pub struct ConnectionQueue(Arc<Mutex<mpsc::Receiver<AcceptSocketResponse>>>);
 
-impl Queue {
-    /// The next one.
+impl ConnectionQueue {
+    /// Waits for the next connection.
     pub async fn next(&self) -> Result<AcceptSocketResponse> {
         let next = self.0.lock().await.recv().await;
         next.ok_or_else(|| Error::precondition("the container has no sockets of the host, or not any more"))
     }
 }
 
-/// The listeners of one container, and what came in by them. All of it ends when this is dropped.
-pub struct Sockets {
-    queue: Queue,
-    door: Door,
+/// Listeners of one container that stand for sockets of the host, and their connections. Dropping this ends all of them.
+pub struct HostSockets {
+    queue: ConnectionQueue,
+    client: HostSocketClient,
     paths: Vec<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-impl Sockets {
+impl HostSockets {
     /// Makes a listener in `directory` for each socket that is to be mounted, and names it as the mount's source.
     pub fn open(request: &mut CreateContainerRequest, directory: &Path, streams: &Arc<Streams>) -> Result<Self> {
         let (wanted, queue) = mpsc::channel(MAX_SOCKET_CONNECTIONS);
-        let queue = Queue(Arc::new(Mutex::new(queue)));
+        let queue = ConnectionQueue(Arc::new(Mutex::new(queue)));
         let free = Arc::new(Semaphore::new(MAX_SOCKET_CONNECTIONS));
-        let door = Door { number: 0, wanted, free, streams: streams.clone() };
-        let mut sockets = Self { queue, door, paths: Vec::new(), tasks: Vec::new() };
+        let client = HostSocketClient { number: 0, wanted, free, streams: streams.clone() };
+        let mut sockets = Self { queue, client, paths: Vec::new(), tasks: Vec::new() };
         let mounts = request.mounts.iter_mut().filter_map(|mount| Some((mount.socket.as_ref()?, &mut mount.source)));
         for (number, (socket, source)) in (0..).zip(mounts) {
             let path = directory.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
             let listener = sockets.listen(&path, socket).context(|| "make a socket for one of the host")?;
             let listener = watch(listener, Interest::READABLE)?;
-            sockets.tasks.push(tokio::spawn(sockets.door.of(number).serve(listener)));
+            sockets.tasks.push(tokio::spawn(sockets.client.of(number).serve(listener)));
             *source = path.to_string_lossy().into_owned();
         }
         Ok(sockets)
     }
 
-    /// Where the host hears of connections.
-    pub fn queue(&self) -> Queue {
+    /// Connections that the host is yet to hear of.
+    pub fn queue(&self) -> ConnectionQueue {
         self.queue.clone()
     }
 
-    /// Where others than the bundle's mounts come in.
-    pub fn door(&self) -> &Door {
-        &self.door
+    /// Client for connections that come by something else than the bundle's mounts.
+    pub fn client(&self) -> &HostSocketClient {
+        &self.client
     }
 
-    /// With owner and mode of the host's, so that the same processes may connect.
+    /// Makes a listener with owner and mode of the host's socket, so that the same processes may connect.
     fn listen(&mut self, path: &Path, socket: &Socket) -> std::io::Result<OwnedFd> {
         let listener = UnixListener::bind(path)?;
         self.paths.push(path.to_owned());
@@ -91,7 +91,7 @@ impl Sockets {
     }
 }
 
-impl Drop for Sockets {
+impl Drop for HostSockets {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
         for path in &self.paths {
@@ -101,9 +101,9 @@ impl Drop for Sockets {
     }
 }
 
-/// What serves one listener.
+/// Asks the host for connections to one of its sockets, and serves those of a listener by them.
 #[derive(Clone)]
-pub struct Door {
+pub struct HostSocketClient {
     number: u32,
     wanted: mpsc::Sender<AcceptSocketResponse>,
     /// Room for connections, of all sockets of the container.
@@ -111,24 +111,24 @@ pub struct Door {
     streams: Arc<Streams>,
 }
 
-impl Door {
-    /// The same for the socket of this number.
+impl HostSocketClient {
+    /// A client for the socket of this number.
     pub fn of(&self, number: u32) -> Self {
         Self { number, ..self.clone() }
     }
 
-    /// A stream that ends at the socket; `None` when the host has none.
+    /// Opens a stream that ends at the host's socket; `None` when the host does not open one.
     pub async fn stream(&self) -> Option<OwnedFd> {
         self.ask(self.streams.expect()).await
     }
 
     async fn ask(&self, expected: Expected) -> Option<OwnedFd> {
-        let wish = AcceptSocketResponse { socket: self.number, stream: expected.id(), ..Default::default() };
-        self.wanted.send(wish).await.ok()?;
+        let request = AcceptSocketResponse { socket: self.number, stream: expected.id(), ..Default::default() };
+        self.wanted.send(request).await.ok()?;
         tokio::time::timeout(PATIENCE, expected.stream()).await.ok()?.ok()
     }
 
-    /// Serves connections to it, for ever.
+    /// Serves connections to a listener, for ever.
     pub async fn serve(self, listener: Fd) {
         let mut connections = JoinSet::new();
         loop {
@@ -146,7 +146,8 @@ impl Door {
         }
     }
 
-    /// Without room nobody is admitted: who connects waits in the kernel's queue, as before a busy server.
+    /// Accepts a connection once there is room for it; without room it waits in the kernel's queue, as before a busy
+    /// server.
     async fn admit(&self, listener: &Fd) -> Result<(OwnedFd, OwnedSemaphorePermit)> {
         // First somebody who wants it: no room is kept for a listener that nobody connects to.
         drop(listener.readable().await.context(|| "wait for connections to a socket of the host")?);
@@ -156,12 +157,12 @@ impl Door {
         Ok((client, permit))
     }
 
-    /// A connection from its beginning to its end.
+    /// Relays a connection from its beginning to its end.
     fn converse(&self, client: OwnedFd, permit: OwnedSemaphorePermit) -> impl Future<Output = ()> + use<> {
-        let (expected, door) = (self.streams.expect(), self.clone());
+        let (expected, host) = (self.streams.expect(), self.clone());
         async move {
             let _permit = permit;
-            let Some(stream) = door.ask(expected).await else { return };
+            let Some(stream) = host.ask(expected).await else { return };
             if let Err(error) = relay::both_ways(client, stream).await {
                 log::error(&error.message);
             }

@@ -5,4 +5,6 @@ pub mod nat;
 pub mod netlink;
 pub mod nics;
 pub mod ports;
+pub mod requests;
 pub mod resolver;
+pub mod sysctl;

@@ -1,4 +1,4 @@
-//! netlink(7), as little as the agent needs: it executes what the host has composed, moves cards, and has the kernel
+//! netlink(7), as little as the agent needs: it executes what the host has composed, moves NICs, and has the kernel
 //! translate the address of the network's resolver.
 
 use crate::error::{Context, Result};
@@ -23,6 +23,16 @@ const NETLINK_NETFILTER: RawProtocol = NonZero::new(libc::NETLINK_NETFILTER as u
 /// A socket in the network namespace of whoever opened it.
 pub struct Netlink {
     socket: OwnedFd,
+}
+
+/// Where an interface goes.
+pub struct NewPlace<'a> {
+    /// Network namespace.
+    pub namespace: BorrowedFd<'a>,
+    /// Name of the interface there; the kernel puts a number for `%d`.
+    pub name: &'a str,
+    /// Index of the interface there; 0: any.
+    pub index: u32,
 }
 
 impl Netlink {
@@ -57,16 +67,15 @@ impl Netlink {
         }
     }
 
-    /// Moves an interface, which it sets down, to another namespace. There it has this name, and this index if that is
-    /// not 0.
-    pub fn move_link(&self, index: u32, to: BorrowedFd, (name, new_index): (&str, u32)) -> Result<()> {
-        let mut attributes = attribute(IFLA_NET_NS_FD, &to.as_raw_fd().to_ne_bytes());
-        attributes.extend(attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat()));
-        if new_index != 0 {
-            attributes.extend(attribute(IFLA_NEW_IFINDEX, &new_index.to_ne_bytes()));
+    /// Moves an interface, which this sets down, to another namespace.
+    pub fn move_link(&self, index: u32, to: NewPlace<'_>) -> Result<()> {
+        let mut attributes = attribute(IFLA_NET_NS_FD, &to.namespace.as_raw_fd().to_ne_bytes());
+        attributes.extend(attribute(IFLA_IFNAME, &[to.name.as_bytes(), b"\0"].concat()));
+        if to.index != 0 {
+            attributes.extend(attribute(IFLA_NEW_IFINDEX, &to.index.to_ne_bytes()));
         }
         let moved = self.execute(&change_link(index, &attributes));
-        moved.context(|| format!("make network card {index} interface {name}"))
+        moved.context(|| format!("make NIC {index} interface {}", to.name))
     }
 }
 

@@ -1,28 +1,28 @@
-//! What network a container has.
+//! The NICs of a container, and what the host wants set up in its network.
 //!
 //! ```text
 //!  guest's own namespace            the container's
 //!  eth0, eth1, … as they come ────▶ name and index as on the host, then addresses and routes
-//!  card0, card1, … once used  ◀──── also when it ends: they are for all containers
+//!  nic0, nic1, … once used    ◀──── also when it ends: they are for all containers
 //! ```
 //!
 //! The guest decides nothing here: the host sends what it found in the namespace that the engine set up. Only how many
-//! queues a card uses depends on the CPUs, which come up later.
+//! queues a NIC uses depends on the CPUs, which come up later.
 
-use crate::container::table::Containers;
 use crate::error::{Context, Error, Result};
-use crate::network::channels;
-use crate::network::netlink::Netlink;
+use crate::host::sockets::HostSocketClient;
+use crate::log;
+use crate::network::netlink::{Netlink, NewPlace};
 use crate::network::resolver::Resolver;
-use crate::process::in_namespaces;
+use crate::network::{channels, requests, sysctl};
+use crate::process::handle::Process;
+use crate::process::in_namespaces::in_network;
 use crate::sys;
-use protocol::{Card, KeyValue, SetNetworkRequest};
+use protocol::{KeyValue, Nic, SetNetworkRequest};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,13 +30,13 @@ use std::time::Duration;
 
 /// virtio-mmio devices that the kernel was told of by number.
 const DEVICES: &str = "/sys/devices/virtio-mmio-cmdline";
-/// Where it is told of more.
-const PLUG: &str = "/sys/module/virtio_mmio/parameters/device";
+/// Kernel parameter that takes more devices.
+const DEVICE_PARAMETER: &str = "/sys/module/virtio_mmio/parameters/device";
 
-/// How long a card may take to come back that a container has moved on, to a namespace that ends with it.
+/// How long a NIC may take to come back that a container has moved on, to a namespace that ends with the container.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What containers have of the cards, by their ids.
+/// The networks of all containers that have one, by the containers' ids.
 #[derive(Default)]
 pub struct Networks {
     table: Mutex<HashMap<String, Network>>,
@@ -46,194 +46,166 @@ pub struct Networks {
 
 /// A container's network that the host has filled.
 struct Network {
-    /// A socket in it, good also when nobody lives there any more.
+    /// Netlink socket in the network, good also when nobody lives there any more.
     netlink: Netlink,
-    /// Its interfaces that are cards: index and number of the device.
-    cards: BTreeMap<u32, u32>,
+    /// Number of the virtio-mmio device of each interface that is a NIC, by the interface's index.
+    nics: BTreeMap<u32, u32>,
+    resolver: Option<Resolver>,
 }
 
-/// Does what is asked for. What the kernel refuses does not keep the rest from being done; the first of it is the error.
-pub fn set(containers: &Containers, networks: &Networks, request: &SetNetworkRequest) -> Result<()> {
-    let id = &request.container_id;
-    let (init, shape) = (containers.living(id)?, containers.shape(id)?);
-    if !shape.namespaces.makes(libc::CLONE_NEWNET) {
-        return Err(Error::precondition(format!("container {id} has no network namespace of its own")));
-    }
-    let stay = [(&init.pidfd, libc::CLONE_NEWNET as u64)];
-    let mut table = networks.lock();
-    let network = match table.entry(id.clone()) {
-        Entry::Occupied(entry) => entry.into_mut(),
-        Entry::Vacant(entry) => entry.insert(Network::of(&stay)?),
-    };
-    network.take_back(&request.unplugged)?;
-    let there = open_namespace(&format!("/proc/{}/ns/net", init.pid))?;
-    let (plugged, come) = network.hand_over(&request.plugged, &there)?;
-    let has_come = |sysctl: &&KeyValue| interface_of(&sysctl.key).is_some_and(|name| come.contains(&name));
-    let late = shape.late_sysctls.iter().filter(has_come);
-    let sysctls: Vec<&KeyValue> = request.sysctls.iter().chain(late).collect();
-    let written = match sysctls.is_empty() {
-        true => Ok(()),
-        false => in_namespaces::during(&stay, || all(&sysctls, |sysctl| write_sysctl(sysctl)))?
-            .context(|| "enter the container's network")?,
-    };
-    let executed = all(&request.messages, |message| execute(&network.netlink, message));
-    let resolver = serve_resolver(containers, request, &stay);
-    let new = request.plugged.iter().filter(|card| come.contains(&card.name.as_str())).map(|card| card.index);
-    networks.raise(new.map(|index| (&network.netlink, index)));
-    plugged.and(written).and(executed).and(resolver)
+/// The container whose network is set up.
+pub struct Owner<'a> {
+    /// Init, which is in the network.
+    pub init: &'a Process,
+    /// Sysctls to be written once the interfaces they belong to have come.
+    pub interface_sysctls: &'a [KeyValue],
+    /// Client for connections to the resolver on the host.
+    pub socket_client: HostSocketClient,
 }
 
 impl Networks {
+    /// Does what the request asks for. When the kernel refuses a part the others are done all the same; the error is the
+    /// first failure.
+    pub fn set(&self, request: &SetNetworkRequest, owner: &Owner<'_>) -> Result<()> {
+        let mut table = self.lock();
+        let network = match table.entry(request.container_id.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Network::of(owner.init)?),
+        };
+        network.take_back(&request.removed_nics)?;
+        let namespace = open_namespace(&format!("/proc/{}/ns/net", owner.init.pid))?;
+        let (added, come) = network.hand_over(&request.added_nics, &namespace)?;
+        let names: Vec<&str> = come.iter().map(|nic| nic.name.as_str()).collect();
+        let written = owner.write_sysctls(&request.sysctls, &names)?;
+        let executed = all(&request.messages, |message| requests::execute(&network.netlink, message));
+        let resolver = if request.resolver { network.serve_resolver(owner) } else { Ok(()) };
+        self.raise(come.iter().map(|nic| (&network.netlink, nic.index)));
+        added.and(written).and(executed).and(resolver)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Network>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All CPUs are up, so many: every card has as many queues to use, if it can.
+    /// Has every NIC use as many queues as there are CPUs, if it can; called when all CPUs are up.
     pub fn use_cpus(&self, cpus: u32) {
         self.cpus.store(cpus, Ordering::Relaxed);
         let table = self.lock();
-        let cards = table.values().flat_map(|network| network.cards.keys().map(|index| (&network.netlink, *index)));
-        self.raise(cards);
+        let nics = table.values().flat_map(|network| network.nics.keys().map(|index| (&network.netlink, *index)));
+        self.raise(nics);
     }
 
-    fn raise<'a>(&self, cards: impl Iterator<Item = (&'a Netlink, u32)>) {
+    fn raise<'a>(&self, nics: impl Iterator<Item = (&'a Netlink, u32)>) {
         let cpus = self.cpus.load(Ordering::Relaxed);
         if cpus > 1 {
-            channels::raise(&cards.collect::<Vec<_>>(), cpus);
+            channels::raise(&nics.collect::<Vec<_>>(), cpus);
         }
     }
 
-    /// Takes back what cards a container has whose processes are gone.
-    pub async fn leave(&self, id: &str) {
+    /// Takes back the NICs of a container whose processes are gone, and forgets its network.
+    pub async fn remove(&self, id: &str) {
         let Some(mut network) = self.lock().remove(id) else { return };
-        let (indexes, devices): (Vec<u32>, Vec<u32>) = network.cards.clone().into_iter().unzip();
+        let (indexes, devices): (Vec<u32>, Vec<u32>) = network.nics.clone().into_iter().unzip();
         if let Err(error) = network.take_back(&indexes) {
-            crate::log::error(&error.message);
+            log::error(&error.message);
         }
         drop(network);
         let come_back = async {
-            while !devices.iter().all(|device| matches!(interface(&place(*device)), Ok(Some(_)))) {
+            while !devices.iter().all(|device| matches!(interface(&device_directory(*device)), Ok(Some(_)))) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         if tokio::time::timeout(PATIENCE, come_back).await.is_err() {
-            crate::log::error(&format!("network cards that container {id} had did not come back"));
+            log::error(&format!("NICs of container {id} did not come back"));
+        }
+    }
+}
+
+impl Owner<'_> {
+    /// Writes the sysctls of the request, and those that waited for one of the interfaces that have come.
+    fn write_sysctls(&self, asked: &[KeyValue], come: &[&str]) -> Result<Result<()>> {
+        let has_come = |sysctl: &&KeyValue| sysctl::interface_of(&sysctl.key).is_some_and(|name| come.contains(&name));
+        let waited = self.interface_sysctls.iter().filter(has_come);
+        let sysctls: Vec<&KeyValue> = asked.iter().chain(waited).collect();
+        match sysctls.is_empty() {
+            true => Ok(Ok(())),
+            false => in_network(self.init, || all(&sysctls, |sysctl| sysctl::write(sysctl))),
         }
     }
 }
 
 impl Network {
-    fn of(stay: &[in_namespaces::Stay<'_>]) -> Result<Self> {
-        let opened = in_namespaces::during(stay, Netlink::open)?.and_then(|opened| opened);
-        let netlink = opened.context(|| "open netlink socket in the container's network")?;
-        Ok(Self { netlink, cards: BTreeMap::new() })
+    fn of(init: &Process) -> Result<Self> {
+        let netlink = in_network(init, Netlink::open)?.context(|| "open netlink socket in the container's network")?;
+        Ok(Self { netlink, nics: BTreeMap::new(), resolver: None })
     }
 
-    /// Interfaces that the container has removed or renumbered itself are not missed.
-    fn take_back(&mut self, unplugged: &[u32]) -> Result<()> {
-        let home = open_namespace("/proc/self/ns/net")?;
-        for index in unplugged {
-            if self.cards.remove(index).is_none() {
+    /// Moves NICs back to the guest's own namespace, unless the container has removed or renumbered them itself.
+    fn take_back(&mut self, indexes: &[u32]) -> Result<()> {
+        let own = open_namespace("/proc/self/ns/net")?;
+        for index in indexes {
+            if self.nics.remove(index).is_none() {
                 continue;
             }
-            // Out of the way of those that the kernel is yet to name; those of other containers have names already.
-            if let Err(error) = self.netlink.move_link(*index, home.as_fd(), ("card%d", 0)) {
-                crate::log::debug(|| error.message);
+            // A name that the kernel does not give itself: the next NIC to appear is to find its own free.
+            if let Err(error) =
+                self.netlink.move_link(*index, NewPlace { namespace: own.as_fd(), name: "nic%d", index: 0 })
+            {
+                log::debug(|| error.message);
             }
         }
         Ok(())
     }
 
-    /// Makes cards interfaces of the container's; also gives the names of those that were none before.
-    fn hand_over<'a>(&mut self, cards: &'a [Card], there: &OwnedFd) -> Result<(Result<()>, Vec<&'a str>)> {
+    /// Makes NICs interfaces of the container's; also gives those that were none before.
+    fn hand_over<'a>(&mut self, nics: &'a [Nic], namespace: &OwnedFd) -> Result<(Result<()>, Vec<&'a Nic>)> {
         let (own, mut come) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
-        let done = all(cards, |card| {
-            let Some(index) = self.at_home(card)? else { return Ok(()) };
-            own.move_link(index, there.as_fd(), (&card.name, card.index))?;
-            self.cards.insert(card.index, card.device);
-            come.push(card.name.as_str());
+        let done = all(nics, |nic| {
+            let Some(index) = self.at_home(nic)? else { return Ok(()) };
+            own.move_link(index, NewPlace { namespace: namespace.as_fd(), name: &nic.name, index: nic.index })?;
+            self.nics.insert(nic.index, nic.device);
+            come.push(nic);
             Ok(())
         });
         Ok((done, come))
     }
 
-    /// Index of a card's interface in the guest's own namespace; none if it is where it is to go, or the container has
-    /// moved it from there.
-    fn at_home(&self, card: &Card) -> Result<Option<u32>> {
-        let device = place(card.device);
+    /// Index of a NIC's interface in the guest's own namespace; none if the container has the NIC already.
+    fn at_home(&self, nic: &Nic) -> Result<Option<u32>> {
+        let device = device_directory(nic.device);
         if !device.exists() {
-            sys::write_file(PLUG, &card.plug).context(|| format!("tell the guest's kernel of device {}", card.plug))?;
+            sys::write_file(DEVICE_PARAMETER, &nic.kernel_parameter)
+                .context(|| format!("tell the guest's kernel of device {}", nic.kernel_parameter))?;
         }
         match interface(&device)? {
-            None if self.cards.get(&card.index) != Some(&card.device) => Err(Error::precondition(format!(
-                "the network card for interface {} is still where another container has moved it",
-                card.name
+            None if self.nics.get(&nic.index) != Some(&nic.device) => Err(Error::precondition(format!(
+                "the NIC for interface {} is still in a network namespace that another container made",
+                nic.name
             ))),
             index => Ok(index),
         }
     }
+
+    /// Serves the resolver of the container's network from now on, unless that is done already.
+    fn serve_resolver(&mut self, owner: &Owner<'_>) -> Result<()> {
+        if self.resolver.is_none() {
+            let bound = in_network(owner.init, Resolver::bind)?.context(
+                || "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)",
+            )?;
+            self.resolver = Some(Resolver::serve(bound, &owner.socket_client)?);
+        }
+        Ok(())
+    }
 }
 
-/// The directory of a device.
-fn place(device: u32) -> PathBuf {
+/// The directory of a virtio-mmio device.
+fn device_directory(device: u32) -> PathBuf {
     Path::new(DEVICES).join(format!("virtio-mmio.{device}"))
 }
 
-/// Tries each; the first failure.
+/// Calls `act` for each; the first failure.
 fn all<'a, T>(these: &'a [T], act: impl FnMut(&'a T) -> Result<()>) -> Result<()> {
     these.iter().map(act).fold(Ok(()), Result::and)
-}
-
-fn serve_resolver(
-    containers: &Containers,
-    request: &SetNetworkRequest,
-    stay: &[in_namespaces::Stay<'_>],
-) -> Result<()> {
-    if !request.resolver {
-        return Ok(());
-    }
-    containers.serve_resolver(&request.container_id, || {
-        in_namespaces::during(stay, Resolver::bind)?
-            .and_then(|bound| bound)
-            .context(|| "serve the resolver of the container's network (it takes nf_tables in the guest's kernel)")
-    })
-}
-
-/// Whether a sysctl is one interface's: it may come later than the container.
-pub fn is_of_interface(path: &str) -> bool {
-    interface_of(path).is_some()
-}
-
-fn interface_of(path: &str) -> Option<&str> {
-    match path.split('/').collect::<Vec<_>>().as_slice() {
-        ["net", "ipv4" | "ipv6", "conf" | "neigh", interface, ..] => {
-            (!["all", "default", "lo"].contains(interface)).then_some(*interface)
-        }
-        _ => None,
-    }
-}
-
-/// In the caller's namespace. An interface that there is not yet has none.
-fn write_sysctl(sysctl: &KeyValue) -> Result<()> {
-    match sys::write_file(format!("/proc/sys/{}", sysctl.key), &sysctl.value) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        written => written.context(|| format!("write sysctl {} = {:?}", sysctl.key, sysctl.value)),
-    }
-}
-
-/// Before the container starts: an interface that has not come is a mistake of whoever set its sysctls.
-pub fn check_sysctls(containers: &Containers, id: &str) -> Result<()> {
-    let late = &containers.shape(id)?.late_sysctls;
-    if late.is_empty() {
-        return Ok(());
-    }
-    let init = containers.living(id)?;
-    let is_missing = |sysctl: &&KeyValue| !Path::new(&format!("/proc/sys/{}", sysctl.key)).exists();
-    let missing = in_namespaces::during(&[(&init.pidfd, libc::CLONE_NEWNET as u64)], || late.iter().find(is_missing))?;
-    match missing.context(|| "enter the container's network")? {
-        Some(sysctl) => Err(Errno::NOENT).context(|| format!("write sysctl {} = {:?}", sysctl.key, sysctl.value)),
-        None => Ok(()),
-    }
 }
 
 fn open_namespace(path: &str) -> Result<OwnedFd> {
@@ -256,52 +228,9 @@ fn child(directory: &Path, prefix: &str) -> Option<PathBuf> {
     entries.find(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path())
 }
 
-fn execute(theirs: &Netlink, message: &[u8]) -> Result<()> {
-    let kind = message.get(4..6).and_then(<[u8]>::first_chunk).map_or(0, |kind| u16::from_ne_bytes(*kind));
-    let family = message.get(16).copied().map_or(0, libc::c_int::from);
-    let of_link = [libc::RTM_NEWLINK, libc::RTM_SETLINK].contains(&kind);
-    let deletes = [libc::RTM_DELADDR, libc::RTM_DELROUTE, libc::RTM_DELNEIGH].contains(&kind);
-    let mut done = theirs.execute(message);
-    if done == Err(Errno::NETUNREACH) && kind == libc::RTM_NEWROUTE && family == libc::AF_INET {
-        // A route stays when the way to its gateway goes, and cannot be made again like that.
-        done = theirs.execute(&to_any_gateway(message));
-    }
-    match done {
-        // The container may have done it itself, and what goes takes along what belongs to it.
-        Err(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL) if deletes => Ok(()),
-        Err(Errno::EXIST) if !of_link => Ok(()),
-        // The container has turned IPv6 off.
-        Err(Errno::ACCESS | Errno::HOSTUNREACH | Errno::NETUNREACH) if family == libc::AF_INET6 => Ok(()),
-        done => done.context(|| format!("set up the container's network (rtnetlink request of type {kind})")),
-    }
-}
-
-/// The same `RTM_NEWROUTE` with `RTNH_F_ONLINK`: the kernel does not look for a way to the gateway.
-fn to_any_gateway(route: &[u8]) -> Vec<u8> {
-    const FLAGS: std::ops::Range<usize> = 24..28;
-    /// Of `linux/rtnetlink.h`.
-    const RTNH_F_ONLINK: u32 = 4;
-    let mut route = route.to_vec();
-    if let Some(flags) = route.get_mut(FLAGS).and_then(|flags| flags.first_chunk_mut()) {
-        *flags = (u32::from_ne_bytes(*flags) | RTNH_F_ONLINK).to_ne_bytes();
-    }
-    route
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sysctls_of_interfaces_are_told_from_others() {
-        for path in ["net/ipv4/conf/eth0/rp_filter", "net/ipv6/neigh/eth1/retrans_time_ms"] {
-            assert!(is_of_interface(path), "{path}");
-        }
-        for path in ["net/ipv4/conf/all/rp_filter", "net/ipv6/conf/lo/mtu", "net/core/somaxconn", "net/ipv4/ip_forward"]
-        {
-            assert!(!is_of_interface(path), "{path}");
-        }
-    }
 
     #[test]
     fn all_are_tried_and_the_first_failure_is_told() {

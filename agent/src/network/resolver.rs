@@ -9,7 +9,7 @@
 
 use crate::error::{Context, Result};
 use crate::event::watch;
-use crate::host::sockets::Door;
+use crate::host::sockets::HostSocketClient;
 use crate::network::nat;
 use crate::network::netlink::Netlink;
 use protocol::{DatagramHeader, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM};
@@ -52,12 +52,13 @@ impl Resolver {
         Ok(bound)
     }
 
-    /// Serves them by streams that come in by this door.
-    pub fn serve(bound: Bound, door: &Door) -> Result<Self> {
+    /// Serves the sockets by streams that this client asks the host for.
+    pub fn serve(bound: Bound, client: &HostSocketClient) -> Result<Self> {
         let socket = tokio::net::UdpSocket::from_std(bound.udp).context(|| "event loop")?;
         let listener = watch(OwnedFd::from(bound.tcp), Interest::READABLE)?;
-        let datagrams = Datagrams { socket, door: door.of(RESOLVER_DATAGRAMS), askers: vec![None; WAITING], next: 0 };
-        let streams = door.of(RESOLVER_STREAM);
+        let datagrams =
+            Datagrams { socket, client: client.of(RESOLVER_DATAGRAMS), askers: vec![None; WAITING], next: 0 };
+        let streams = client.of(RESOLVER_STREAM);
         Ok(Self { tasks: [tokio::spawn(datagrams.serve()), tokio::spawn(streams.serve(listener))] })
     }
 }
@@ -70,7 +71,7 @@ impl Drop for Resolver {
 
 struct Datagrams {
     socket: tokio::net::UdpSocket,
-    door: Door,
+    client: HostSocketClient,
     /// Who asked, by tag.
     askers: Vec<Option<SocketAddr>>,
     next: usize,
@@ -82,7 +83,7 @@ impl Datagrams {
         let mut question = vec![0; usize::from(u16::MAX)];
         loop {
             let Ok((length, asker)) = self.socket.recv_from(&mut question).await else { continue };
-            let Some(stream) = self.door.stream().await else { continue };
+            let Some(stream) = self.client.stream().await else { continue };
             let stream = std::os::unix::net::UnixStream::from(stream);
             let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) else { continue };
             let first = self.framed(question.get(..length).unwrap_or_default(), asker);

@@ -5,7 +5,7 @@
 
 use crate::error::{Context, Error, Result, errno_text};
 use crate::process::capabilities;
-use crate::process::child_pipe::ChildLink;
+use crate::process::child_pipe::ParentPipe;
 use crate::process::lookup;
 use crate::sys;
 use protocol::{Process, SeccompFilter};
@@ -33,8 +33,8 @@ pub fn validate(process: &Process) -> Result<()> {
 /// Applies `process`, says ready, waits for the start and executes. Returns only an error.
 ///
 /// `master` is told to the agent with the ready message.
-pub fn run(process: &Process, filter: &SeccompFilter, link: &ChildLink, master: Option<RawFd>) -> Error {
-    match prepare(process, filter, link, master) {
+pub fn run(process: &Process, filter: &SeccompFilter, agent: &ParentPipe, master: Option<RawFd>) -> Error {
+    match prepare(process, filter, agent, master) {
         Ok(program) => {
             let errno = sys::exec(&program.path, &program.args, &program.env);
             Error::internal(format!("exec {}: {}", program.path.to_string_lossy(), errno_text(errno)))
@@ -50,7 +50,7 @@ struct Program {
     env: Vec<CString>,
 }
 
-fn prepare(process: &Process, filter: &SeccompFilter, link: &ChildLink, master: Option<RawFd>) -> Result<Program> {
+fn prepare(process: &Process, filter: &SeccompFilter, agent: &ParentPipe, master: Option<RawFd>) -> Result<Program> {
     if process.no_new_privileges {
         thread::set_no_new_privs(true).context(|| "set no_new_privs")?;
     }
@@ -62,7 +62,7 @@ fn prepare(process: &Process, filter: &SeccompFilter, link: &ChildLink, master: 
     }
     let home = become_user(process)?;
     let program = find_program(process, home)?;
-    link.ready_and_wait(master)?;
+    agent.ready_and_wait(master)?;
     if process.no_new_privileges {
         install_seccomp(filter)?;
     }

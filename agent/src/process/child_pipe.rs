@@ -10,7 +10,7 @@
 //!    │ ◀──── end of file or failed ────── │ (the descriptor is close-on-exec)
 //! ```
 //!
-//! The agent's death or its dropping of the link reads as end of file and ends a waiting child.
+//! The agent's death or its dropping of the pipe reads as end of file and ends a waiting child.
 
 use crate::error::{Context, Error, Kind, Result};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -27,22 +27,22 @@ const FAILED: u8 = b'f';
 /// No sentence of a child's is longer.
 const MAX_MESSAGE: u64 = 16 * 1024;
 
-/// Makes both ends.
-pub fn pair() -> Result<(Link, ChildLink)> {
+/// Makes a pipe: the agent's end and the child's.
+pub fn pair() -> Result<(ChildPipe, ParentPipe)> {
     let make = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (agent, child) = make().context(|| "socketpair")?;
     let agent = std::os::unix::net::UnixStream::from(agent);
     agent.set_nonblocking(true).context(|| "socketpair")?;
     let stream = UnixStream::from_std(agent).context(|| "socketpair")?;
-    Ok((Link { stream }, ChildLink { fd: child }))
+    Ok((ChildPipe { stream }, ParentPipe { fd: child }))
 }
 
-/// The agent's end.
-pub struct Link {
+/// The agent's end of the pipe to a child.
+pub struct ChildPipe {
     stream: UnixStream,
 }
 
-impl Link {
+impl ChildPipe {
     /// Lets the child begin.
     pub async fn go(&mut self) -> Result<()> {
         self.stream.write_all(&[GO]).await.context(|| "process died before its setup")
@@ -85,12 +85,12 @@ impl Link {
     }
 }
 
-/// The child's end; blocking.
-pub struct ChildLink {
+/// The child's end of the pipe, whose reads block.
+pub struct ParentPipe {
     fd: OwnedFd,
 }
 
-impl ChildLink {
+impl ParentPipe {
     /// For the list of descriptors to keep.
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
@@ -142,28 +142,28 @@ mod tests {
     #[test]
     fn an_error_crosses_whole() {
         run(async {
-            let (mut link, child) = pair().unwrap();
+            let (mut pipe, child) = pair().unwrap();
             let error = Error::precondition("no");
             child.failed(&error);
             drop(child);
             let null = std::fs::File::open("/dev/null").unwrap();
-            assert_eq!(link.ready(&null).await.unwrap_err(), error);
+            assert_eq!(pipe.ready(&null).await.unwrap_err(), error);
         });
     }
 
     #[test]
-    fn a_closed_link_after_start_is_success() {
+    fn a_closed_pipe_after_start_is_success() {
         run(async {
-            let (link, child) = pair().unwrap();
+            let (pipe, child) = pair().unwrap();
             drop(child);
-            link.start().await.unwrap();
+            pipe.start().await.unwrap();
         });
     }
 
     #[test]
     fn a_child_without_agent_gives_up() {
-        let (link, child) = run(async { pair().unwrap() });
-        drop(link);
+        let (pipe, child) = run(async { pair().unwrap() });
+        drop(pipe);
         assert!(child.wait_go().is_err());
     }
 }

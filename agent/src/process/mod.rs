@@ -3,10 +3,12 @@
 pub mod capabilities;
 pub mod child;
 pub mod child_pipe;
+pub mod handle;
 pub mod in_namespaces;
 pub mod list;
 pub mod lookup;
 pub mod namespaces;
 pub mod scheduling;
+pub mod setup;
 pub mod stdio;
 pub mod terminal;

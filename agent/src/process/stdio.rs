@@ -44,11 +44,11 @@ pub enum ChildStdio {
     Terminal(Winsize),
 }
 
-/// The streams that a process names: stdin, stdout, stderr. Taken before anything can fail, or they would wait for
-/// ever.
+/// Streams that a process names: stdin, stdout, stderr. A request takes them before anything can fail, or they would
+/// wait for ever.
 pub type Taken = [Option<OwnedFd>; 3];
 
-/// Takes them.
+/// Takes the streams that a process names.
 pub async fn take(process: &Process, streams: &Streams) -> Result<Taken> {
     // All of them: what is not used is closed, also after an error.
     let stdin = streams.take(process.stdin).await;
@@ -148,25 +148,36 @@ impl ChildStdio {
             ChildStdio::Terminal(_) => Vec::new(),
         }
     }
-}
 
-/// Puts pipes in place as descriptors 0 to 2.
-pub fn install_pipes(pipes: &[Option<OwnedFd>; 3], null: &OwnedFd) -> Result<()> {
-    for (target, pipe) in (0..).zip(pipes) {
-        sys::dup_to(pipe.as_ref().unwrap_or(null), target).context(|| "standard streams")?;
+    /// Puts the standard streams in place as descriptors 0 to 2, a terminal as controlling terminal of `uid`, too.
+    /// `open` finds a name in the container; `null` is the guest's /dev/null.
+    pub fn install(
+        &self,
+        open: impl Fn(&str, OFlags) -> std::result::Result<OwnedFd, Errno>,
+        null: OwnedFd,
+        uid: u32,
+    ) -> Result<Option<Pty>> {
+        match self {
+            ChildStdio::Pipes(pipes) => {
+                let null = open_null(open, null);
+                for (target, pipe) in (0..).zip(pipes) {
+                    sys::dup_to(pipe.as_ref().unwrap_or(&null), target).context(|| "standard streams")?;
+                }
+                Ok(None)
+            }
+            ChildStdio::Terminal(size) => {
+                let pty = Pty::open(open, *size)?;
+                pty.take(uid)?;
+                (0..3).try_for_each(|target| sys::dup_to(&pty.slave, target)).context(|| "standard streams")?;
+                Ok(Some(pty))
+            }
+        }
     }
-    Ok(())
-}
-
-/// Puts a terminal in place as descriptors 0 to 2 and as controlling terminal.
-pub fn install_terminal(pty: &Pty, uid: u32) -> Result<()> {
-    pty.take(uid)?;
-    (0..3).try_for_each(|target| sys::dup_to(&pty.slave, target)).context(|| "standard streams")
 }
 
 /// The container's own /dev/null, so that what a process finds in /proc/self/fd is of its world;
 /// `fallback` where that is something else.
-pub fn open_null(open: impl Fn(&str, OFlags) -> std::result::Result<OwnedFd, Errno>, fallback: OwnedFd) -> OwnedFd {
+fn open_null(open: impl Fn(&str, OFlags) -> std::result::Result<OwnedFd, Errno>, fallback: OwnedFd) -> OwnedFd {
     let is_null = |fd: &OwnedFd| {
         rustix::fs::fstat(fd).is_ok_and(|stat| {
             FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice

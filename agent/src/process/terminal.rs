@@ -1,14 +1,13 @@
 //! A pseudo terminal of the container's own devpts.
 
 use crate::error::{Context, Result};
-use crate::storage::path::{Leaf, Root};
-use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Uid;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{Winsize, tcsetwinsize};
+use std::ffi::CString;
 
 /// Both ends of a pty, in the child that is going to use it.
 pub struct Pty {
@@ -34,15 +33,9 @@ impl Pty {
         Ok(Self { master, slave })
     }
 
-    /// Shows it as the container's /dev/console too.
-    pub fn bind_console(&self, root: &Root) -> Result<()> {
-        let name = rustix::pty::ptsname(&self.master, Vec::new()).context(|| "name of terminal")?;
-        let bind = || {
-            let slave = root.open_path(&name.to_string_lossy())?;
-            let console = root.ensure("/dev/console", Leaf::File)?;
-            sys::mount(&sys::fd_path(&slave), &sys::fd_path(&console), "", libc::MS_BIND, "")
-        };
-        bind().context(|| "mount /dev/console")
+    /// Path of the slave below the container's root.
+    pub fn name(&self) -> Result<CString> {
+        rustix::pty::ptsname(&self.master, Vec::new()).context(|| "name of terminal")
     }
 
     /// Gives it to the user and makes it the controlling terminal of the caller's new session.

@@ -7,6 +7,7 @@ use crate::sys;
 use protocol::Device;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
 use rustix::io::Errno;
+use std::ffi::CStr;
 
 /// The nodes every container has, by the OCI specification: path, major, minor.
 const DEFAULT: [(&str, i64, i64); 6] = [
@@ -75,6 +76,16 @@ fn bind(root: &Root, device: &Device) -> std::result::Result<(), Errno> {
     let place = root.ensure(&device.path, Leaf::File)?;
     let own = if device.disk.is_empty() { device.path.clone() } else { disks::node(&device.disk) };
     sys::mount(&own, &sys::fd_path(&place), "", libc::MS_BIND, "")
+}
+
+/// Shows a terminal of the container, by its name there, as the container's /dev/console too.
+pub fn bind_console(root: &Root, name: &CStr) -> Result<()> {
+    let bind = || {
+        let slave = root.open_path(&name.to_string_lossy())?;
+        let console = root.ensure("/dev/console", Leaf::File)?;
+        sys::mount(&sys::fd_path(&slave), &sys::fd_path(&console), "", libc::MS_BIND, "")
+    };
+    bind().context(|| "mount /dev/console")
 }
 
 fn link(root: &Root, path: &str, target: &str) -> Result<()> {

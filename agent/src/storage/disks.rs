@@ -3,7 +3,6 @@
 //! The host knows a disk by the serial number that it gave it, the guest's kernel by name and number of its own.
 
 use crate::error::{Context, Error, Result};
-use crate::process::namespaces::Namespaces;
 use protocol::{CreateContainerRequest, Device};
 use rustix::fs::{Gid, Mode, Uid};
 use std::path::Path;
@@ -39,17 +38,14 @@ pub fn resolve(request: &mut CreateContainerRequest) -> Result<()> {
     Ok(())
 }
 
-/// In a user namespace nobody makes device nodes: the container sees the guest's own, which gets the owner and mode that
-/// were asked for.
-pub fn lend(devices: &[Device], namespaces: &Namespaces) -> Result<()> {
-    if !namespaces.makes(libc::CLONE_NEWUSER) {
-        return Ok(());
-    }
+/// Gives the guest's own nodes of disks the mode that was asked for, and the owner that `owner` says: in a user
+/// namespace nobody makes device nodes, so the container sees these.
+pub fn lend(devices: &[Device], owner: impl Fn(&Device) -> (Option<u32>, Option<u32>)) -> Result<()> {
     devices.iter().filter(|device| !device.disk.is_empty()).try_for_each(|device| {
         let node = node(&device.disk);
-        let owner = namespaces.guest_uid(device.uid).map(Uid::from_raw);
-        let group = namespaces.guest_gid(device.gid).map(Gid::from_raw);
-        rustix::fs::chown(&node, owner, group).context(|| format!("change the owner of {node}"))?;
+        let (user, group) = owner(device);
+        rustix::fs::chown(&node, user.map(Uid::from_raw), group.map(Gid::from_raw))
+            .context(|| format!("change the owner of {node}"))?;
         let mode = Mode::from_raw_mode(device.mode & 0o7777);
         rustix::fs::chmod(&node, mode).context(|| format!("change the mode of {node}"))
     })

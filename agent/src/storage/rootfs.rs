@@ -8,6 +8,7 @@
 //! runs in the child, in its own mount namespace.
 
 use crate::error::{Context, Error, Result};
+use crate::guest_paths::GuestPaths;
 use crate::storage::devices;
 use crate::storage::mounts::{Mounter, remount, share_path};
 use crate::storage::path::{Leaf, Root};
@@ -16,34 +17,27 @@ use protocol::{CreateContainerRequest, Mount};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use std::path::PathBuf;
 
-/// Places in the guest that a container is built from.
-#[derive(Clone, Debug)]
-pub struct Places {
-    /// Where the shares are: one entry each.
-    pub shares: PathBuf,
-    /// The tag of the virtio-fs device to mount there; `None` when somebody else put them there.
-    pub shares_tag: Option<String>,
-    /// An empty directory, in every container's mount namespace its root for the time of its making.
-    pub rootfs: PathBuf,
-    /// The guest's cgroup2.
-    pub cgroup_root: PathBuf,
-    /// An empty directory, for sockets that stand for those of the host, and for files that are made for it.
-    pub sockets: PathBuf,
+/// A mount of another container, copied for one of the request's.
+pub struct MountCopy {
+    /// Place of the mount in the request's list.
+    pub number: usize,
+    /// The copy, mounted nowhere.
+    pub fd: OwnedFd,
 }
 
-/// Binds the share and makes everything inside that may need it writable. Mounts that are another container's come as
-/// copies, with their numbers. `console` runs when mounts and devices are there.
+/// Binds the share and makes everything inside that may need it writable. `console` runs when mounts and devices are
+/// there.
 pub fn build(
     request: &CreateContainerRequest,
-    (places, copies): (&Places, &[(usize, OwnedFd)]),
+    paths: &GuestPaths,
+    copies: &[MountCopy],
     console: impl FnOnce(&Root) -> Result<()>,
 ) -> Result<Root> {
-    let root = bind_root(request, places)?;
-    let mut mounter = Mounter::new(&root, &places.shares, &places.cgroup_root);
+    let root = bind_root(request, paths)?;
+    let mut mounter = Mounter::new(&root, &paths.shares, &paths.cgroup_root);
     for (number, mount) in request.mounts.iter().enumerate() {
-        let copy = copies.iter().find(|(of, _)| *of == number).map(|(_, copy)| copy);
+        let copy = copies.iter().find(|copy| copy.number == number).map(|copy| &copy.fd);
         mounter.mount(mount, copy)?;
     }
     if !request.mounts.iter().any(is_bind_of_dev) {
@@ -72,13 +66,13 @@ pub fn enter(root: Root, propagation: &str) -> Result<()> {
     }
 }
 
-fn bind_root(request: &CreateContainerRequest, places: &Places) -> Result<Root> {
+fn bind_root(request: &CreateContainerRequest, paths: &GuestPaths) -> Result<Root> {
     sys::mount("", "/", "", libc::MS_PRIVATE | libc::MS_REC, "").context(|| "make mounts private")?;
-    let share = share_path(&places.shares, &request.share).context(|| format!("share {:?}", request.share))?;
-    let target = places.rootfs.to_string_lossy();
+    let share = share_path(&paths.shares, &request.share).context(|| format!("share {:?}", request.share))?;
+    let target = paths.rootfs.to_string_lossy();
     sys::mount(&share, &target, "", libc::MS_BIND | libc::MS_REC, "")
         .context(|| format!("bind root file system from share {}", request.share))?;
-    Root::open(&places.rootfs).context(|| "open root file system")
+    Root::open(&paths.rootfs).context(|| "open root file system")
 }
 
 /// The host's /dev as it is: not ours to fill.

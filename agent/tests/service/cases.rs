@@ -657,11 +657,11 @@ async fn a_network_that_can_not_be_set_up(host: &mut Host) {
         let (_, text) = sentence(host.client.set_network(context(), &request).await);
         assert!(text.starts_with("set up the container's network (rtnetlink request"), "{text}");
     }
-    let card = Card { device: 4000, plug: "nonsense".into(), name: "eth0".into(), ..Default::default() };
-    let request = SetNetworkRequest { plugged: vec![card], ..ask(&id) };
+    let nic = Nic { device: 4000, kernel_parameter: "nonsense".into(), name: "eth0".into(), ..Default::default() };
+    let request = SetNetworkRequest { added_nics: vec![nic], ..ask(&id) };
     let (_, text) = sentence(host.client.set_network(context(), &request).await);
     assert!(text.starts_with("tell the guest's kernel of device nonsense"), "{text}");
-    let unknown = SetNetworkRequest { unplugged: vec![55], ..ask(&id) };
+    let unknown = SetNetworkRequest { removed_nics: vec![55], ..ask(&id) };
     host.client.set_network(context(), &unknown).await.unwrap();
     assert_eq!(host.agent_descriptors(), before);
     host.kill(&id).await;

@@ -1,6 +1,6 @@
 //! Starts an agent and plays the monitor.
 
-use agent::{Listeners, rootfs::Places, sys};
+use agent::{GuestPaths, Listeners, sys};
 use protocol::*;
 use rustix::process::Signal;
 use std::future::Future;
@@ -33,8 +33,8 @@ pub fn busybox() -> Option<PathBuf> {
     })
 }
 
-fn places(directory: &Path) -> Places {
-    Places {
+fn places(directory: &Path) -> GuestPaths {
+    GuestPaths {
         shares: directory.join("shares"),
         shares_tag: None,
         rootfs: directory.join("rootfs"),
