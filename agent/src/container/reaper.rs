@@ -5,16 +5,20 @@ use crate::error::{Context, Result};
 use crate::event::watch;
 use crate::log;
 use rustix::fd::OwnedFd;
-use rustix::io::Errno;
 use rustix::process::WaitOptions;
 use std::sync::Arc;
 use tokio::io::Interest;
+
+/// How many are reaped before others get their turn: a container may make them faster than that.
+const AT_ONCE: usize = 64;
 
 /// Reaps for ever; `signals` is readable when a child has ended.
 pub async fn run(signals: OwnedFd, containers: Arc<Containers>) -> Result<()> {
     let signals = watch(signals, Interest::READABLE)?;
     loop {
-        reap(&containers);
+        while reap(wait, |pid, code| containers.ended(pid, code)) {
+            tokio::task::yield_now().await;
+        }
         let mut ready = signals.readable().await.context(|| "event loop")?;
         // One read takes several signals; how many does not matter.
         let mut buffer = [0u8; 1024];
@@ -24,18 +28,21 @@ pub async fn run(signals: OwnedFd, containers: Arc<Containers>) -> Result<()> {
     }
 }
 
-fn reap(containers: &Containers) {
-    loop {
-        match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => {
-                let code = decode(status.as_raw());
-                log::debug(|| format!("process {pid} ended: {code}"));
-                containers.ended(pid.as_raw_nonzero().get(), code);
-            }
-            Err(Errno::INTR) => {}
-            Ok(None) | Err(_) => return,
-        }
+/// Reaps some of the children that have ended; whether there may be more.
+fn reap(mut next: impl FnMut() -> Option<(i32, u32)>, ended: impl Fn(i32, u32)) -> bool {
+    for _ in 0..AT_ONCE {
+        let Some((pid, code)) = next() else { return false };
+        log::debug(|| format!("process {pid} ended: {code}"));
+        ended(pid, code);
     }
+    true
+}
+
+/// A child that has ended, with its exit code.
+fn wait() -> Option<(i32, u32)> {
+    let waited = rustix::io::retry_on_intr(|| rustix::process::wait(WaitOptions::NOHANG));
+    let (pid, status) = waited.ok()??;
+    Some((pid.as_raw_nonzero().get(), decode(status.as_raw())))
 }
 
 /// What wait(2) reports, as a shell says it.
@@ -53,6 +60,16 @@ mod tests {
         use std::os::unix::process::ExitStatusExt;
         let status = std::process::Command::new("sh").args(["-c", script]).status().unwrap();
         decode(status.into_raw())
+    }
+
+    #[test]
+    fn children_without_end_leave_others_their_turn() {
+        let reaped = std::cell::Cell::new(0);
+        assert!(reap(|| Some((2, 0)), |_, _| reaped.set(reaped.get() + 1)));
+        assert_eq!(reaped.get(), AT_ONCE);
+        let mut two = [(2, 0), (3, 1)].into_iter();
+        assert!(!reap(|| two.next(), |_, _| reaped.set(reaped.get() + 1)));
+        assert_eq!(reaped.get(), AT_ONCE + 2);
     }
 
     #[test]

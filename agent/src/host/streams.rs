@@ -202,6 +202,13 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_does_not_come_is_waited_for_a_while() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let message = runtime.block_on(Streams::default().take(7)).unwrap_err().message;
+        assert_eq!(message, "stream 7 was not connected within 10 s");
+    }
+
+    #[test]
     fn what_is_not_expected_any_more_is_closed() {
         let streams = Arc::new(Streams::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

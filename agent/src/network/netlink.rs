@@ -52,7 +52,8 @@ impl Netlink {
         Ok(Self { socket: rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)? })
     }
 
-    /// Executes one request, or a batch of them that has one answer, and waits for that.
+    /// Executes one request, or a batch of them that has one answer. The kernel has answered when it has taken the
+    /// request; one that asks for no answer is `EINVAL`, though done.
     pub fn execute(&self, request: &[u8]) -> std::result::Result<(), Errno> {
         let mut request = request.to_vec();
         // One request at a time, so all can have the same number.
@@ -60,7 +61,8 @@ impl Netlink {
         rustix::net::send(&self.socket, &request, SendFlags::empty())?;
         loop {
             let mut answer = [0; ANSWER];
-            let (length, _) = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+            let received = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::DONTWAIT);
+            let (length, _) = received.map_err(|errno| if errno == Errno::AGAIN { Errno::INVAL } else { errno })?;
             if let Some(result) = outcome(answer.get(..length).unwrap_or_default()) {
                 return result;
             }
@@ -148,5 +150,8 @@ mod tests {
         let netlink = Netlink::open().unwrap();
         assert_eq!(netlink.execute(&change_link(u32::MAX >> 1, &attribute(IFLA_IFNAME, b"x\0"))), Err(Errno::NODEV));
         assert_eq!(netlink.execute(b"short"), Err(Errno::INVAL));
+        // What comes is no outcome, and nothing more is waited for.
+        let show_loopback = [&[0; 4][..], &1u32.to_ne_bytes(), &[0; 8]].concat();
+        assert_eq!(netlink.execute(&message(libc::RTM_GETLINK, 0, &show_loopback)), Err(Errno::INVAL));
     }
 }

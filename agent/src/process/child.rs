@@ -15,6 +15,10 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::thread;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// The umask of a process that asks for none, as runc has it.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -84,7 +88,7 @@ fn become_user(process: &Process) -> Result<String> {
         capabilities::drop_bounding(capabilities)?;
         thread::set_keep_capabilities(true).context(|| "set keep capabilities")?;
     }
-    let home = home_of(process.uid);
+    let home = home_of(Path::new("/etc/passwd"), process.uid);
     set_ids(process)?;
     if !entered {
         rustix::process::chdir(cwd(process))
@@ -117,12 +121,11 @@ fn set_ids(process: &Process) -> Result<()> {
     thread::set_thread_res_uid(uid, uid, uid).context(|| "setuid")
 }
 
-/// The home directory that the container's /etc/passwd gives a user; "/" if it gives none.
-fn home_of(uid: u32) -> String {
-    // Anything can be in there: only so much of it is looked at.
-    use std::io::Read;
+/// The home directory that a passwd(5) file gives a user; "/" if it gives none.
+fn home_of(passwd: &Path, uid: u32) -> String {
+    // Anything can be there: a pipe must not keep the child waiting, and only so much of a file is looked at.
     let mut text = Vec::new();
-    if let Ok(file) = std::fs::File::open("/etc/passwd")
+    if let Ok(file) = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(passwd)
         && file.metadata().is_ok_and(|meta| meta.is_file())
     {
         let _ = file.take(1 << 20).read_to_end(&mut text);
@@ -166,6 +169,17 @@ mod tests {
         assert_eq!(home_in(PASSWD, 65534), Some("/nowhere"));
         assert_eq!(home_in(PASSWD, 7), None);
         assert_eq!(home_in(PASSWD, 5), None);
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_passwd_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let passwd = dir.path().join("passwd");
+        std::fs::write(&passwd, PASSWD).unwrap();
+        assert_eq!(home_of(&passwd, 65534), "/nowhere");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert_eq!(home_of(&pipe, 0), "/");
     }
 
     #[test]

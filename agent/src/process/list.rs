@@ -2,10 +2,14 @@
 
 use protocol::ProcessEntry;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// More of a command line than this is left out.
-const MAX_ARGS: usize = 4096;
+const MAX_ARGS: u64 = 4096;
+/// More of another file of a process is not read.
+const MAX_FILE: u64 = 64 << 10;
 /// More processes than this are left out.
 const MAX_PROCESSES: usize = 8192;
 
@@ -38,14 +42,18 @@ pub fn memory() -> u64 {
 /// One process; its `ppid` is still of the initial namespace.
 fn entry(proc: &Path, pid: u32) -> Option<ProcessEntry> {
     let directory = proc.join(pid.to_string());
-    let read = |name| std::fs::read_to_string(directory.join(name)).ok();
-    let mut entry = from_stat(&read("stat")?)?;
-    from_status(&mut entry, &read("status")?);
-    let args = std::fs::read(directory.join("cmdline")).ok()?;
-    let args = args.get(..MAX_ARGS).unwrap_or(&args);
-    let args = args.strip_suffix(b"\0").unwrap_or(args);
-    entry.args = String::from_utf8_lossy(args).replace('\0', " ");
+    let mut entry = from_stat(&read(&directory.join("stat"), MAX_FILE)?)?;
+    from_status(&mut entry, &read(&directory.join("status"), MAX_FILE)?);
+    let args = read(&directory.join("cmdline"), MAX_ARGS)?;
+    entry.args = args.strip_suffix('\0').unwrap_or(&args).replace('\0', " ");
     Some(entry)
+}
+
+/// So much of a file, whatever bytes a process has put into its name or its command line.
+fn read(path: &Path, most: u64) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Fields of proc_pid_stat(5).
@@ -120,6 +128,19 @@ mod tests {
             std::fs::write(proc.path().join("uptime"), text).unwrap();
             assert_eq!(uptime(proc.path()), hundredths);
         }
+    }
+
+    #[test]
+    fn no_process_hides_or_takes_more_than_its_share() {
+        let proc = tempfile::tempdir().unwrap();
+        let directory = proc.path().join("7");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("stat"), b"7 (\xff) S 1 7 7 0").unwrap();
+        std::fs::write(directory.join("status"), b"Name:\t\xff\nNSpid:\t7\t2\n").unwrap();
+        // Without end.
+        std::os::unix::fs::symlink("/dev/zero", directory.join("cmdline")).unwrap();
+        let found = list(proc.path(), &[7]);
+        assert_eq!((found[0].comm.as_str(), found[0].pid, found[0].args.len()), ("\u{fffd}", 2, 4095));
     }
 
     #[test]
