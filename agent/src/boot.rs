@@ -11,7 +11,7 @@ use std::path::PathBuf;
 const DEV_NULL_FLAGS: u64 = libc::MS_NOSUID | libc::MS_NOEXEC;
 const PSEUDO: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// What is mounted, in order: source and type, target, flags, options.
+/// Mounts, in order: source and type, target, flags, options.
 const MOUNTS: [(&str, &str, u64, &str); 7] = [
     ("proc", "/proc", PSEUDO, ""),
     ("sysfs", "/sys", PSEUDO, ""),
@@ -68,8 +68,8 @@ fn leave_initramfs() -> Result<(), Errno> {
     rustix::process::chdir("/")
 }
 
-/// Of all processes the agent is the last to go, and none in a container may look into it or into a
-/// child of it that has not executed its program yet.
+/// Makes the agent the last process to go when memory runs out, and keeps processes of containers from looking into it
+/// or into a child of it that has not executed its program yet.
 fn protect() {
     let score = sys::write_file("/proc/self/oom_score_adj", "-1000");
     report("oom_score_adj", score.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)));

@@ -14,7 +14,7 @@ use tokio::io::Interest;
 /// How long the host has to stop the machine after Shutdown was answered.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// By how many microseconds the clock is off when it is set rather than adjusted.
+/// Error of the clock in microseconds from which on it is set rather than adjusted.
 const STEP_US: u64 = 1_000_000;
 
 /// How long after StartContainer's answer the other CPUs are brought up: a process that does little is
@@ -37,7 +37,7 @@ pub fn configure(request: &ConfigureRequest) -> Result<()> {
     match sys::add_entropy(&random, &request.entropy) {
         // Reseeding is refused while the pool has never been ready; it seeds itself then.
         Ok(()) | Err(Errno::NODATA) => Ok(()),
-        Err(errno) => Err(errno).context(|| "add entropy"),
+        Err(errno) => Err(errno).context(|| "add entropy to the guest's random pool"),
     }
 }
 
@@ -47,9 +47,9 @@ fn set_clock(seconds: i64, nanoseconds: u32) -> Result<()> {
     let whole = seconds.saturating_sub(now.tv_sec).saturating_mul(1_000_000);
     let behind = whole.saturating_add((i64::from(nanoseconds) - now.tv_nsec) / 1000);
     if behind.unsigned_abs() < STEP_US {
-        return sys::slew_realtime(behind).context(|| "adjust clock");
+        return sys::slew_realtime(behind).context(|| "adjust the guest's clock");
     }
-    sys::set_realtime(seconds, nanoseconds).context(|| "set clock")
+    sys::set_realtime(seconds, nanoseconds).context(|| "set the guest's clock")
 }
 
 /// Brings CPUs up until `count` are online, soon, and returns when that is done. In a child, since each takes the kernel

@@ -43,9 +43,9 @@ use rustix::fd::OwnedFd;
 use service::Service;
 use std::sync::Arc;
 
-/// What [`serve`] needs: made before the host is told that the agent is ready.
+/// Listeners for [`serve`], made before the agent tells the host that it is ready.
 pub struct Listeners {
-    /// With the listener for calls added.
+    /// Server that has the listener for calls added.
     pub calls: ttrpc::r#async::Server,
     /// Non-blocking listener for streams.
     pub streams: OwnedFd,

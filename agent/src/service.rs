@@ -17,21 +17,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use ttrpc::r#async::TtrpcContext;
 
-/// How long killed containers are waited for.
+/// Longest wait for the end of killed containers.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The agent as its caller sees it.
+/// The agent's end of the protocol.
 pub struct Service {
-    /// Shared with the reaper.
+    /// Table of containers, shared with the reaper.
     pub containers: Arc<Containers>,
-    /// Who has which of the guest's network cards.
+    /// Networks of the containers, and which NICs of the guest they have.
     pub networks: Arc<Networks>,
-    /// Shared with the one who accepts them.
+    /// Streams that the host has opened, shared with the task that accepts them.
     pub streams: Arc<Streams>,
 }
 
 impl Service {
-    /// Nothing there yet.
+    /// A service of a guest without containers.
     pub fn new(paths: GuestPaths) -> Self {
         Self { containers: Arc::new(Containers::new(paths)), networks: Arc::default(), streams: Arc::default() }
     }
@@ -90,10 +90,10 @@ async fn gone(killed: Vec<Arc<Process>>) {
     }
 }
 
-/// What a handler gives back.
+/// Answer of a handler.
 type Reply<T> = ttrpc::Result<T>;
 
-/// A pid on the wire.
+/// A pid as the protocol has it.
 fn wire(pid: i32) -> u32 {
     pid.unsigned_abs()
 }

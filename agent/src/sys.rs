@@ -58,9 +58,9 @@ pub struct SpawnArgs<'a> {
 
 /// A child just made.
 pub struct Spawned {
-    /// Its pid in the agent's pid namespace.
+    /// Pid of the child in the agent's pid namespace.
     pub pid: i32,
-    /// Refers to it for as long as it is held, even when the pid has been used again.
+    /// Reference to the child that stays right when the pid is used again.
     pub pidfd: OwnedFd,
 }
 

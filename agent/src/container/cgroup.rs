@@ -15,7 +15,7 @@ use tokio::io::Interest;
 /// How deep below the container's own cgroup its processes are looked for.
 const MAX_DEPTH: usize = 32;
 
-/// How often, and after what pauses, the removal of a cgroup is tried.
+/// Number of attempts to remove a cgroup, and the pause between them.
 const REMOVAL_ATTEMPTS: usize = 200;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
@@ -26,7 +26,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes it, with every controller available, and applies `files` in order.
+    /// Makes a cgroup, with every controller available, and applies `files` in order.
     pub fn create(root: &Path, path: &str, files: &[KeyValue]) -> Result<Self> {
         let mut directory = root.to_owned();
         for component in Path::new(path).components() {
@@ -48,7 +48,7 @@ impl Cgroup {
         Ok(this)
     }
 
-    /// Lets its processes use the devices that a program allows; empty: all.
+    /// Lets processes of the cgroup use the devices that a program allows; empty: all.
     pub fn filter_devices(&self, program: &[u8]) -> Result<()> {
         match program.is_empty() {
             true => Ok(()),
@@ -76,7 +76,7 @@ impl Cgroup {
         Ok(files)
     }
 
-    /// Where an interface file is.
+    /// Path of an interface file.
     fn file(&self, name: &str) -> Result<PathBuf> {
         match name.is_empty() || name.contains('/') {
             true => Err(Error::invalid(format!("cgroup file {name:?} is not a name"))),
@@ -84,12 +84,12 @@ impl Cgroup {
         }
     }
 
-    /// Its directory, open: for `CLONE_INTO_CGROUP`.
+    /// Opens the cgroup's directory, for `CLONE_INTO_CGROUP`.
     pub fn open(&self) -> Result<OwnedFd> {
         open_directory(&self.directory).context(|| format!("open cgroup {}", self.directory.display()))
     }
 
-    /// The directory of the cgroup that a process of the container is in, open: the container's own or one below it.
+    /// Opens the directory of the cgroup that a process of the container is in: the container's own or one below it.
     pub fn open_where(&self, root: &Path, pid: i32) -> Result<OwnedFd> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
@@ -99,13 +99,13 @@ impl Cgroup {
         below.then(|| open_directory(&directory).ok()).flatten().map_or_else(|| self.open(), Ok)
     }
 
-    /// How often the kernel killed a process here because memory ran out.
+    /// Number of processes that the kernel killed here because memory ran out.
     pub fn oom_kills(&self) -> u64 {
         let events = std::fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
         count_in(&events, "oom_kill")
     }
 
-    /// Its `memory.events`, to wait for the next one.
+    /// Opens `memory.events`, to wait for changes.
     pub fn memory_events(&self) -> Result<MemoryEvents> {
         let path = self.directory.join("memory.events");
         let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -113,15 +113,15 @@ impl Cgroup {
         Ok(MemoryEvents { file: watch(file, Interest::PRIORITY)? })
     }
 
-    /// Pids in it and below it.
+    /// Pids of processes in the cgroup and below it.
     pub fn pids(&self) -> Vec<u32> {
         let mut pids = Vec::new();
         collect_pids(&self.directory, MAX_DEPTH, &mut pids);
         pids
     }
 
-    /// Sends SIGKILL to everything in it and below it. The last thing to be done with it: a
-    /// kernel (seen on 6.18) kills whatever `CLONE_INTO_CGROUP` starts in a cgroup that was killed once.
+    /// Sends SIGKILL to every process in the cgroup and below it. Nothing may be started there afterwards: a kernel (seen
+    /// on 6.18) kills whatever `CLONE_INTO_CGROUP` starts in a cgroup that was killed once.
     pub fn kill(&self) {
         if sys::write_file(self.directory.join("cgroup.kill"), "1").is_err() {
             // A kernel older than 5.14, or a test without cgroup2.
@@ -129,7 +129,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes it and what is below it. Busy for a moment after its processes were killed.
+    /// Removes the cgroup and those below it, which are busy for a moment after their processes were killed.
     pub async fn remove(&self) -> Result<()> {
         for _ in 0..REMOVAL_ATTEMPTS {
             match remove_tree(&self.directory, MAX_DEPTH) {
@@ -141,7 +141,7 @@ impl Cgroup {
         Err(Errno::BUSY).context(|| format!("remove cgroup {}", self.directory.display()))
     }
 
-    /// Sends a signal to everything in it and below it. What ended meanwhile needs none.
+    /// Sends a signal to every process in the cgroup and below it, except those that have ended meanwhile.
     pub fn signal(&self, signal: u32) {
         for pid in self.pids().into_iter().filter_map(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 1) {
             let _ = sys::kill(pid, signal);
@@ -149,13 +149,13 @@ impl Cgroup {
     }
 }
 
-/// The file in which the kernel counts what it did for want of memory.
+/// File in which the kernel counts what it did for want of memory.
 pub struct MemoryEvents {
     file: Fd,
 }
 
 impl MemoryEvents {
-    /// Waits until more processes than `seen` were killed; says how many.
+    /// Waits until the kernel has killed more processes than `seen`; gives their number.
     pub async fn more_kills_than(&self, seen: u64) -> Result<u64> {
         loop {
             let mut text = [0; 512];
@@ -187,7 +187,7 @@ fn remove_tree(directory: &Path, depth: usize) -> std::result::Result<(), Errno>
 fn make_directory(path: &Path) -> Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(errno).context(|| format!("make cgroup {}", path.display())),
+        Err(errno) => Err(errno).context(|| format!("create cgroup {}", path.display())),
     }
 }
 

@@ -124,7 +124,7 @@ fn out_of_memory() -> Error {
     Error::internal("container init was OOM-killed (memory limit too low?)")
 }
 
-/// What a new container shares with others.
+/// Other containers of which a new one shares something.
 struct Peers {
     /// Init processes of containers whose namespaces it shares, and the kinds.
     namespaces: Vec<(Arc<Process>, u64)>,
@@ -155,7 +155,7 @@ impl Peers {
         let spawned = in_namespaces::run(&targets, || sys::spawn(&args, || child.agent.failed(&child.run())))?;
         let spawned = spawned.and_then(|spawned| spawned);
         if spawned.is_err() && self.namespaces.iter().any(|(init, _)| !sys::is_alive(&init.pidfd)) {
-            return Err(Error::precondition("a container whose namespaces are to be shared has stopped"));
+            return Err(Error::precondition("cannot share namespaces of a stopped container"));
         }
         let process = Process::new(spawned.context(|| "clone init process")?);
         namespaces.write_mappings(process.pid).inspect_err(|_| process.kill())?;
@@ -163,7 +163,7 @@ impl Peers {
     }
 }
 
-/// What the init process knows before it is one.
+/// A child that is to become init, with all that it needs for that.
 struct Child<'a> {
     request: &'a CreateContainerRequest,
     paths: &'a GuestPaths,
@@ -204,7 +204,7 @@ impl Child<'_> {
         Ok(pty)
     }
 
-    /// What is inside the new namespaces besides mounts.
+    /// Fills the new namespaces with everything but mounts.
     fn fill_namespaces(&self) -> Result<()> {
         self.config.namespaces.make_the_rest()?;
         if self.config.namespaces.makes(libc::CLONE_NEWNET) {

@@ -26,7 +26,7 @@ struct Load {
     license: u64,
 }
 
-/// The same for `BPF_PROG_ATTACH`.
+/// Attributes of `BPF_PROG_ATTACH` (`union bpf_attr`).
 #[repr(C)]
 struct Attach {
     target_fd: u32,

@@ -93,7 +93,7 @@ impl Joiner<'_> {
         in_namespaces::run(&[target], spawn)?.map_err(|_| stopped())
     }
 
-    /// In the child: executes the program; returns only an error.
+    /// Executes the program, in the child; returns only an error.
     fn run(&self) -> Error {
         match self.join() {
             Ok(pty) => {
@@ -104,7 +104,7 @@ impl Joiner<'_> {
         }
     }
 
-    /// In the child: enters the other namespaces and puts the standard streams in place.
+    /// Enters the other namespaces, in the child, and puts the standard streams in place.
     fn join(&self) -> Result<Option<Pty>> {
         let init = self.init.pidfd.as_fd();
         setup::begin(&self.stdio, &self.agent, &[init.as_raw_fd()])?;

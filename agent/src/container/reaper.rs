@@ -9,7 +9,7 @@ use rustix::process::WaitOptions;
 use std::sync::Arc;
 use tokio::io::Interest;
 
-/// How many are reaped before others get their turn: a container may make them faster than that.
+/// Children reaped before others get their turn: a container may make children faster than that.
 const AT_ONCE: usize = 64;
 
 /// Reaps for ever; `signals` is readable when a child has ended.
@@ -45,7 +45,7 @@ fn wait() -> Option<(i32, u32)> {
     Some((pid.as_raw_nonzero().get(), decode(status.as_raw())))
 }
 
-/// What wait(2) reports, as a shell says it.
+/// Exit code, as a shell says it, for a status of wait(2).
 fn decode(status: i32) -> u32 {
     let signal = libc::WIFSIGNALED(status).then(|| 128 + libc::WTERMSIG(status));
     let code = if libc::WIFEXITED(status) { Some(libc::WEXITSTATUS(status)) } else { signal };

@@ -21,10 +21,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many exit statuses of executed processes are kept for somebody who may still ask.
+/// Number of executed processes whose exit status is kept for somebody who may still ask.
 const MAX_FINISHED: usize = 1024;
 
-/// One container.
+/// A container of the table.
 struct Container {
     config: Arc<ContainerConfig>,
     init: Arc<Process>,
@@ -175,7 +175,7 @@ impl Containers {
     /// Init of a container that still runs, whose namespaces others may share or enter.
     pub fn running_init(&self, id: &str) -> Result<Arc<Process>> {
         self.with(id, |container| match container.init.has_ended() {
-            true => Err(Error::precondition(format!("container {id}, whose namespaces are to be shared, has stopped"))),
+            true => Err(Error::precondition(format!("container {id} is not running"))),
             false => Ok(container.init.clone()),
         })
     }
@@ -218,7 +218,7 @@ impl Containers {
         self.with(id, |container| Ok(container.sockets.queue()))
     }
 
-    /// What asks the host for connections on behalf of a container, besides those to its mounted sockets.
+    /// Client that asks the host for connections on behalf of a container, besides those to its mounted sockets.
     pub fn socket_client(&self, id: &str) -> Result<HostSocketClient> {
         self.with(id, |container| Ok(container.sockets.client().clone()))
     }

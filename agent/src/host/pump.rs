@@ -11,10 +11,10 @@ use rustix::pipe::SpliceFlags;
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// How much one splice moves at most: a whole pipe.
+/// Bytes that one splice moves at most: a whole pipe.
 const CHUNK: usize = 64 * 1024;
 
-/// What a terminal's line discipline gives or takes at once.
+/// Bytes that a terminal's line discipline gives or takes at once.
 const TERMINAL_BUFFER: usize = 4096;
 
 /// The host's stream into a process's stdin pipe, until either side is done.
@@ -91,7 +91,7 @@ async fn copy_all(from: &Fd, to: &Fd) {
     }
 }
 
-/// Writes all of it.
+/// Writes all bytes, as fast as the descriptor takes them.
 pub async fn write_all(to: &Fd, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         let mut writable = to.writable().await.map_err(|_| Errno::IO)?;

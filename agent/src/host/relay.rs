@@ -8,14 +8,14 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};
 use tokio::io::Interest;
 
-/// What is read at a time: all that is ever held of one direction.
+/// Bytes read at a time, which is all that is ever held of one direction.
 const BUFFER: usize = 16 << 10;
 
-/// Why nothing goes in a direction any more.
+/// Reason for which nothing goes in a direction any more.
 enum End {
-    /// Who sends has said that this was all.
+    /// The sender has said that this was all.
     OfInput,
-    /// Who receives takes no more.
+    /// The receiver takes no more.
     OfOutput,
 }
 
@@ -49,7 +49,7 @@ pub async fn both_ways(client: OwnedFd, stream: OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// One direction, with its end passed on.
+/// Relays one direction, and passes its end on.
 async fn forward(from: &Fd, to: &Fd) {
     match copy(from, to).await {
         End::OfInput => shut(to, Shutdown::Write),
@@ -76,7 +76,7 @@ async fn copy(from: &Fd, to: &Fd) -> End {
     }
 }
 
-/// Who is gone needs no telling.
+/// Shuts a socket down; a peer that is gone needs no telling.
 fn shut(socket: &Fd, how: Shutdown) {
     let _ = rustix::net::shutdown(socket, how);
 }

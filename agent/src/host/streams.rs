@@ -31,9 +31,9 @@ pub struct Streams {
 struct Waiting {
     by_id: HashMap<u64, OwnedFd>,
     without_header: usize,
-    /// Those that the agent has asked for, and that have not come yet.
+    /// Streams that the agent has asked for, and that have not come yet.
     expected: HashMap<u64, oneshot::Sender<OwnedFd>>,
-    /// How many were asked for so far.
+    /// Number of streams that the agent has asked for so far.
     asked: u64,
 }
 
@@ -45,14 +45,14 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// What the host is to call it.
+    /// Id that the host is to give the stream.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Waits for it.
+    /// Waits for the stream.
     pub async fn stream(mut self) -> Result<OwnedFd> {
-        (&mut self.arrival).await.map_err(|_| Error::internal(format!("stream {} will not come", self.id)))
+        (&mut self.arrival).await.map_err(|_| Error::internal(format!("the host does not open stream {}", self.id)))
     }
 }
 

@@ -16,7 +16,7 @@ use std::net::SocketAddrV4;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-/// Those of `linux/netfilter/nf_tables.h`: messages,
+/// Numbers of `linux/netfilter/nf_tables.h`: messages,
 const NEW_TABLE: u16 = 0;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
@@ -35,7 +35,7 @@ const PRIORITY: i32 = -100;
 const TABLE: &[u8] = b"runvm\0";
 const CHAIN: &[u8] = b"resolver\0";
 
-/// One batch of requests: packets of these IP protocols to an address go to the port that stands by the protocol.
+/// A batch of requests that has packets to an address go to other ports: `to` has a port for each IP protocol.
 pub fn translate(from: SocketAddrV4, to: &[(u8, u16)]) -> Vec<u8> {
     let table = attribute(1, TABLE);
     let hook = [number(1, HOOK_OUTPUT), number(2, PRIORITY.cast_unsigned())].concat();

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, So
 
 /// `struct nlmsghdr`: length, type, flags, sequence number, port.
 const HEADER: usize = 16;
-/// Where in it the sequence number is.
+/// Place of the sequence number in the header.
 const SEQUENCE: std::ops::Range<usize> = 8..12;
 /// Most of an answer that is looked at: an error comes first, what it is about behind it.
 const ANSWER: usize = 256;
@@ -17,7 +17,7 @@ const ANSWER: usize = 256;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NEW_IFINDEX: u16 = 49;
-/// Its number is not among rustix's.
+/// Protocol number of netfilter, which is not among rustix's.
 const NETLINK_NETFILTER: RawProtocol = NonZero::new(libc::NETLINK_NETFILTER as u32).unwrap();
 
 /// A socket in the network namespace of whoever opened it.
@@ -25,7 +25,7 @@ pub struct Netlink {
     socket: OwnedFd,
 }
 
-/// Where an interface goes.
+/// Destination of an interface.
 pub struct NewPlace<'a> {
     /// Network namespace.
     pub namespace: BorrowedFd<'a>,
@@ -36,13 +36,13 @@ pub struct NewPlace<'a> {
 }
 
 impl Netlink {
-    /// Opens one in the caller's namespace.
+    /// Opens a socket for rtnetlink(7) in the caller's namespace.
     pub fn open() -> std::result::Result<Self, Errno> {
         // The protocol of number 0 is NETLINK_ROUTE.
         Self::open_of(None)
     }
 
-    /// The same to netfilter.
+    /// Opens a socket to netfilter in the caller's namespace.
     pub fn open_netfilter() -> std::result::Result<Self, Errno> {
         Self::open_of(Some(Protocol::from_raw(NETLINK_NETFILTER)))
     }
@@ -77,11 +77,11 @@ impl Netlink {
             attributes.extend(attribute(IFLA_NEW_IFINDEX, &to.index.to_ne_bytes()));
         }
         let moved = self.execute(&change_link(index, &attributes));
-        moved.context(|| format!("make NIC {index} interface {}", to.name))
+        moved.context(|| format!("move network interface {index} to another namespace as {}", to.name))
     }
 }
 
-/// For other requests about the interfaces of its namespace.
+/// The socket, for other requests about the interfaces of its namespace.
 impl AsFd for Netlink {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -175,7 +175,7 @@ impl Network {
         let device = device_directory(nic.device);
         if !device.exists() {
             sys::write_file(DEVICE_PARAMETER, &nic.kernel_parameter)
-                .context(|| format!("tell the guest's kernel of device {}", nic.kernel_parameter))?;
+                .context(|| format!("add virtio-mmio device {} to the guest's kernel", nic.kernel_parameter))?;
         }
         match interface(&device)? {
             None if self.nics.get(&nic.index) != Some(&nic.device) => Err(Error::precondition(format!(
@@ -203,7 +203,7 @@ fn device_directory(device: u32) -> PathBuf {
     Path::new(DEVICES).join(format!("virtio-mmio.{device}"))
 }
 
-/// Calls `act` for each; the first failure.
+/// Calls `act` for each, whatever fails; gives the first failure.
 fn all<'a, T>(these: &'a [T], act: impl FnMut(&'a T) -> Result<()>) -> Result<()> {
     these.iter().map(act).fold(Ok(()), Result::and)
 }

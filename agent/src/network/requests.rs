@@ -25,10 +25,10 @@ pub fn execute(network: &Netlink, message: &[u8]) -> Result<()> {
     }
 }
 
-/// The same `RTM_NEWROUTE` with `RTNH_F_ONLINK`: the kernel does not look for a way to the gateway.
+/// An `RTM_NEWROUTE` with `RTNH_F_ONLINK`, for which the kernel does not look for a way to the gateway.
 fn to_any_gateway(route: &[u8]) -> Vec<u8> {
     const FLAGS: std::ops::Range<usize> = 24..28;
-    /// Of `linux/rtnetlink.h`.
+    /// Flag of `linux/rtnetlink.h`.
     const RTNH_F_ONLINK: u32 = 4;
     let mut route = route.to_vec();
     if let Some(flags) = route.get_mut(FLAGS).and_then(|flags| flags.first_chunk_mut()) {

@@ -30,7 +30,7 @@ pub struct Bound {
     tcp: TcpListener,
 }
 
-/// What serves them, until it is dropped.
+/// Server of these sockets. Dropping this ends it.
 pub struct Resolver {
     tasks: [JoinHandle<()>; 2],
 }
@@ -72,7 +72,7 @@ impl Drop for Resolver {
 struct Datagrams {
     socket: tokio::net::UdpSocket,
     client: HostSocketClient,
-    /// Who asked, by tag.
+    /// Addresses of those who asked, by tag.
     askers: Vec<Option<SocketAddr>>,
     next: usize,
 }
@@ -91,7 +91,7 @@ impl Datagrams {
         }
     }
 
-    /// Until the stream ends.
+    /// Relays questions and answers until the stream ends.
     async fn converse(&mut self, stream: UnixStream, first: Vec<u8>) {
         let (mut answers, mut questions) = stream.into_split();
         if questions.write_all(&first).await.is_err() {
@@ -126,7 +126,7 @@ impl Datagrams {
         [&header.to_bytes(), question].concat()
     }
 
-    /// Who does not listen any more misses it.
+    /// Sends an answer to whoever asked; one who does not listen any more misses it.
     async fn deliver(&mut self, tag: u16, answer: &[u8]) {
         if let Some(asker) = self.askers.get_mut(usize::from(tag)).and_then(Option::take) {
             let _ = self.socket.send_to(answer, asker).await;
@@ -134,7 +134,7 @@ impl Datagrams {
     }
 }
 
-/// What has come of an answer so far: nothing of it is lost when somebody stops waiting for the rest.
+/// The part of an answer that has come so far. Nothing of it is lost when somebody stops waiting for the rest.
 #[derive(Default)]
 struct Answer {
     bytes: Vec<u8>,

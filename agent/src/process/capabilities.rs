@@ -5,7 +5,7 @@ use protocol::Capabilities;
 use rustix::io::Errno;
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-/// One more than the highest capability this kernel has.
+/// Number of capabilities that this kernel has.
 fn count() -> u32 {
     (0..64)
         .find(|&n| thread::capability_is_in_bounding_set(CapabilitySet::from_bits_retain(1 << n)).is_err())

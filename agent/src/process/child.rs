@@ -1,7 +1,7 @@
-//! What a forked child does to become the container's process, from its user to the exec.
+//! The last steps of a forked child on its way to be the container's process, from its user to the exec.
 //!
-//! The same for init and for later processes; when this begins the child is in its namespaces, in
-//! its root directory, with its standard streams in place.
+//! Init and executed processes take the same steps. When they begin the child is in its namespaces, in its root
+//! directory, with its standard streams in place.
 
 use crate::error::{Context, Error, Result, errno_text};
 use crate::process::capabilities;
@@ -36,7 +36,7 @@ pub fn validate(process: &Process) -> Result<()> {
 
 /// Applies `process`, says ready, waits for the start and executes. Returns only an error.
 ///
-/// `master` is told to the agent with the ready message.
+/// The ready message tells the agent `master`, the terminal's.
 pub fn run(process: &Process, filter: &SeccompFilter, agent: &ParentPipe, master: Option<RawFd>) -> Error {
     match prepare(process, filter, agent, master) {
         Ok(program) => {

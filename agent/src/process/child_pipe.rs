@@ -1,4 +1,4 @@
-//! What the agent and the child it forked say to each other before the child has executed its program.
+//! Pipe between the agent and a child it forked, for the time until the child executes its program.
 //!
 //! ```text
 //!  agent                                   child
@@ -91,7 +91,7 @@ pub struct ParentPipe {
 }
 
 impl ParentPipe {
-    /// For the list of descriptors to keep.
+    /// Number of the descriptor, for the list of those to keep.
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }

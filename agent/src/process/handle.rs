@@ -1,4 +1,4 @@
-//! One process that the host asked for, from its clone until its end has been told.
+//! Handle to a process that the host asked for, from the clone until its end has been reported.
 
 use crate::error::{Context, Error, Result};
 use crate::event::Fd;
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::sync::{OnceLock, Weak};
 use tokio::sync::watch;
 
-/// How a process ended.
+/// End of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// Exit code as a shell says it: 128+n for signal n.
@@ -18,7 +18,7 @@ pub struct Exit {
     pub oom_killed: bool,
 }
 
-/// One process that the host asked for.
+/// A process that the host asked for.
 pub struct Process {
     /// Number of the process in the guest's initial pid namespace.
     pub pid: i32,

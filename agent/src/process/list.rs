@@ -1,4 +1,4 @@
-//! What ps(1) would find of a container's processes, from /proc.
+//! Processes of a container as ps(1) would find them, from /proc.
 
 use protocol::ProcessEntry;
 use std::collections::HashMap;
@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// More of a command line than this is left out.
+/// Longest part of a command line that is reported, in bytes.
 const MAX_ARGS: u64 = 4096;
-/// More of another file of a process is not read.
+/// Longest part of another file in /proc/PID that is read, in bytes.
 const MAX_FILE: u64 = 64 << 10;
-/// More processes than this are left out.
+/// Number of processes reported at most.
 const MAX_PROCESSES: usize = 8192;
 
 /// The processes of these pids (of the guest's initial namespace) that still exist.
@@ -33,13 +33,13 @@ pub fn uptime(proc: &Path) -> u64 {
     (seconds * 100.0).round() as u64
 }
 
-/// All memory of the guest, in bytes.
+/// Memory of the guest, in bytes.
 pub fn memory() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
-/// One process; its `ppid` is still of the initial namespace.
+/// Entry of one process, whose `ppid` is still of the initial namespace.
 fn entry(proc: &Path, pid: u32) -> Option<ProcessEntry> {
     let directory = proc.join(pid.to_string());
     let mut entry = from_stat(&read(&directory.join("stat"), MAX_FILE)?)?;

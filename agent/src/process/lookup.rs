@@ -48,9 +48,9 @@ fn failed(command: &str, why: &str) -> Error {
 
 /// Why a file can't be executed.
 enum Failure {
-    /// It could not be looked at.
+    /// The file could not be looked at.
     Stat(Errno),
-    /// It is there but is not a program this user may run.
+    /// The file is no program that this user may run.
     Kind(Errno),
 }
 

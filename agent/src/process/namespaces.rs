@@ -1,4 +1,4 @@
-//! Which namespaces a container has, as clone(2) and setns(2) want to hear it.
+//! Namespaces of a container, in the terms of clone(2) and setns(2).
 
 use crate::error::{Context, Error, Result};
 use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
@@ -8,7 +8,8 @@ use rustix::process::{Gid, Uid};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fmt::Write;
 
-/// What containers can share. Not a user namespace: who enters one has no rights in the others any more.
+/// Kinds of namespaces that containers can share. Not a user namespace: who enters one has no rights in the others any
+/// more.
 const SHAREABLE: [NamespaceKind; 5] =
     [NamespaceKind::PID, NamespaceKind::NETWORK, NamespaceKind::IPC, NamespaceKind::UTS, NamespaceKind::CGROUP];
 
@@ -16,9 +17,9 @@ const SHAREABLE: [NamespaceKind; 5] =
 /// its root file system could not be made without disturbing the guest's.
 #[derive(Clone, Debug, Default)]
 pub struct Namespaces {
-    /// `CLONE_NEW*` of those that are made for it.
+    /// `CLONE_NEW*` flags of namespaces that are made for the container.
     new: u64,
-    /// Containers whose namespaces it shares, and the kinds.
+    /// Containers whose namespaces this one shares, and the kinds.
     shared: Vec<(String, u64)>,
     time_offsets: String,
     uid_mappings: Vec<IdMapping>,
@@ -57,17 +58,17 @@ impl Namespaces {
         Ok(this)
     }
 
-    /// Whether it has one of this `CLONE_NEW*` kind that is not the guest's.
+    /// Whether the container has a namespace of this `CLONE_NEW*` kind that is not the guest's.
     pub fn has(&self, flag: libc::c_int) -> bool {
         self.all() & flag as u64 != 0
     }
 
-    /// Whether one of this kind is made for it.
+    /// Whether a namespace of this kind is made for the container.
     pub fn makes(&self, flag: libc::c_int) -> bool {
         self.new & flag as u64 != 0
     }
 
-    /// Containers whose namespaces it shares, and the kinds.
+    /// Containers whose namespaces this one shares, and the kinds.
     pub fn shared(&self) -> &[(String, u64)] {
         &self.shared
     }
@@ -76,7 +77,7 @@ impl Namespaces {
         self.shared.iter().fold(self.new, |all, (_, kinds)| all | kinds)
     }
 
-    /// Flags to make them with. The cgroup namespace is not among them: its root is the cgroup of
+    /// Flags for clone(2) to make namespaces with. The cgroup namespace is not among them: its root is the cgroup of
     /// whoever makes it, so the child does it once it is there. Nor is a time namespace with offsets:
     /// they are fixed as soon as somebody is born in it.
     pub fn clone_flags(&self) -> u64 {
@@ -84,7 +85,7 @@ impl Namespaces {
         self.new & !((libc::CLONE_NEWCGROUP | later) as u64)
     }
 
-    /// In the child: makes what [`Namespaces::clone_flags`] left.
+    /// Makes, in the child, what [`Namespaces::clone_flags`] left.
     pub fn make_the_rest(&self) -> Result<()> {
         if self.makes(libc::CLONE_NEWCGROUP) {
             // SAFETY: a cgroup namespace has nothing to do with memory or descriptors.
@@ -103,13 +104,13 @@ impl Namespaces {
         move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Time)).context(|| "join time namespace")
     }
 
-    /// Flags for a child to join them with. The pid namespace is not among them: it is joined by being
+    /// Flags for a child to join the namespaces with. The pid namespace is not among them: a process joins one by being
     /// born there.
     pub fn join_flags(&self) -> u64 {
         self.all() & !(libc::CLONE_NEWPID as u64)
     }
 
-    /// Tells the kernel the id mappings of the child that was just cloned.
+    /// Writes the id mappings of the child that was just cloned.
     pub fn write_mappings(&self, pid: i32) -> Result<()> {
         if !self.makes(libc::CLONE_NEWUSER) {
             return Ok(());
@@ -127,7 +128,7 @@ impl Namespaces {
         if self.makes(libc::CLONE_NEWUSER) { guest_id(&self.uid_mappings, uid) } else { Some(uid) }
     }
 
-    /// The same of a group.
+    /// The guest's number for a group of the container; `None` when it has none.
     pub fn guest_gid(&self, gid: u32) -> Option<u32> {
         if self.makes(libc::CLONE_NEWUSER) { guest_id(&self.gid_mappings, gid) } else { Some(gid) }
     }

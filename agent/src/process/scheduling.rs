@@ -8,7 +8,7 @@ use crate::guest;
 use crate::sys;
 use protocol::{Process, Scheduler};
 
-/// What is asked for.
+/// Scheduling that a request asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Scheduling {
     scheduler: Option<Scheduler>,
@@ -18,7 +18,7 @@ pub struct Scheduling {
 }
 
 impl Scheduling {
-    /// What a process asks for.
+    /// Reads what a process asks for.
     pub fn of(process: &Process) -> Self {
         Self {
             scheduler: process.scheduler.as_ref().cloned(),
@@ -33,7 +33,7 @@ impl Scheduling {
         Self { initial_cpus: 0, final_cpus: 0, ..self }
     }
 
-    /// What a later process does not ask for it has as the container's own does.
+    /// Fills in what an executed process does not ask for: the container's.
     pub fn or(self, container: &Self) -> Self {
         let number = |own, other| if own == 0 { other } else { own };
         let cpus = if self.initial_cpus == 0 && self.final_cpus == 0 { container } else { &self };
@@ -45,12 +45,12 @@ impl Scheduling {
         }
     }
 
-    /// For the time of its making.
+    /// Applies what holds while the process is being made.
     pub fn begin(&self, pid: i32) -> Result<()> {
         set_cpus(pid, self.initial_cpus)
     }
 
-    /// For its life; just before it executes its program.
+    /// Applies what holds from the exec on; called just before.
     pub fn apply(&self, pid: i32) -> Result<()> {
         set_cpus(pid, self.final_cpus)?;
         if self.io_priority != 0 {

@@ -40,7 +40,7 @@ impl Setup {
     }
 }
 
-/// From outside, where there is the capability to lower the score; a child must not inherit the agent's own.
+/// Sets the child's score from outside, where there is the capability to lower it; a child must not inherit the agent's.
 fn set_oom_score(pid: i32, process: &protocol::Process) -> Result<()> {
     let score = if process.has_oom_score_adj { process.oom_score_adj } else { 0 };
     sys::write_file(format!("/proc/{pid}/oom_score_adj"), &score.to_string()).context(|| "write oom_score_adj")

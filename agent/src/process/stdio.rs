@@ -38,9 +38,9 @@ struct Joint {
 
 /// The child's side.
 pub enum ChildStdio {
-    /// Its stdin, stdout and stderr; `None` is /dev/null.
+    /// Pipes for stdin, stdout and stderr; `None` is /dev/null.
     Pipes([Option<OwnedFd>; 3]),
-    /// A terminal of this size, to be opened by the child.
+    /// Size of a terminal that the child opens.
     Terminal(Winsize),
 }
 
@@ -84,7 +84,7 @@ pub fn prepare(process: &Process, taken: Taken, namespaces: &Namespaces) -> Resu
 
 /// A pipe that the process's user may open again by its name in /proc.
 fn pipe(owner: Option<u32>) -> Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "pipe")?;
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "create a pipe for standard streams")?;
     if let Some(uid) = owner.filter(|&uid| uid != 0 && uid != u32::MAX) {
         rustix::fs::fchown(&read, Some(Uid::from_raw(uid)), None).context(|| "chown pipe")?;
     }
@@ -93,7 +93,7 @@ fn pipe(owner: Option<u32>) -> Result<(OwnedFd, OwnedFd)> {
 
 fn joint(stream: OwnedFd, pipe: OwnedFd) -> Result<Joint> {
     // Only the agent's end: the process has an open file description of its own.
-    rustix::io::ioctl_fionbio(&pipe, true).context(|| "pipe")?;
+    rustix::io::ioctl_fionbio(&pipe, true).context(|| "create a pipe for standard streams")?;
     Ok(Joint { stream, pipe })
 }
 
@@ -116,7 +116,7 @@ impl AgentStdio {
 }
 
 fn run_terminal(stdin: Option<OwnedFd>, stdout: OwnedFd, master: OwnedFd) -> Result<Weak<Fd>> {
-    rustix::io::ioctl_fionbio(&master, true).context(|| "terminal")?;
+    rustix::io::ioctl_fionbio(&master, true).context(|| "set up terminal")?;
     let master = Arc::new(watch(master, both())?);
     let resize = Arc::downgrade(&master);
     let input = match stdin {
@@ -161,14 +161,14 @@ impl ChildStdio {
             ChildStdio::Pipes(pipes) => {
                 let null = open_null(open, null);
                 for (target, pipe) in (0..).zip(pipes) {
-                    sys::dup_to(pipe.as_ref().unwrap_or(&null), target).context(|| "standard streams")?;
+                    sys::dup_to(pipe.as_ref().unwrap_or(&null), target).context(|| "set up standard streams")?;
                 }
                 Ok(None)
             }
             ChildStdio::Terminal(size) => {
                 let pty = Pty::open(open, *size)?;
                 pty.take(uid)?;
-                (0..3).try_for_each(|target| sys::dup_to(&pty.slave, target)).context(|| "standard streams")?;
+                (0..3).try_for_each(|target| sys::dup_to(&pty.slave, target)).context(|| "set up standard streams")?;
                 Ok(Some(pty))
             }
         }

@@ -59,7 +59,7 @@ pub fn set_size(master: impl AsFd, size: Winsize) -> Result<()> {
     tcsetwinsize(master, size).context(|| "resize terminal")
 }
 
-/// For a process that has already entered the container.
+/// Opens a name in the container, for a process that has entered it already.
 pub fn open_here(path: &str, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
 }

@@ -44,7 +44,7 @@ fn make(root: &Root, device: &Device) -> Result<()> {
         "c" | "u" => FileType::CharacterDevice,
         "b" => FileType::BlockDevice,
         "p" => FileType::Fifo,
-        kind => return Err(Error::invalid(format!("{kind:?} is not a kind of device"))),
+        kind => return Err(Error::invalid(format!("unknown device type {kind:?}"))),
     };
     let made = match node(root, device, kind) {
         // In a user namespace nobody makes device nodes: the guest's own are shown instead.

@@ -20,8 +20,8 @@ struct Found {
     minor: u32,
 }
 
-/// Puts what the guest's kernel calls the disks into a request: numbers in nodes and in the device filter, and the
-/// name in place of the serial number.
+/// Replaces serial numbers of disks in a request by what the guest's kernel calls the disks: numbers in nodes and in the
+/// device filter, and the name.
 pub fn resolve(request: &mut CreateContainerRequest) -> Result<()> {
     for disk in std::mem::take(&mut request.disks) {
         let found = find(&disk.serial)?;
@@ -66,7 +66,7 @@ fn find(serial: &str) -> Result<Found> {
             return Ok(Found { name, major, minor });
         }
     }
-    Err(Error::not_found(format!("the guest has no disk {serial}: is its kernel one with CONFIG_VIRTIO_BLK?")))
+    Err(Error::not_found(format!("the guest has no disk {serial}: its kernel needs CONFIG_VIRTIO_BLK")))
 }
 
 fn number(disk: &Path) -> Result<(u32, u32)> {

@@ -1,4 +1,4 @@
-//! Files that the host wants mounted and has itself none of: the agent makes them.
+//! Files that the agent makes, to be mounted, since the host has none.
 
 use crate::error::{Context, Result};
 use protocol::CreateContainerRequest;
@@ -7,18 +7,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What everybody may read and root write.
+/// Mode of a file that everybody may read and root write.
 const MODE: u32 = 0o644;
 
 /// Names are distinct by this.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Those of one container. Their names go when this is dropped; what is mounted stays.
+/// Files made for one container. Dropping this removes their names; what is mounted stays.
 #[derive(Default)]
 pub struct Files(Vec<PathBuf>);
 
 impl Files {
-    /// Makes one in `directory` for each mount that has a content, and names it as the mount's source.
+    /// Makes a file in `directory` for each mount that has a content, and names it as the mount's source.
     pub fn make(request: &mut CreateContainerRequest, directory: &Path) -> Result<Self> {
         let mut files = Self::default();
         for mount in request.mounts.iter_mut().filter(|mount| !mount.content.is_empty()) {

@@ -1,4 +1,4 @@
-//! One mount of the container, made inside its root file system.
+//! Mounts of the container, made inside its root file system.
 //!
 //! Destinations are resolved once, inside the root only, to a descriptor; the mount itself then goes
 //! through that descriptor's path in /proc, so no symlink can redirect it.

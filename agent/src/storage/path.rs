@@ -9,7 +9,7 @@ use std::path::Path;
 /// How many symlinks one name may go through, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// What to make when a name is missing.
+/// Kind of file to make when a name is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaf {
     /// An empty directory.

@@ -95,15 +95,15 @@ fn seal(root: &Root, request: &CreateContainerRequest) -> Result<()> {
         remount_keeping(&place, libc::MS_RDONLY).context(|| "remount root file system read-only")?;
     }
     for path in &request.readonly_paths {
-        present(make_readonly(root, path)).context(|| format!("make {path} read-only"))?;
+        present(make_readonly(root, path)).context(|| format!("can't make {path:?} read-only"))?;
     }
     for path in &request.masked_paths {
-        present(mask(root, path)).context(|| format!("mask {path}"))?;
+        present(mask(root, path)).context(|| format!("can't mask path {path:?}"))?;
     }
     Ok(())
 }
 
-/// What does not exist needs neither hiding nor protection.
+/// Turns the failure for a path that does not exist into success: it needs neither hiding nor protection.
 fn present(result: std::result::Result<(), Errno>) -> std::result::Result<(), Errno> {
     match result {
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),

@@ -591,7 +591,7 @@ async fn what_cannot_be_shared(host: &mut Host) {
     host.kill(&id).await;
     let request = peer(host, &id, &[NamespaceKind::IPC], "true");
     let message = sentence(host.create(&request).await).1;
-    assert_eq!(message, format!("container {id}, whose namespaces are to be shared, has stopped"));
+    assert_eq!(message, format!("container {id} is not running"));
 }
 
 /// A request of rtnetlink(7).
@@ -657,7 +657,7 @@ async fn a_network_that_can_not_be_set_up(host: &mut Host) {
     let nic = Nic { device: 4000, kernel_parameter: "nonsense".into(), name: "eth0".into(), ..Default::default() };
     let request = SetNetworkRequest { added_nics: vec![nic], ..ask(&id) };
     let (_, text) = sentence(host.client.set_network(context(), &request).await);
-    assert!(text.starts_with("tell the guest's kernel of device nonsense"), "{text}");
+    assert!(text.starts_with("add virtio-mmio device nonsense to the guest's kernel"), "{text}");
     let unknown = SetNetworkRequest { removed_nics: vec![55], ..ask(&id) };
     host.client.set_network(context(), &unknown).await.unwrap();
     assert_eq!(host.agent_descriptors(), before);
