@@ -17,7 +17,7 @@ use crate::process::handle::Process;
 use crate::process::in_namespaces::{self, NamespaceTarget};
 use crate::process::namespaces::{self, Namespaces};
 use crate::process::setup::{self, Setup};
-use crate::process::stdio::{self, ChildStdio};
+use crate::process::stdio::{self, ChildStdio, StandardStreams};
 use crate::process::terminal::Pty;
 use crate::storage::files::Files;
 use crate::storage::rootfs::{self, MountCopy};
@@ -43,23 +43,12 @@ pub async fn create(
     if namespaces.makes(libc::CLONE_NEWUSER) {
         disks::lend(&request.devices, |device| (namespaces.guest_uid(device.uid), namespaces.guest_gid(device.gid)))?;
     }
-    let (agent_stdio, stdio) = stdio::prepare(&request.process, taken, &namespaces)?;
+    let stdio = stdio::prepare(&request.process, taken, &namespaces)?;
     containers.mount_shares()?;
     let peers = Peers::of(containers, &request, &namespaces)?;
     let config = Arc::new(ContainerConfig::new(&request, &containers.paths, namespaces)?);
-    let mut unfinished =
-        Unfinished { containers, id: &request.container_id, config: &config, entered: false, finished: false };
-    let made = async {
-        let (pipe, agent) = child_pipe::pair()?;
-        let child =
-            Child { request: &request, paths: &containers.paths, config: &config, mounts: &peers.mounts, stdio, agent };
-        let init = Arc::new(peers.spawn(child)?);
-        unfinished.enter(init.clone(), sockets)?;
-        let setup = Setup { pipe, stdio: agent_stdio, scheduling: config.scheduling.clone().on_all_cpus() };
-        containers.set_start_barrier(&request.container_id, setup.run(&init, &request.process).await?)?;
-        Ok(init.pid)
-    };
-    let made = made.await;
+    let mut unfinished = Unfinished { containers, request: &request, config: &config, entered: false, finished: false };
+    let made = unfinished.make(&peers, stdio, sockets).await;
     unfinished.end(made).await
 }
 
@@ -76,7 +65,7 @@ fn check(containers: &Containers, request: &CreateContainerRequest) -> Result<Na
 /// A container that may come to nothing: then it is undone, also when nobody waits for it any more.
 struct Unfinished<'a> {
     containers: &'a Arc<Containers>,
-    id: &'a str,
+    request: &'a CreateContainerRequest,
     config: &'a Arc<ContainerConfig>,
     /// Whether the container is in the table.
     entered: bool,
@@ -84,11 +73,19 @@ struct Unfinished<'a> {
 }
 
 impl Unfinished<'_> {
-    fn enter(&mut self, init: Arc<Process>, sockets: HostSockets) -> Result<()> {
-        let entered = self.containers.insert(self.id, self.config.clone(), init.clone(), sockets);
+    /// Everything from the clone on; returns the pid of init.
+    async fn make(&mut self, peers: &Peers, stdio: StandardStreams, sockets: HostSockets) -> Result<i32> {
+        let (id, process) = (&self.request.container_id, &self.request.process);
+        let (pipe, agent) = child_pipe::pair()?;
+        let (request, paths, config) = (self.request, &self.containers.paths, self.config);
+        let child = Child { request, paths, config, mounts: &peers.mounts, stdio: stdio.child, agent };
+        let init = Arc::new(peers.spawn(child)?);
+        let entered = self.containers.insert(id, config.clone(), init.clone(), sockets);
         entered.inspect_err(|_| init.kill())?;
         self.entered = true;
-        Ok(())
+        let setup = Setup { pipe, stdio: stdio.agent, scheduling: config.scheduling.clone().on_all_cpus() };
+        self.containers.set_start_barrier(id, setup.run(&init, process).await?)?;
+        Ok(init.pid)
     }
 
     async fn end(mut self, made: Result<i32>) -> Result<i32> {
@@ -104,7 +101,7 @@ impl Unfinished<'_> {
 
     fn discard(&self) {
         if self.entered {
-            self.containers.discard(self.id);
+            self.containers.discard(&self.request.container_id);
         }
     }
 }

@@ -31,13 +31,13 @@ pub async fn exec(containers: &Containers, streams: &Streams, request: ExecProce
     let taken = stdio::take(&request.process, streams).await?;
     child::validate(&request.process)?;
     let (config, init) = containers.prepare_exec(id, exec_id)?;
-    let (agent_stdio, stdio) = stdio::prepare(&request.process, taken, &config.namespaces)?;
+    let stdio = stdio::prepare(&request.process, taken, &config.namespaces)?;
     let (pipe, agent) = child_pipe::pair()?;
-    let joiner = Joiner { process: &request.process, config: &config, init: &init, stdio, agent };
+    let joiner = Joiner { process: &request.process, config: &config, init: &init, stdio: stdio.child, agent };
     let process = Arc::new(Process::new(joiner.spawn(&containers.paths)?));
     containers.insert_exec(id, exec_id, process.clone()).inspect_err(|_| process.kill())?;
     let scheduling = Scheduling::of(&request.process).or(&config.scheduling);
-    let started = match (Setup { pipe, stdio: agent_stdio, scheduling }).run(&process, &request.process).await {
+    let started = match (Setup { pipe, stdio: stdio.agent, scheduling }).run(&process, &request.process).await {
         Ok(pipe) => pipe.start().await,
         Err(error) => Err(error),
     };

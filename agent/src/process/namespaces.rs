@@ -1,7 +1,8 @@
 //! Namespaces of a container, in the terms of clone(2) and setns(2).
 
 use crate::error::{Context, Error, Result};
-use protocol::{CreateContainerRequest, IdMapping, NamespaceKind};
+use crate::sys;
+use protocol::{CreateContainerRequest, IdMapping, Namespace, NamespaceKind};
 use rustix::fd::AsFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Uid};
@@ -29,25 +30,14 @@ pub struct Namespaces {
 impl Namespaces {
     /// Reads and checks the request.
     pub fn new(request: &CreateContainerRequest) -> Result<Self> {
-        let (mut new, mut shared) = (libc::CLONE_NEWNS as u64, Vec::new());
-        for namespace in &request.namespaces {
-            let kind =
-                namespace.kind.enum_value().map_err(|n| Error::invalid(format!("unknown namespace kind {n}")))?;
-            match namespace.container_id.as_str() {
-                "" => new |= clone_flag(kind)?,
-                _ if !SHAREABLE.contains(&kind) => {
-                    return Err(Error::invalid(format!("a {kind:?} namespace cannot be shared")));
-                }
-                id => shared.push((id.to_owned(), clone_flag(kind)?)),
-            }
-        }
-        let this = Self {
-            new,
-            shared,
+        let mut this = Self {
+            new: libc::CLONE_NEWNS as u64,
+            shared: Vec::new(),
             time_offsets: request.time_offsets.clone(),
             uid_mappings: request.uid_mappings.clone(),
             gid_mappings: request.gid_mappings.clone(),
         };
+        request.namespaces.iter().try_for_each(|namespace| this.add(namespace))?;
         if !this.makes(libc::CLONE_NEWTIME) && !this.time_offsets.is_empty() {
             return Err(Error::invalid("time offsets without time namespace"));
         }
@@ -56,6 +46,18 @@ impl Namespaces {
             return Err(Error::invalid("user namespace without uid and gid mappings"));
         }
         Ok(this)
+    }
+
+    fn add(&mut self, namespace: &Namespace) -> Result<()> {
+        let kind = namespace.kind.enum_value().map_err(|n| Error::invalid(format!("unknown namespace kind {n}")))?;
+        match namespace.container_id.as_str() {
+            "" => self.new |= clone_flag(kind)?,
+            _ if !SHAREABLE.contains(&kind) => {
+                return Err(Error::invalid(format!("a {kind:?} namespace cannot be shared")));
+            }
+            id => self.shared.push((id.to_owned(), clone_flag(kind)?)),
+        }
+        Ok(())
     }
 
     /// Whether the container has a namespace of this `CLONE_NEW*` kind that is not the guest's.
@@ -96,7 +98,7 @@ impl Namespaces {
         }
         // SAFETY: as above; what is unshared is only for children, until it is joined below.
         unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }.context(|| "unshare time namespace")?;
-        crate::sys::write_file("/proc/self/timens_offsets", &self.time_offsets)
+        sys::write_file("/proc/self/timens_offsets", &self.time_offsets)
             .context(|| format!("set linux.timeOffsets {:?}", self.time_offsets))?;
         let place = "/proc/self/ns/time_for_children";
         let made = rustix::fs::open(place, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -117,7 +119,7 @@ impl Namespaces {
         }
         let write = |file: &str, mappings: &[IdMapping]| {
             let path = format!("/proc/{pid}/{file}");
-            crate::sys::write_file(&path, &mapping_text(mappings)).context(|| format!("write {file}"))
+            sys::write_file(&path, &mapping_text(mappings)).context(|| format!("write {file}"))
         };
         write("uid_map", &self.uid_mappings)?;
         write("gid_map", &self.gid_mappings)
@@ -175,7 +177,6 @@ fn mapping_text(mappings: &[IdMapping]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::Namespace;
 
     fn request(kinds: &[NamespaceKind]) -> CreateContainerRequest {
         let mut request = CreateContainerRequest::new();

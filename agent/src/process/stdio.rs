@@ -44,6 +44,14 @@ pub enum ChildStdio {
     Terminal(Winsize),
 }
 
+/// Both sides of a process's standard streams.
+pub struct StandardStreams {
+    /// The agent's side.
+    pub agent: AgentStdio,
+    /// The child's side.
+    pub child: ChildStdio,
+}
+
 /// Streams that a process names: stdin, stdout, stderr. A request takes them before anything can fail, or they would
 /// wait for ever.
 pub type Taken = [Option<OwnedFd>; 3];
@@ -58,13 +66,14 @@ pub async fn take(process: &Process, streams: &Streams) -> Result<Taken> {
 }
 
 /// Makes a process's pipes.
-pub fn prepare(process: &Process, taken: Taken, namespaces: &Namespaces) -> Result<(AgentStdio, ChildStdio)> {
+pub fn prepare(process: &Process, taken: Taken, namespaces: &Namespaces) -> Result<StandardStreams> {
     let [stdin, stdout, stderr] = taken;
     let mut agent = AgentStdio { stdin: None, outputs: Vec::new(), terminal: None };
     if process.terminal {
         let stdout = stdout.ok_or_else(|| Error::invalid("a terminal needs its stdout stream"))?;
         agent.terminal = Some((stdin, stdout));
-        return Ok((agent, ChildStdio::Terminal(terminal::size(process.rows, process.columns))));
+        let child = ChildStdio::Terminal(terminal::size(process.rows, process.columns));
+        return Ok(StandardStreams { agent, child });
     }
     let owner = namespaces.guest_uid(process.uid);
     let mut child = [None, None, None];
@@ -79,7 +88,7 @@ pub fn prepare(process: &Process, taken: Taken, namespaces: &Namespaces) -> Resu
         *child_end = Some(write);
         agent.outputs.push(joint(stream, read)?);
     }
-    Ok((agent, ChildStdio::Pipes(child)))
+    Ok(StandardStreams { agent, child: ChildStdio::Pipes(child) })
 }
 
 /// A pipe that the process's user may open again by its name in /proc.
