@@ -26,7 +26,7 @@ const MOUNTS: [(&str, &str, u64, &str); 7] = [
 /// process of a container may raise its own limit.
 const MAX_DESCRIPTORS: (u64, u64) = (1 << 16, 1 << 20);
 
-/// Where things are in the guest, besides those of its kernel.
+/// Directories of a guest that this module has prepared.
 pub fn paths() -> GuestPaths {
     GuestPaths {
         shares: PathBuf::from("/run/shares"),

@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// A failed call.
+/// Failure of a call, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// Kind of the failure, which decides on the status code that the caller gets.

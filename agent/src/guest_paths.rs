@@ -1,4 +1,4 @@
-//! Where things are in the guest.
+//! Directories of the guest.
 
 use std::path::PathBuf;
 

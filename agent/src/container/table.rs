@@ -86,7 +86,7 @@ impl Container {
 
 /// All containers of the guest; usually one.
 pub struct Containers {
-    /// Where things are in the guest.
+    /// Directories of the guest.
     pub paths: GuestPaths,
     mounted: AtomicBool,
     table: Mutex<HashMap<String, Container>>,
@@ -119,7 +119,7 @@ impl Containers {
         }
     }
 
-    /// An error if there is a container of that name.
+    /// Fails if there is a container of that name.
     pub fn check_free(&self, id: &str) -> Result<()> {
         let free = !self.lock().contains_key(id);
         free.then_some(()).ok_or_else(|| Error::precondition(format!("container with id exists: {id}")))

@@ -144,7 +144,7 @@ impl Waiting {
     }
 }
 
-/// Waits for the next connection to a listener; it does not block.
+/// Waits for the next connection to a listener, which must not block.
 pub async fn accept(listener: &Fd) -> std::result::Result<OwnedFd, Errno> {
     loop {
         let mut ready = listener.readable().await.map_err(|_| Errno::IO)?;

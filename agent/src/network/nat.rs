@@ -1,4 +1,4 @@
-//! An address that is translated in a container's network, as by
+//! Translation of an address in a container's network, as by
 //!
 //! ```text
 //! nft add table ip runvm
@@ -31,7 +31,7 @@ const DESTINATION: u32 = 1;
 const HOOK_OUTPUT: u32 = 3;
 const PRIORITY: i32 = -100;
 
-/// Our table, and its one chain.
+/// Names of the agent's table, and of its one chain.
 const TABLE: &[u8] = b"runvm\0";
 const CHAIN: &[u8] = b"resolver\0";
 

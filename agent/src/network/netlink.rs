@@ -69,7 +69,7 @@ impl Netlink {
         }
     }
 
-    /// Moves an interface, which this sets down, to another namespace.
+    /// Moves an interface to another namespace, where it is down.
     pub fn move_link(&self, index: u32, to: NewPlace<'_>) -> Result<()> {
         let mut attributes = attribute(IFLA_NET_NS_FD, &to.namespace.as_raw_fd().to_ne_bytes());
         attributes.extend(attribute(IFLA_IFNAME, &[to.name.as_bytes(), b"\0"].concat()));
@@ -108,7 +108,7 @@ fn change_link(index: u32, attributes: &[u8]) -> Vec<u8> {
     message(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body)
 }
 
-/// A request with these flags besides that of being one.
+/// A request of this kind and body, with these flags besides `NLM_F_REQUEST`.
 pub fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());

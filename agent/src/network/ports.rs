@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, oneshot};
 /// How long a server may take to accept a connection, and the host to open a stream.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where servers may listen, in the order in which it is tried.
+/// Addresses at which servers may listen, in the order in which the agent tries them.
 const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Connects to a port of the container that `init` belongs to; gives the id of the stream that the host is to open.
@@ -132,7 +132,7 @@ impl Datagrams {
 }
 
 impl Client {
-    /// A client whose answers are passed on from now on.
+    /// Makes a client, and passes the server's answers to it on from now on.
     fn new(tag: u16, socket: Arc<UdpSocket>, output: Arc<Mutex<OwnedWriteHalf>>) -> Self {
         let (stop, mut stopped) = oneshot::channel();
         let client = Self { socket: socket.clone(), _stop: stop };

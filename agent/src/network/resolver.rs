@@ -141,7 +141,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Reads some more; gives tag and content once it is whole.
+    /// Reads some more; gives tag and content once the answer is whole.
     async fn read_on(&mut self, stream: &mut OwnedReadHalf) -> std::io::Result<Option<(u16, Vec<u8>)>> {
         let mut wanted = DatagramHeader::SIZE;
         let header = self.bytes.first_chunk().map(|bytes| DatagramHeader::from_bytes(*bytes));

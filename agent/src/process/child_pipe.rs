@@ -96,7 +96,7 @@ impl ParentPipe {
         self.fd.as_raw_fd()
     }
 
-    /// Waits for the agent's part of the setup.
+    /// Waits until the agent lets the child begin.
     pub fn wait_go(&self) -> Result<()> {
         self.wait_for(GO)
     }

@@ -30,7 +30,7 @@ pub struct AgentStdio {
     terminal: Option<(Option<OwnedFd>, OwnedFd)>,
 }
 
-/// A stream to the host and the pipe it belongs to.
+/// A stream to the host and the pipe to the process that it is joined with.
 struct Joint {
     stream: OwnedFd,
     pipe: OwnedFd,

@@ -45,7 +45,7 @@ impl Pty {
     }
 }
 
-/// A size for the kernel; what does not fit is cut.
+/// Size in the kernel's terms; numbers that do not fit are cut.
 pub fn size(rows: u32, columns: u32) -> Winsize {
     let cut = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     Winsize { ws_row: cut(rows), ws_col: cut(columns), ws_xpixel: 0, ws_ypixel: 0 }

@@ -7,7 +7,7 @@ use protocol::{CreateContainerRequest, Device};
 use rustix::fs::{Gid, Mode, Uid};
 use std::path::Path;
 
-/// Where the kernel lists its disks.
+/// Directory in which the kernel lists its disks.
 const DISKS: &str = "/sys/block";
 /// Size of `struct bpf_insn`, and where in it the constant is.
 const INSTRUCTION: usize = 8;

@@ -16,25 +16,25 @@ use std::path::Path;
 /// Flags that are a mount's own and that a less privileged mount namespace may not take away.
 const LOCKABLE: u64 = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// Where mounts go and what their sources are.
+/// Makes the mounts of one container.
 pub struct Mounter<'a> {
     /// The container's root file system.
     pub root: &'a Root,
     /// The directory with one entry per share.
     pub shares: &'a Path,
-    /// Where the guest has its cgroup2.
+    /// Root of the guest's cgroup2.
     pub cgroup_root: &'a Path,
     /// Places to be made read-only once everything inside them has been made, with their flags.
     late_readonly: Vec<(OwnedFd, u64)>,
 }
 
 impl<'a> Mounter<'a> {
-    /// Nothing mounted yet.
+    /// A mounter that has mounted nothing yet.
     pub fn new(root: &'a Root, shares: &'a Path, cgroup_root: &'a Path) -> Self {
         Self { root, shares, cgroup_root, late_readonly: Vec::new() }
     }
 
-    /// Makes one mount; one that is another container's is `copy`.
+    /// Makes a mount; `copy` is one of another container's, to be mounted for it.
     pub fn mount(&mut self, mount: &Mount, copy: Option<&OwnedFd>) -> Result<()> {
         let done = match mount.kind.as_str() {
             "bind" => self.bind(mount, copy),
@@ -49,7 +49,7 @@ impl<'a> Mounter<'a> {
         })
     }
 
-    /// Makes read-only what had to stay writable until now.
+    /// Makes those mounts read-only that had to stay writable until now.
     pub fn finish(&mut self) -> Result<()> {
         for (place, flags) in self.late_readonly.drain(..) {
             remount(&place, flags | libc::MS_RDONLY, 0).context(|| "remount read-only")?;
