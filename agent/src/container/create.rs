@@ -147,8 +147,8 @@ impl Peers {
         let namespaces = &child.config.namespaces;
         let cgroup = child.config.cgroup.open()?;
         let args = SpawnArgs { flags: namespaces.clone_flags(), cgroup: Some(cgroup.as_fd()) };
-        let target = |(init, kinds): &'_ (Arc<Process>, u64)| NamespaceTarget { pidfd: &init.pidfd, kinds: *kinds };
-        let targets: Vec<_> = self.namespaces.iter().map(target).collect();
+        let targets = self.namespaces.iter().map(|(init, kinds)| NamespaceTarget { pidfd: &init.pidfd, kinds: *kinds });
+        let targets: Vec<_> = targets.collect();
         let spawned = in_namespaces::run(&targets, || sys::spawn(&args, || child.agent.failed(&child.run())))?;
         let spawned = spawned.and_then(|spawned| spawned);
         if spawned.is_err() && self.namespaces.iter().any(|(init, _)| !sys::is_alive(&init.pidfd)) {
