@@ -15,12 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 use vmm::virtio::fs::Share;
 
-use super::confine::View;
-use super::oom::Witness;
-use super::wire::{reply, send};
-use super::{FORWARDED, Inherited, stdio, tell};
 use crate::control::{self, Join, Reply, Request};
 use crate::handover::{Answer, Setup};
+use crate::monitor::confine::View;
+use crate::monitor::oom_trigger::Witness;
+use crate::monitor::streams::stdio;
+use crate::monitor::wire::{reply, send};
+use crate::monitor::{FORWARDED, Inherited, tell};
 use crate::network::Place;
 use crate::{console, log};
 

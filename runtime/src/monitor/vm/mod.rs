@@ -1,5 +1,10 @@
 //! The container's virtual machine, from its set-up to a connected agent.
 
+pub mod agent_client;
+pub mod clock;
+pub mod nics;
+pub mod request_gate;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,9 +22,9 @@ use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
-use super::agent_client::Agent;
-use super::cards::{Cards, Pool, Slot};
-use crate::handover::{Home, Setup};
+use self::agent_client::Agent;
+use self::nics::{Cards, Pool, Slot};
+use crate::handover::{Setup, VmTarget};
 use crate::plan::{CARD_PAIRS, OWN_DEVICES};
 use crate::timeline::Timeline;
 
@@ -46,7 +51,7 @@ pub struct Vm {
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
     pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
-        let Home::Machine(machine) = setup.home else { bail!("the set-up names another container's VM") };
+        let VmTarget::Own(machine) = setup.home else { bail!("the set-up names another container's VM") };
         let mut timeline = setup.timeline;
         timeline.mark("set-up read");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;

@@ -1,7 +1,7 @@
 //! The command that stays in the foreground: it stands for a process in the guest.
 //!
 //! Signals that arrive here go to that process, a new size of the terminal goes to its pty, and its exit
-//! code becomes ours. For `exec --detach` a forked child of the command is the stub: its pid is what the
+//! code becomes ours. For `exec --detach` a forked child of the command is the proxy: its pid is what the
 //! engine waits for, and killing it kills the process in the guest.
 
 use std::os::fd::{AsFd, OwnedFd};

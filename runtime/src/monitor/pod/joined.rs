@@ -10,15 +10,15 @@ use protocol::CreateContainerRequest;
 use tokio::net::{UnixListener, UnixStream};
 use vmm::virtio::fs::Share;
 
-use super::agent_client::Agent;
-use super::machine::{Machine, Membership};
-use super::network::Network;
-use super::server::Server;
-use super::sockets::Sockets;
-use super::stdio::Stdio;
-use super::wire::{arrange, send};
+use super::{Machine, Membership};
 use crate::control::{Join, Reply};
 use crate::log;
+use crate::monitor::network::Network;
+use crate::monitor::server::Server;
+use crate::monitor::streams::host_sockets::Sockets;
+use crate::monitor::streams::stdio::Stdio;
+use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::wire::{arrange, send};
 use crate::network::Place;
 use crate::plan::CachePlan;
 
