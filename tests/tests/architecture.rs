@@ -41,10 +41,9 @@ const FORBIDDEN: [(&str, &[&str]); 2] = [
 ];
 
 /// Where files use each other today. To become empty.
-const KNOWN_CIRCLES: [&str; 5] =
-    ["runtime/src/handover.rs", "runtime/src/spawn.rs", "runtime/src/monitor/", "vmm/src/", "agent/src/"];
+const KNOWN_CIRCLES: [&str; 0] = [];
 /// Where parameters take tuples apart today. To become empty.
-const KNOWN_TUPLES: [&str; 4] = ["runtime/src/monitor/", "runtime/src/network/tap.rs", "vmm/src/", "agent/src/"];
+const KNOWN_TUPLES: [&str; 0] = [];
 
 /// Most lines of a function, without comments and blank ones.
 const MAX_FUNCTION: usize = 53;
@@ -90,7 +89,7 @@ const RUNTIME: &Rooms = &[
     ("", &[""]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
-const VMM: &Rooms = &[("virtio", &["memory", "interrupt", "event_loop"]), ("", &[""])];
+const VMM: &Rooms = &[("virtio", &["memory", "registers", "interrupt", "event_loop"]), ("", &[""])];
 /// Rooms of the agent.
 const AGENT: &Rooms = &[("", &[""])];
 
