@@ -88,6 +88,6 @@ fn room_of(rooms: &Rooms, file: &str) -> Option<(&'static str, &'static [&'stati
 }
 
 /// Whether a name is that of a room, or below it.
-fn is_in(name: &str, room: &str) -> bool {
+pub fn is_in(name: &str, room: &str) -> bool {
     room.is_empty() || name.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
