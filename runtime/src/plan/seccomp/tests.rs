@@ -1,3 +1,5 @@
+mod oracle;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
