@@ -41,10 +41,40 @@ const ACTIONS: [(&str, u32); 7] = [
 
 /// Calls that 32-bit programs may make by socketcall(2) or ipc(2), and these two.
 const MULTIPLEXED: [&str; 34] = [
-    "accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "ipc", "listen", "msgctl",
-    "msgget", "msgrcv", "msgsnd", "recv", "recvfrom", "recvmmsg", "recvmsg", "semctl", "semget", "semop", "semtimedop",
-    "send", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shmat", "shmctl", "shmdt", "shmget", "shutdown", "socket",
-    "socketcall", "socketpair",
+    "accept",
+    "accept4",
+    "bind",
+    "connect",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "ipc",
+    "listen",
+    "msgctl",
+    "msgget",
+    "msgrcv",
+    "msgsnd",
+    "recv",
+    "recvfrom",
+    "recvmmsg",
+    "recvmsg",
+    "semctl",
+    "semget",
+    "semop",
+    "semtimedop",
+    "send",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shmat",
+    "shmctl",
+    "shmdt",
+    "shmget",
+    "shutdown",
+    "socket",
+    "socketcall",
+    "socketpair",
 ];
 
 /// Of these, those without a number of their own.
@@ -202,19 +232,13 @@ impl Case {
         bytes.chunks_exact(8).map(instruction).collect()
     }
 
-    /// The verdict under runc, which puts a piece of program of its own before libseccomp's: what is newer than every call
-    /// of the profile does not exist.
-    fn expected(&self, program: &[Instruction], audit: u32, number: u32, arguments: &[u64]) -> u32 {
+    /// The last call that the profile names in an architecture, when calls after it do not exist under runc: it puts a piece
+    /// of program of its own before libseccomp's.
+    fn last(&self, architecture: Architecture) -> Option<u32> {
         let strict = !["ALLOW", "LOG", "TRACE"].contains(&ACTIONS[self.default].0);
-        let architecture = self.architectures().iter().find(|architecture| architecture.audit() == audit);
-        if let Some(&architecture) = architecture.filter(|_| strict) {
-            let numbers = self.entries.iter().map(|entry| LIBRARY.number(architecture, &entry.name));
-            let last = numbers.max().and_then(|last| u32::try_from(last).ok()).unwrap_or(0);
-            if last > 0 && number > last {
-                return ENOSYS;
-            }
-        }
-        execute(program, audit, number, arguments)
+        let numbers = self.entries.iter().map(|entry| LIBRARY.number(architecture, &entry.name));
+        let last = numbers.max().and_then(|last| u32::try_from(last).ok()).filter(|&last| last > 0);
+        last.filter(|_| strict && self.architectures().contains(&architecture))
     }
 
     /// Whether socketcall(2) and ipc(2) of 32-bit programs are treated alike; see above.
@@ -226,49 +250,41 @@ impl Case {
         !self.entries.iter().any(|entry| differs(&entry))
     }
 
-    /// Asks both programs about a call and fails where they differ.
-    fn check(&self, both: &[Vec<Instruction>; 2], audit: u32, number: u32, arguments: &[u64]) {
-        let multiplexer = [102, 117].contains(&number) && audit == Architecture::X86.audit();
-        if multiplexer && !self.multiplexed_alike() {
-            return;
-        }
-        let ours = execute(&both[0], audit, number, arguments);
-        let theirs = self.expected(&both[1], audit, number, arguments);
-        let call = format!("call {number} of {audit:#x} with {arguments:x?}");
-        assert_eq!(ours, theirs, "{call}: {ours:#x}, libseccomp {theirs:#x}\n{}", self.json());
-    }
-
     /// Compares the verdicts about the calls that the profile names, about their neighbours, and about `more`.
-    fn compare(&self, questions: &[(u32, Vec<u64>)]) {
-        let ours = instructions(&tables(&profile(self.json())));
-        let both = [ours, self.by_libseccomp()];
+    fn compare(&self, more: &[(u32, Vec<u64>)]) {
+        let programs = [instructions(&tables(&profile(self.json()))), self.by_libseccomp()];
+        let alike = self.multiplexed_alike();
+        let check = |audit: u32, last: Option<u32>, number: u32, arguments: &[u64]| {
+            if [102, 117].contains(&number) && audit == Architecture::X86.audit() && !alike {
+                return;
+            }
+            let ours = execute(&programs[0], audit, number, arguments);
+            let newer = last.is_some_and(|last| number > last);
+            let theirs = if newer { ENOSYS } else { execute(&programs[1], audit, number, arguments) };
+            let call = format_args!("call {number} of {audit:#x} with {arguments:x?}");
+            assert_eq!(ours, theirs, "{call}: {ours:#x}, libseccomp {theirs:#x}\n{}", self.json());
+        };
         for architecture in [Architecture::X86_64, Architecture::X86] {
-            let word = architecture.word();
+            let (audit, last) = (architecture.audit(), self.last(architecture));
+            let narrow = |arguments: &[u64]| arguments.iter().map(|it| it & architecture.word()).collect::<Vec<_>>();
             for entry in &self.entries {
                 let Some(number) = architecture.number(&entry.name) else { continue };
-                for around in [number.saturating_sub(1), number, number + 1] {
-                    for (_, arguments) in questions {
-                        for arguments in self.near(arguments) {
-                            let arguments: Vec<u64> = arguments.iter().map(|it| it & word).collect();
-                            self.check(&both, architecture.audit(), around, &arguments);
-                        }
-                    }
+                for (_, arguments) in more {
+                    let near = self.near(&entry.name, arguments);
+                    near.iter().for_each(|arguments| check(audit, last, number, &narrow(arguments)));
+                    check(audit, last, number.saturating_sub(1), &narrow(arguments));
+                    check(audit, last, number + 1, &narrow(arguments));
                 }
             }
-            for (number, arguments) in questions {
-                let arguments: Vec<u64> = arguments.iter().map(|it| it & word).collect();
-                self.check(&both, architecture.audit(), *number, &arguments);
-            }
+            more.iter().for_each(|(number, arguments)| check(audit, last, *number, &narrow(arguments)));
         }
-        for (number, arguments) in questions {
-            self.check(&both, FOREIGN, *number, arguments);
-        }
+        more.iter().for_each(|(number, arguments)| check(FOREIGN, None, *number, arguments));
     }
 
-    /// The arguments, and the same with each compared one at, above and below what it is compared with.
-    fn near(&self, arguments: &[u64]) -> Vec<Vec<u64>> {
+    /// The arguments, and the same with those that rules of this call compare at, above and below what they are compared with.
+    fn near(&self, name: &str, arguments: &[u64]) -> Vec<Vec<u64>> {
         let mut list = vec![arguments.to_vec()];
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| entry.name == name && !entry.comparisons.is_empty()) {
             let mut all = arguments.to_vec();
             for &(index, operator, value, two) in &entry.comparisons {
                 let value = if OPERATORS[operator] == "MASKED_EQ" { two } else { value };
@@ -415,9 +431,10 @@ fn rules() -> impl Strategy<Value = Vec<Entry>> {
         let any = (verdict(), comparisons(&[0, 1, 2, 3, 4, 5, 6]));
         any.prop_map(move |((action, errno), list)| vec![entry((action, errno, list))])
     };
-    let several = (verdict(), proptest::collection::vec(comparisons(&[3, 6]), 2..5)).prop_map(
-        move |((action, errno), lists)| lists.into_iter().map(|list| entry((action, errno, list))).collect::<Vec<_>>(),
-    );
+    let several =
+        (verdict(), proptest::collection::vec(comparisons(&[3, 6]), 2..5)).prop_map(move |((action, errno), lists)| {
+            lists.into_iter().map(|list| entry((action, errno, list))).collect::<Vec<_>>()
+        });
     let one_operator = (verdict(), 0..6u32, proptest::sample::select(vec![0usize, 3, 4, 5, 6]), any::<bool>())
         .prop_flat_map(move |((action, errno), index, operator, in_one)| {
             proptest::collection::vec((some_value(), some_value()), 2..5).prop_map(move |values| {
@@ -429,22 +446,16 @@ fn rules() -> impl Strategy<Value = Vec<Entry>> {
             })
         });
     let values = proptest::collection::btree_set(0..9u64, 2..5).prop_map(|set| set.into_iter().collect::<Vec<_>>());
-    let different = (0..6u32, values, proptest::collection::vec(verdict(), 4)).prop_map(move |(index, values, list)| {
-        let of = |(value, (action, errno))| entry((action, errno, vec![(index, 3, value, 0)]));
-        values.into_iter().zip(list).map(of).collect::<Vec<_>>()
-    });
+    let different =
+        (0..6u32, values, proptest::collection::vec(verdict(), 4)).prop_map(move |(index, values, list)| {
+            let of = |(value, (action, errno))| entry((action, errno, vec![(index, 3, value, 0)]));
+            values.into_iter().zip(list).map(of).collect::<Vec<_>>()
+        });
     let overruled = (single(), always(), any::<bool>()).prop_map(|(mut list, always, first)| {
         list.insert(if first { 0 } else { list.len() }, always);
         list
     });
-    prop_oneof![
-        proptest::collection::vec(always(), 1..3),
-        single(),
-        several,
-        one_operator,
-        different,
-        overruled
-    ]
+    prop_oneof![proptest::collection::vec(always(), 1..3), single(), several, one_operator, different, overruled]
 }
 
 fn cases() -> impl Strategy<Value = Case> {
