@@ -66,7 +66,7 @@ impl Vm {
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
         let pairs = u16::from(machine.plan.vcpus).min(CARD_PAIRS);
-        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours, pairs)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug, pairs)?;
         if !cards.late {
             devices.append(&mut nets);
         }
