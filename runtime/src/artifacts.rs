@@ -120,11 +120,7 @@ fn load(directory: &Path) -> anyhow::Result<Artifacts> {
     if theirs != ours {
         bail!("{HELP}: those in {} are of version {theirs}, this runvm is {ours}", directory.display());
     }
-    Ok(Artifacts {
-        initrd: manifest.initrd_path(),
-        manifest,
-        dir: directory.to_owned(),
-    })
+    Ok(Artifacts { initrd: manifest.initrd_path(), manifest, dir: directory.to_owned() })
 }
 
 #[cfg(test)]
