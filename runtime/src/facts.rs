@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 use crate::bundle::Bundle;
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::sockets;
-use crate::state::{self, State, Status};
+use crate::state::{self, Life, State};
 
 /// The host as planning sees it.
 #[derive(Clone, Debug)]
@@ -210,7 +210,7 @@ fn disk(path: &Path, number: (i64, i64)) -> DiskFact {
 }
 
 fn neighbours(root: &Path) -> anyhow::Result<Vec<Neighbour>> {
-    let lives = |state: &State| !matches!(state.status(), Status::Creating | Status::Stopped);
+    let lives = |state: &State| state.life() == Life::Alive;
     let neighbour = |state: State| Neighbour {
         network: identity(format!("/proc/{}/ns/net", state.pid)),
         sandbox: state.sandbox.unwrap_or_else(|| state.id.clone()),

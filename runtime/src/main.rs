@@ -34,6 +34,7 @@ mod shares;
 mod sockets;
 mod spawn;
 mod state;
+mod status;
 mod timeline;
 
 use std::process::ExitCode;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Whether a container lives is never stored: it lives while the process `pid` with start time
-//! `pid_start` does. So a monitor that dies in whatever way reads as a stopped container.
+//! `pid_start` does. So a monitor that dies in whatever way reads as a stopped container. Whether a living one was
+//! started or is paused only its monitor knows; see [`crate::status`].
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -24,7 +25,7 @@ use crate::cgroup::HostCgroup;
 use crate::hooks::Hooks;
 use crate::log;
 
-/// How far a container has come, as far as files can tell.
+/// How far a container has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -34,7 +35,7 @@ pub enum Status {
     Created,
     /// The process was started.
     Running,
-    /// The machine stands still.
+    /// Nothing in the container runs.
     Paused,
     /// The monitor is gone.
     Stopped,
@@ -53,6 +54,17 @@ impl Status {
     }
 }
 
+/// What of that the file and the monitor's pid tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// `create` has not finished.
+    Creating,
+    /// The monitor lives.
+    Alive,
+    /// The monitor is gone.
+    Stopped,
+}
+
 /// Everything the commands know of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -60,10 +72,8 @@ pub struct State {
     pub oci_version: String,
     /// Name of the container.
     pub id: String,
-    /// How far `create` and `start` came; see [`State::status`] for the truth.
-    pub reached: Status,
-    /// Whether `pause` came after that.
-    pub paused: bool,
+    /// Whether `create` has finished.
+    pub complete: bool,
     /// The monitor; 0 before it was started.
     pub pid: i32,
     /// Start time of the monitor, field 22 of `/proc/PID/stat`: with the pid it is an identity.
@@ -101,13 +111,13 @@ pub struct State {
 }
 
 impl State {
-    /// The status now.
-    pub fn status(&self) -> Status {
+    /// Whether the container lives now.
+    pub fn life(&self) -> Life {
         match self.pid {
-            0 if self.reached == Status::Creating => Status::Creating,
-            pid if process_start(pid) != Some(self.pid_start) => Status::Stopped,
-            _ if self.paused => Status::Paused,
-            _ => self.reached,
+            0 => Life::Creating,
+            pid if process_start(pid) != Some(self.pid_start) => Life::Stopped,
+            _ if self.complete => Life::Alive,
+            _ => Life::Creating,
         }
     }
 
@@ -127,8 +137,8 @@ impl State {
     }
 
     /// The same with what runc adds for people: rootfs, created and owner.
-    pub fn for_people(&self) -> serde_json::Value {
-        let mut value = self.oci(self.status());
+    pub fn for_people(&self, status: Status) -> serde_json::Value {
+        let mut value = self.oci(status);
         value["rootfs"] = serde_json::json!(self.rootfs);
         value["created"] = serde_json::json!(self.created);
         value["owner"] = serde_json::json!(self.owner);

@@ -25,7 +25,6 @@ use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
 use crate::log;
-use crate::monitor::pod::Machine;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{Pool, Slot};
@@ -184,7 +183,7 @@ impl Network {
     }
 
     /// Follows changes, for ever.
-    pub async fn follow(self: Rc<Self>, machine: Rc<Machine>, agent: Agent) {
+    pub async fn follow(self: Rc<Self>, vm: Rc<Vm>, agent: Agent) {
         let mut failures = 0u32;
         loop {
             let changed = tokio::select! {
@@ -196,7 +195,7 @@ impl Network {
                 Ok(true) => {}
                 Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
             }
-            match machine.ask(self.update(&machine.vm, &agent)).await {
+            match vm.ask(self.update(&vm, &agent)).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -235,11 +234,11 @@ impl Network {
         state.leaving.clear();
     }
 
-    async fn find(&self, state: &State, cards: &Pool) -> anyhow::Result<Found> {
+    async fn find(&self, state: &State, pool: &Pool) -> anyhow::Result<Found> {
         let known: Vec<Link> = state.wired.iter().map(|wired| wired.link.clone()).collect();
         let spare = state.leaving.iter().filter(|leaving| leaving.slot.is_some()).count();
-        let cards = cards.clone();
-        self.on_host(move |host| find(host, &known, (spare, &cards))).await
+        let pool = pool.clone();
+        self.on_host(move |host| find(host, &known, &Free { spare, pool })).await
     }
 
     async fn on_host<T: Send + 'static>(
@@ -252,17 +251,25 @@ impl Network {
     }
 }
 
-/// Looks at the namespace and wires what is new there; with so many spare cards, and these.
-fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) -> anyhow::Result<Found> {
+/// NICs for new links.
+struct Free {
+    /// Number of NICs whose link is gone.
+    spare: usize,
+    /// NICs that no container has.
+    pool: Pool,
+}
+
+/// Looks at the namespace, and attaches taps to the links that are new there.
+fn find(host: &mut Namespace, known: &[Link], free: &Free) -> anyhow::Result<Found> {
     let links = host.scan()?;
     let resolver = host.resolver()?;
     let steps = Steps::between(known, links.clone());
-    let wanted = steps.new.len().saturating_sub(steps.gone.len() + spare);
-    let slots = cards.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
+    let wanted = steps.new.len().saturating_sub(steps.gone.len() + free.spare);
+    let slots = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
     steps.gone.iter().try_for_each(|index| host.unwire(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
-    let wired = wire(host, (steps.new, cards.pairs()), &mut new).and_then(|()| {
+    let wired = wire(host, steps.new, free.pool.pairs().into(), &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
         keep.try_for_each(|link| host.keep_replies(link))
     });
@@ -285,11 +292,12 @@ fn too_many(new: &[Link], count: usize) -> String {
 
 fn wire(
     host: &mut Namespace,
-    (links, queues): (Vec<Link>, u16),
+    links: Vec<Link>,
+    queues: usize,
     done: &mut Vec<(Link, Vec<OwnedFd>)>,
 ) -> anyhow::Result<()> {
     for link in links {
-        let tap = host.wire(&link, queues.into())?;
+        let tap = host.wire(&link, queues)?;
         done.push((link, tap));
     }
     Ok(())
