@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use protocol::{Card, KeyValue, SetNetworkRequest};
+use protocol::{KeyValue, Nic, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
@@ -69,7 +69,7 @@ struct Wired {
     link: Link,
     slot: Slot,
     /// How the guest finds the card.
-    card: Card,
+    card: Nic,
     /// The guest has done all that it was told. Otherwise it is told from the beginning.
     done: bool,
 }
@@ -170,7 +170,7 @@ impl Network {
             let Some(slot) = state.spare().or_else(|| slots.next()) else { break };
             match vm.plug(&slot, tap).await {
                 Ok(card) => {
-                    let card = Card { index: link.index, name: link.name.clone(), ..card };
+                    let card = Nic { index: link.index, name: link.name.clone(), ..card };
                     state.wired.push(Wired { link, slot, card, done: false });
                 }
                 Err(error) => {
@@ -336,8 +336,8 @@ impl State {
 
     /// What the guest has to do for cards that go and that are new, and for links that have changed.
     fn tell(&mut self, changed: Vec<Link>, resolver: bool) -> SetNetworkRequest {
-        let unplugged = self.leaving.iter().map(|leaving| leaving.index).collect();
-        let mut request = SetNetworkRequest { unplugged, resolver, ..Default::default() };
+        let removed_nics = self.leaving.iter().map(|leaving| leaving.index).collect();
+        let mut request = SetNetworkRequest { removed_nics, resolver, ..Default::default() };
         let mut before = Vec::new();
         for link in changed {
             let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == link.index) else { continue };
@@ -358,7 +358,7 @@ impl State {
 
 impl Wired {
     fn begin(&self, request: &mut SetNetworkRequest) {
-        request.plugged.push(Card { name: self.link.name.clone(), ..self.card.clone() });
+        request.added_nics.push(Nic { name: self.link.name.clone(), ..self.card.clone() });
         request.sysctls.extend(ipv6_switch(false, &self.link));
         request.messages.extend(mirror(None, &self.link));
     }
@@ -401,7 +401,7 @@ mod tests {
 
     fn wired(index: u32, pool: &Pool) -> Wired {
         let slot = pool.take(1).unwrap().remove(0);
-        Wired { link: link(index, 1500), slot, card: Card { index, ..Default::default() }, done: true }
+        Wired { link: link(index, 1500), slot, card: Nic { index, ..Default::default() }, done: true }
     }
 
     #[test]
@@ -413,7 +413,7 @@ mod tests {
         state.leaving.push(Leaving { index: 2, slot: Some(slot) });
         for _ in 0..2 {
             assert!(!state.all_done());
-            assert_eq!(state.tell(Vec::new(), false).unplugged, [2]);
+            assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
             assert!(pool.take(CARDS).is_none(), "somebody else could get the card");
         }
         // A new link of the same container can: the guest does the one before the other.
@@ -421,7 +421,7 @@ mod tests {
         state.wired.push(Wired { slot, ..wired(3, &pool) });
         state.wired[0].done = false;
         let request = state.tell(Vec::new(), false);
-        assert_eq!((request.unplugged, request.plugged[0].index), (vec![2], 3));
+        assert_eq!((request.removed_nics, request.added_nics[0].index), (vec![2], 3));
         assert!(state.spare().is_none());
     }
 }

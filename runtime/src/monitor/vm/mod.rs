@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use protocol::{Card, Hello, READY_PORT, RPC_PORT};
+use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
@@ -135,7 +135,7 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Card> {
+    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Nic> {
         self.cards.plug(card, tap, &self.running).await
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
-use protocol::Card;
+use protocol::Nic;
 use vmm::Running;
 use vmm::virtio::Device;
 use vmm::virtio::net::{Counters, Net, Plug, Traffic};
@@ -56,13 +56,13 @@ impl Cards {
     }
 
     /// Connects one with a tap, by a descriptor for each of its queues. Returns how the guest finds it.
-    pub async fn plug(&self, slot: &Slot, tap: Vec<OwnedFd>, running: &Running) -> anyhow::Result<Card> {
+    pub async fn plug(&self, slot: &Slot, tap: Vec<OwnedFd>, running: &Running) -> anyhow::Result<Nic> {
         let (number, device) = (slot.number, self.first + slot.number);
         let plug = self.plugs.get(number).with_context(|| format!("there is no network card {number}"))?.clone();
         let text = if self.late { format!("{}:{device}", running.attach(number)?) } else { String::new() };
         // The device answers when it has done what it is at: not for this thread to wait for.
         tokio::task::spawn_blocking(move || plug.plug(tap)).await??;
-        Ok(Card { device: u32::try_from(device)?, plug: text, ..Default::default() })
+        Ok(Nic { device: u32::try_from(device)?, kernel_parameter: text, ..Default::default() })
     }
 
     /// Disconnects it.
