@@ -1,7 +1,7 @@
 //! What happens to a container next: pure, no I/O.
 //!
 //! Everything that a container lives through comes as an [`Event`], one at a time. [`State::step`] makes of it the next
-//! state and [`Action`]s for the server to carry out; an action that takes time ends with an event of its own.
+//! state and [`Action`]s for the server to carry out; [`Work`] that takes a while ends with an event of its own.
 //!
 //! ```text
 //!  process   created ──Start──▶ starting ──StartDone──▶ started
@@ -67,17 +67,17 @@ pub enum Request {
 pub enum Event<T> {
     /// A request came.
     Asked(Request, T),
-    /// [`Action::Start`] is done, or failed.
+    /// [`Work::Start`] is done, or failed.
     StartDone(Answer),
-    /// [`Action::CloseGate`] is done: no request to the guest is in flight.
+    /// [`Work::Quiesce`] is done.
     Quiesced,
-    /// [`Action::Freeze`] is done, or failed and is undone.
+    /// [`Work::Freeze`] is done, or failed and is undone.
     Frozen(Answer),
-    /// [`Action::Thaw`] is done, or failed.
+    /// [`Work::Thaw`] is done, or failed.
     Thawed(Answer),
     /// The guest's kernel killed a process of the container for lack of memory.
     OutOfMemory,
-    /// [`Action::ReportOom`] is done.
+    /// [`Work::ReportOom`] is done.
     OomReported,
     /// The container's process ended.
     Ended {
@@ -95,9 +95,9 @@ pub enum Event<T> {
 pub enum Action<T> {
     /// Answer a request.
     Answer(T, Answer),
-    /// Mirror the network, then start the process; ends with [`Event::StartDone`].
-    Start,
-    /// Hold new requests to the guest back; [`Event::Quiesced`] says that none is in flight.
+    /// Begin something that takes a while.
+    Begin(Work),
+    /// Hold new requests to the guest back.
     CloseGate,
     /// Let requests to the guest through again.
     OpenGate,
@@ -105,20 +105,29 @@ pub enum Action<T> {
     PauseVcpus,
     /// Let the virtual CPUs run.
     ResumeVcpus,
-    /// Freeze the container's cgroup; ends with [`Event::Frozen`].
-    Freeze,
-    /// Thaw the container's cgroup; ends with [`Event::Thawed`].
-    Thaw,
     /// Send a signal, and answer how that went.
     Signal(Signal, T),
     /// Send signals that came during a pause, one after the other, then answer.
     Deliver(Vec<Signal>, T),
     /// Enter a container among those in the VM, and answer.
     Admit(String, T),
-    /// Tell the host that memory ran out in the guest; ends with [`Event::OomReported`].
-    ReportOom,
     /// Deliver the last output, clean up, and exit.
     Finish(Ending),
+}
+
+/// What takes a while. The event that ends it has a like name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Mirror the network into the guest, then start the process.
+    Start,
+    /// Wait until no request to the guest is in flight.
+    Quiesce,
+    /// Freeze the container's cgroup.
+    Freeze,
+    /// Thaw the container's cgroup.
+    Thaw,
+    /// Tell the host that memory ran out in the guest.
+    ReportOom,
 }
 
 /// Where a container is in its life.
@@ -224,7 +233,7 @@ impl<T> State<T> {
             }
             Event::Asked(request, ticket) => match self.refusal(&request) {
                 Some(why) => actions.push(Action::Answer(ticket, Err(why.to_owned()))),
-                None => actions.extend(self.grant(request, ticket, shared)),
+                None => actions.push(self.grant(request, ticket, shared)),
             },
             Event::StartDone(answer) => {
                 if let Some(ticket) = self.starting.take() {
@@ -277,23 +286,22 @@ impl<T> State<T> {
     }
 
     /// Does what a request wants, which is possible.
-    fn grant(&mut self, request: Request, ticket: T, shared: bool) -> Option<Action<T>> {
-        Some(match request {
+    fn grant(&mut self, request: Request, ticket: T, shared: bool) -> Action<T> {
+        match request {
             Request::Start => {
                 self.starting = Some(ticket);
-                Action::Start
+                Action::Begin(Work::Start)
             }
             Request::Exec | Request::Update | Request::Query | Request::WatchOom => Action::Answer(ticket, Ok(())),
             Request::Signal(signal) => self.signal(signal, ticket),
             Request::Pause => {
-                let scope = if shared { Scope::Cgroup } else { Scope::Vm };
+                let (scope, work) = if shared { (Scope::Cgroup, Work::Freeze) } else { (Scope::Vm, Work::Quiesce) };
                 self.pause = Pause::Pausing(scope, ticket);
-                // Closing the gate, the other way, follows from the state.
-                return shared.then_some(Action::Freeze);
+                Action::Begin(work)
             }
             Request::Resume => self.resume(ticket),
             Request::Join(id) => Action::Admit(id, ticket),
-        })
+        }
     }
 
     /// As in a frozen cgroup of version 2, a signal that kills does so at once, any other one after the pause.
@@ -312,7 +320,7 @@ impl<T> State<T> {
     fn resume(&mut self, ticket: T) -> Action<T> {
         if matches!(self.pause, Pause::Paused(Scope::Cgroup)) {
             self.pause = Pause::Thawing(ticket);
-            return Action::Thaw;
+            return Action::Begin(Work::Thaw);
         }
         self.pause = Pause::None;
         match std::mem::take(&mut self.kept_signals) {
@@ -346,7 +354,7 @@ impl<T> State<T> {
     fn report_oom(&mut self, actions: &mut Vec<Action<T>>) {
         if self.oom == Oom::Unreported {
             self.oom = Oom::Reporting;
-            actions.push(Action::ReportOom);
+            actions.push(Action::Begin(Work::ReportOom));
         }
     }
 

@@ -19,6 +19,10 @@ fn after(shared: bool, events: &[Event<u8>]) -> State<u8> {
     state
 }
 
+fn begin(work: Work) -> Action<u8> {
+    Action::Begin(work)
+}
+
 fn asked(request: Request) -> Event<u8> {
     Event::Asked(request, NOW)
 }
@@ -93,6 +97,7 @@ fn show(action: &Action<u8>) -> String {
         Action::Signal(signal, _) => format!("signal {}", signal.number),
         Action::Deliver(signals, _) => format!("deliver {:?}", signals.iter().map(|s| s.number).collect::<Vec<_>>()),
         Action::Admit(id, _) => format!("admit {id}"),
+        Action::Begin(work) => format!("{work:?}"),
         other => format!("{other:?}"),
     }
 }
@@ -126,15 +131,15 @@ fn every_state_and_event() {
 
 #[test]
 fn where_the_vm_is_shared_a_pause_freezes_the_cgroup() {
-    assert_eq!(after(true, &[]).step(asked(Request::Pause), true), [Action::Freeze]);
-    assert_eq!(after(true, &[]).step(asked(Request::Pause), false), [Action::CloseGate]);
+    assert_eq!(after(true, &[]).step(asked(Request::Pause), true), [begin(Work::Freeze)]);
+    assert_eq!(after(true, &[]).step(asked(Request::Pause), false), [Action::CloseGate, begin(Work::Quiesce)]);
     // Whoever shared the VM may have gone meanwhile.
     let mut frozen = after(true, &[before(Request::Pause), Event::Frozen(Ok(()))]);
-    assert_eq!(frozen.step(asked(Request::Resume), false), [Action::Thaw]);
+    assert_eq!(frozen.step(asked(Request::Resume), false), [begin(Work::Thaw)]);
     // What waits is decided when its turn comes.
     assert_eq!(frozen.step(Event::Asked(Request::Pause, 2), true), []);
     let resumed = Action::Answer(NOW, Ok(()));
-    assert_eq!(frozen.step(Event::Thawed(Ok(())), false), [resumed, Action::CloseGate]);
+    assert_eq!(frozen.step(Event::Thawed(Ok(())), false), [resumed, Action::CloseGate, begin(Work::Quiesce)]);
 }
 
 #[test]
@@ -156,7 +161,7 @@ fn what_waits_for_a_pause_comes_after_it() {
     assert_eq!(state.status(), Status::Created);
     let resumed_twice = [before(Request::Pause), asked(Request::Resume), Event::Asked(Request::Resume, 2)];
     let mut state = after(true, &resumed_twice);
-    assert_eq!(state.step(Event::Frozen(Ok(())), true), [paused, Action::Thaw]);
+    assert_eq!(state.step(Event::Frozen(Ok(())), true), [paused, begin(Work::Thaw)]);
     let refused = Action::Answer(2, Err("container not paused".to_owned()));
     assert_eq!(state.step(Event::Thawed(Ok(())), true), [Action::Answer(NOW, Ok(())), refused]);
 }
@@ -165,7 +170,7 @@ fn what_waits_for_a_pause_comes_after_it() {
 fn a_pause_that_waits_for_a_resume_closes_the_gate_again() {
     let mut state = after(false, &[before(Request::Pause), asked(Request::Resume), Event::Asked(Request::Pause, 2)]);
     let (paused, resumed) = (Action::Answer(1, Ok(())), Action::Answer(NOW, Ok(())));
-    let again = [Action::ResumeVcpus, Action::OpenGate, resumed, Action::CloseGate];
+    let again = [Action::ResumeVcpus, Action::OpenGate, resumed, Action::CloseGate, begin(Work::Quiesce)];
     assert_eq!(state.step(Event::Quiesced, false), [&[Action::PauseVcpus, paused], &again[..]].concat());
     let paused_again = [Action::PauseVcpus, Action::Answer(2, Ok(()))];
     assert_eq!(state.step(Event::Quiesced, false), paused_again);
@@ -174,6 +179,6 @@ fn a_pause_that_waits_for_a_resume_closes_the_gate_again() {
 #[test]
 fn a_container_without_a_limit_on_the_host_runs_while_oom_is_reported() {
     let mut state = State::<u8>::new(false);
-    assert_eq!(state.step(Event::OutOfMemory, false), [Action::ReportOom]);
+    assert_eq!(state.step(Event::OutOfMemory, false), [begin(Work::ReportOom)]);
     assert_eq!(state.step(Event::OomReported, false), []);
 }

@@ -1,6 +1,5 @@
-//! Carries out what the lifecycle says. What takes a while is a task of its own, and its outcome an event.
+//! Carries out what the lifecycle says. Work that takes a while is a task of its own, and its outcome an event.
 
-use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::{OomNotifier, Server};
 use crate::control::Reply;
 use crate::log;
 use crate::monitor::inbox::Ticket;
-use crate::monitor::lifecycle::{Action, Answer, Event, Signal};
+use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
 use crate::monitor::wire::send;
 
 /// How often, and after what pauses, a cgroup that freezes is looked at.
@@ -20,22 +19,18 @@ const FREEZE_PAUSE: Duration = Duration::from_millis(10);
 
 impl Server {
     pub(super) fn carry_out(self: &Rc<Self>, action: Action<Ticket>) {
-        let (server, vm) = (Rc::clone(self), Rc::clone(&self.pod.vm));
+        let (server, vm) = (Rc::clone(self), &self.pod.vm);
         match action {
             Action::Answer(ticket, answer) => ticket.answer(answer),
-            Action::Start => self.begin_work(async move { Event::StartDone(answer(server.start().await)) }),
-            Action::CloseGate => {
-                vm.gate.close();
-                self.begin_work(async move {
-                    vm.gate.quiesce().await;
-                    Event::Quiesced
-                });
-            }
+            Action::CloseGate => vm.gate.close(),
             Action::OpenGate => vm.gate.open(),
             Action::PauseVcpus => vm.pause(),
             Action::ResumeVcpus => vm.resume(),
-            Action::Freeze => self.begin_work(async move { Event::Frozen(answer(server.freeze().await)) }),
-            Action::Thaw => self.begin_work(async move { Event::Thawed(answer(server.set_frozen(false).await)) }),
+            Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id)),
+            Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
+            Action::Begin(work) => {
+                drop(spawn_local(async move { server.inbox.put(server.work(work).await) }));
+            }
             Action::Signal(signal, ticket) => {
                 drop(spawn_local(async move { ticket.answer(answer(server.signal(signal).await)) }));
             }
@@ -43,18 +38,23 @@ impl Server {
                 server.deliver(signals).await;
                 ticket.answer(Ok(()));
             })),
-            Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id)),
-            Action::ReportOom => self.begin_work(async move {
-                server.report_oom().await;
-                Event::OomReported
-            }),
-            Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
         }
     }
 
-    fn begin_work(&self, work: impl Future<Output = Event<Ticket>> + 'static) {
-        let inbox = self.inbox.clone();
-        spawn_local(async move { inbox.put(work.await) });
+    async fn work(&self, work: Work) -> Event<Ticket> {
+        match work {
+            Work::Start => Event::StartDone(answer(self.start().await)),
+            Work::Quiesce => {
+                self.pod.vm.gate.quiesce().await;
+                Event::Quiesced
+            }
+            Work::Freeze => Event::Frozen(answer(self.freeze().await)),
+            Work::Thaw => Event::Thawed(answer(self.set_frozen(false).await)),
+            Work::ReportOom => {
+                self.report_oom().await;
+                Event::OomReported
+            }
+        }
     }
 
     async fn start(&self) -> anyhow::Result<()> {

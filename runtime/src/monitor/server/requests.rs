@@ -50,49 +50,50 @@ impl Server {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> anyhow::Result<Reply> {
-        let asked = match request {
-            Request::Status => return Ok(Reply::Status(self.state.borrow().status())),
-            Request::Start => self.inbox.ask(lifecycle::Request::Start).await,
-            Request::Pause => self.inbox.ask(lifecycle::Request::Pause).await,
-            Request::Resume => self.inbox.ask(lifecycle::Request::Resume).await,
-            Request::Kill { signal: number, all } => {
-                self.inbox.ask(lifecycle::Request::Signal(Signal { number, all })).await
-            }
-            Request::Update(files) => {
-                self.inbox.ask(lifecycle::Request::Update).await?;
-                self.ask(self.agent.update(files)).await
-            }
-            Request::Processes => {
-                self.inbox.ask(lifecycle::Request::Query).await?;
-                return self.ask(self.agent.processes()).await;
-            }
-            Request::ReadCgroup(files) => {
-                self.inbox.ask(lifecycle::Request::Query).await?;
-                return self.ask(self.agent.read_cgroup(files)).await;
-            }
-            Request::WaitOom(seen) => return self.wait_oom(stream, seen).await,
+        if let Some(wanted) = wanted(&request) {
+            self.inbox.ask(wanted).await?;
+        }
+        match request {
+            Request::Start | Request::Pause | Request::Resume | Request::Kill { .. } => Ok(Reply::Done),
+            Request::Status => Ok(Reply::Status(self.state.borrow().status())),
+            Request::Update(files) => self.ask(self.agent.update(files)).await.map(|()| Reply::Done),
+            Request::Processes => self.ask(self.agent.processes()).await,
+            Request::ReadCgroup(files) => self.ask(self.agent.read_cgroup(files)).await,
+            Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
             Request::Exec { process, streams } => {
-                self.inbox.ask(lifecycle::Request::Exec).await?;
                 let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
-                return self.exec(stream, process, arrange(fds, streams)?).await;
+                self.exec(stream, process, arrange(fds, streams)?).await
             }
-            Request::Join(join) => return joined::join(&self.pod, &self.agent, stream, (join, fds)).await,
+            Request::Join(join) => joined::join(&self.pod, &self.agent, stream, (join, fds)).await,
             Request::Left(id) => {
                 self.pod.detached(&id).await;
-                Ok(())
+                Ok(Reply::Done)
             }
             Request::Signal(_) | Request::Resize { .. } => bail!("this connection has no process"),
-        };
-        asked.map(|()| Reply::Done)
+        }
     }
 
     /// Answers when the count has grown.
     async fn wait_oom(&self, stream: &UnixStream, seen: u64) -> anyhow::Result<Reply> {
-        self.inbox.ask(lifecycle::Request::WatchOom).await?;
         let mut kills = self.oom_kills.subscribe();
         tokio::select! {
             more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
             _ = receive(stream) => bail!("nobody waits any more"),
         }
+    }
+}
+
+/// What the lifecycle is asked first: to do what a request wants, or whether it is possible now.
+fn wanted(request: &Request) -> Option<lifecycle::Request> {
+    match request {
+        Request::Start => Some(lifecycle::Request::Start),
+        Request::Pause => Some(lifecycle::Request::Pause),
+        Request::Resume => Some(lifecycle::Request::Resume),
+        Request::Kill { signal, all } => Some(lifecycle::Request::Signal(Signal { number: *signal, all: *all })),
+        Request::Update(_) => Some(lifecycle::Request::Update),
+        Request::Processes | Request::ReadCgroup(_) => Some(lifecycle::Request::Query),
+        Request::WaitOom(_) => Some(lifecycle::Request::WatchOom),
+        Request::Exec { .. } => Some(lifecycle::Request::Exec),
+        _ => None,
     }
 }

@@ -138,26 +138,29 @@ impl Server {
                 assert!(!self.ended && !self.gate_closed, "the guest is asked while it cannot answer");
                 assert!(self.waiting.remove(&ticket), "answered twice");
             }
-            Action::Start => {
+            Action::Begin(Work::Start) => {
                 assert!(!self.ended && !self.started && !self.gate_closed && !self.frozen);
                 self.begin(Event::StartDone(Ok(())));
             }
             Action::CloseGate => {
                 assert!(!self.ended && !self.shared && !std::mem::replace(&mut self.gate_closed, true));
+            }
+            Action::Begin(Work::Quiesce) => {
+                assert!(self.gate_closed);
                 self.begin(Event::Quiesced);
             }
             Action::OpenGate => assert!(std::mem::replace(&mut self.gate_closed, false)),
             Action::PauseVcpus => assert!(!std::mem::replace(&mut self.vcpus_paused, true)),
             Action::ResumeVcpus => assert!(std::mem::replace(&mut self.vcpus_paused, false)),
-            Action::Freeze => {
+            Action::Begin(Work::Freeze) => {
                 assert!(!self.ended && !self.frozen && !self.gate_closed);
                 self.begin(Event::Frozen(Ok(())));
             }
-            Action::Thaw => {
+            Action::Begin(Work::Thaw) => {
                 assert!(!self.ended && self.frozen && !self.gate_closed);
                 self.begin(Event::Thawed(Ok(())));
             }
-            Action::ReportOom => {
+            Action::Begin(Work::ReportOom) => {
                 assert!(!std::mem::replace(&mut self.reported, true), "the host is told twice");
                 self.begin(Event::OomReported);
             }
