@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -44,18 +46,18 @@ fn states() -> Vec<(&'static str, State<u8>)> {
     let oom_killed = Event::Ended { code: 137, oom_killed: true };
     vec![
         ("created", after(false, &[])),
-        ("starting", after(false, &[start.clone()])),
+        ("starting", after(false, from_ref(&start))),
         ("started", started(false, &[])),
         ("pausing VM", started(false, &paused[..1])),
         ("paused VM", started(false, &paused)),
-        ("starting, paused VM", after(false, &[&[start.clone()], &paused[..]].concat())),
+        ("starting, paused VM", after(false, &[from_ref(&start), &paused].concat())),
         ("pausing cgroup", started(true, &frozen[..1])),
         ("paused cgroup", started(true, &frozen)),
-        ("thawing", started(true, &[&frozen[..], &[resume]].concat())),
+        ("thawing", started(true, &[&frozen[..], from_ref(&resume)].concat())),
         ("reporting OOM", started(false, &[Event::OutOfMemory])),
         ("reporting OOM, paused VM", started(false, &[&paused[..], &[Event::OutOfMemory]].concat())),
         ("ended, reporting OOM", started(false, &[oom_killed])),
-        ("ended", started(false, &[ended.clone()])),
+        ("ended", started(false, from_ref(&ended))),
         ("ended, starting", after(false, &[start.clone(), ended])),
     ]
 }
