@@ -117,7 +117,7 @@ fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {
 /// Where the container goes, and what is open for that.
 enum Destination {
     /// Into a VM that is made of these.
-    Machine { kernel: PathBuf, initrd: PathBuf, kvm: OwnedFd },
+    Machine { kernel: artifacts::Image, initrd: PathBuf, kvm: OwnedFd },
     /// Into that of another container.
     Sandbox { id: String, monitor: OwnedFd },
 }
@@ -129,6 +129,7 @@ impl Destination {
         }
         let artifacts = artifacts::find()?;
         let kernel = artifacts.kernel(plan.kernel.as_deref())?;
+        kernel.losses().iter().for_each(|losses| log::warning(losses));
         Ok(Self::Machine { kernel, initrd: artifacts.initrd, kvm: vmm::open_kvm()? })
     }
 
@@ -142,9 +143,9 @@ impl Destination {
         match self {
             Self::Machine { kernel, initrd, kvm } => VmTarget::Own(MachineSetup {
                 plan: plan.machine.clone(),
-                kernel: kernel.clone(),
+                kernel: kernel.path.clone(),
                 initrd: initrd.clone(),
-                kernel_is_ours: plan.kernel.is_none(),
+                hotplug: kernel.hotplug(),
                 network_stays: matches!(plan.network, NetworkPlan::Path(_)),
                 kvm: kvm.as_raw_fd(),
             }),
