@@ -8,7 +8,7 @@ use crate::cli::Global;
 use crate::control::{self, Request};
 use crate::state::{Dir, Life};
 
-/// A virtual CPU stops at its next exit.
+/// Time for the monitor's answer: a virtual CPU pauses at its next exit.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pauses a container: no process of it runs until `resume`.

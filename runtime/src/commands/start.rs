@@ -6,14 +6,14 @@ use anyhow::bail;
 
 use crate::cli::Global;
 use crate::control::{self, Request};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::log;
 use crate::state::{Dir, Life, State, Status};
 
-/// The guest answers when the exec has happened, which reads the program from the host's disk.
+/// Time for the monitor's answer: the guest answers after execve(2), which reads the program from the host's disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Lets the process of a created container run.
+/// Starts the process of a created container.
 pub fn run(global: &Global, id: &str) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), id)?;
     let _lock = dir.lock(PATIENCE)?;
