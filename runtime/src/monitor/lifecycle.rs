@@ -14,121 +14,15 @@
 //! Nothing else knows whether a container was started or is paused. The request gate and the virtual CPUs do what
 //! this state says of them.
 
+mod action;
+mod event;
+
 use std::collections::VecDeque;
 
+pub use action::{Action, Work};
+pub use event::{Answer, Ending, Event, Request, Signal};
+
 use crate::state::Status;
-
-/// What a request gets: its way is free or its work is done, or else the sentence for the user.
-pub type Answer = Result<(), String>;
-
-/// A signal to the container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signal {
-    /// Its number.
-    pub number: u32,
-    /// Whether all processes get it, and not the first one only.
-    pub all: bool,
-}
-
-/// How the container's life ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The process ended with this code.
-    Exited(u8),
-    /// The guest stopped under the container, and why.
-    VmDied(String),
-}
-
-/// What somebody wants of the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Start the container's process.
-    Start,
-    /// Run another process in the container.
-    Exec,
-    /// Write files of the container's cgroup.
-    Update,
-    /// Read something that only the guest knows.
-    Query,
-    /// Wait until memory runs out in the guest.
-    WatchOom,
-    /// Send a signal.
-    Signal(Signal),
-    /// Pause the container.
-    Pause,
-    /// Resume the container.
-    Resume,
-    /// Let another container, of this id, into the VM.
-    Join(String),
-}
-
-/// What happens to the container. `T` is a ticket: whoever gave it away waits for the answer to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event<T> {
-    /// A request came.
-    Asked(Request, T),
-    /// [`Work::Start`] is done, or failed.
-    StartDone(Answer),
-    /// [`Work::Quiesce`] is done.
-    Quiesced,
-    /// [`Work::Freeze`] is done, or failed and is undone.
-    Frozen(Answer),
-    /// [`Work::Thaw`] is done, or failed.
-    Thawed(Answer),
-    /// The guest's kernel killed a process of the container for lack of memory.
-    OutOfMemory,
-    /// [`Work::ReportOom`] is done.
-    OomReported,
-    /// The container's process ended.
-    Ended {
-        /// The exit code.
-        code: u8,
-        /// Whether the guest's kernel killed something in the container for lack of memory.
-        oom_killed: bool,
-    },
-    /// The guest stopped, and why.
-    VmDied(String),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action<T> {
-    /// Answer a request.
-    Answer(T, Answer),
-    /// Begin something that takes a while.
-    Begin(Work),
-    /// Hold new requests to the guest back.
-    CloseGate,
-    /// Let requests to the guest through again.
-    OpenGate,
-    /// Stop the virtual CPUs.
-    PauseVcpus,
-    /// Let the virtual CPUs run.
-    ResumeVcpus,
-    /// Send a signal, and answer how that went.
-    Signal(Signal, T),
-    /// Send signals that came during a pause, one after the other, then answer.
-    Deliver(Vec<Signal>, T),
-    /// Enter a container among those in the VM, and answer.
-    Admit(String, T),
-    /// Deliver the last output, clean up, and exit.
-    Finish(Ending),
-}
-
-/// What takes a while. The event that ends it has a like name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// Mirror the network into the guest, then start the process.
-    Start,
-    /// Wait until no request to the guest is in flight.
-    Quiesce,
-    /// Freeze the container's cgroup.
-    Freeze,
-    /// Thaw the container's cgroup.
-    Thaw,
-    /// Tell the host that memory ran out in the guest.
-    ReportOom,
-}
 
 /// Where a container is in its life.
 #[derive(Debug)]
@@ -403,12 +297,6 @@ impl<T> State<T> {
 impl<T> Pause<T> {
     fn is_changing(&self) -> bool {
         matches!(self, Self::Pausing(..) | Self::Thawing(_))
-    }
-}
-
-impl Signal {
-    fn kills(self) -> bool {
-        self.number == libc::SIGKILL as u32
     }
 }
 
