@@ -1,12 +1,12 @@
-//! The host's side of a container's network: what the monitor does in the container's network namespace.
+//! The host's side of a container's network: the monitor's work in the container's network namespace.
 //!
 //! ```text
 //!  engine's link (veth, macvlan, …) ──ingress: u32 + mirred──▶ tap of ours ◀──▶ the guest's network device,
 //!                                   ◀──u32 + mirred: ingress──                  with the link's name, number and addresses
 //! ```
 //!
-//! An engine's link is never changed: it only gets an ingress qdisc, and that is taken off again. What is configured on it is
-//! repeated in the guest. The monitor sees neither /dev nor /proc any more; it works with descriptors opened before.
+//! The monitor never changes an engine's link: it only adds an ingress qdisc, and removes it at the end. It mirrors the link's
+//! configuration into the guest. The monitor no longer sees /dev and /proc, and works with descriptors opened before.
 
 mod attached_links;
 mod changes;
