@@ -30,7 +30,7 @@ use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{Pool, Slot};
 use crate::network::{AttachedLinks, Changes, Files, Link, NetworkNamespace, mirror};
-use crate::plan::CARDS;
+use crate::plan::NICS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -284,7 +284,7 @@ fn find(host: &mut AttachedLinks, known: &[Link], (spare, cards): (usize, &Pool)
 fn too_many(new: &[Link], count: usize) -> String {
     let name = new.last().map_or("", |link| &link.name);
     format!(
-        "link {name}: the network namespace has {count} links, and a VM at most {CARDS} cards for all of its containers"
+        "link {name}: the network namespace has {count} links, and a VM at most {NICS} cards for all of its containers"
     )
 }
 
@@ -407,7 +407,7 @@ mod tests {
         for _ in 0..2 {
             assert!(!state.all_done());
             assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
-            assert!(pool.take(CARDS).is_none(), "somebody else could get the card");
+            assert!(pool.take(NICS).is_none(), "somebody else could get the card");
         }
         // A new link of the same container can: the guest does the one before the other.
         let slot = state.spare().unwrap();
