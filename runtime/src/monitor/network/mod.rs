@@ -97,7 +97,7 @@ struct Steps {
 struct Found {
     gone: Vec<u32>,
     changed: Vec<Link>,
-    new: Vec<(Link, Vec<OwnedFd>)>,
+    new: Vec<(Link, OwnedFd)>,
     slots: Vec<Slot>,
     resolver: bool,
 }
@@ -262,7 +262,7 @@ fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) ->
     steps.gone.iter().try_for_each(|index| host.unwire(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
-    let wired = wire(host, (steps.new, cards.pairs()), &mut new).and_then(|()| {
+    let wired = wire(host, steps.new, &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
         keep.try_for_each(|link| host.keep_replies(link))
     });
@@ -283,13 +283,9 @@ fn too_many(new: &[Link], count: usize) -> String {
     )
 }
 
-fn wire(
-    host: &mut Namespace,
-    (links, queues): (Vec<Link>, u16),
-    done: &mut Vec<(Link, Vec<OwnedFd>)>,
-) -> anyhow::Result<()> {
+fn wire(host: &mut Namespace, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
     for link in links {
-        let tap = host.wire(&link, queues.into())?;
+        let tap = host.wire(&link)?;
         done.push((link, tap));
     }
     Ok(())
@@ -398,7 +394,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_goes_is_told_until_the_guest_has_answered() {
-        let pool = Pool::new(1);
+        let pool = Pool::default();
         let mut state = State { wired: vec![wired(2, &pool)], ..State::default() };
         assert!(state.all_done());
         let slot = state.wired.remove(0).slot;

@@ -25,7 +25,7 @@ use vmm::{Machine, MachineSpec, Running};
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
 use crate::handover::{Setup, VmTarget};
-use crate::plan::{CARD_PAIRS, OWN_DEVICES};
+use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -70,8 +70,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let pairs = u16::from(machine.plan.vcpus).min(CARD_PAIRS);
-        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours, pairs)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -131,7 +130,7 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Nic> {
+    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
         self.cards.plug(card, tap, &self.running).await
     }
 
@@ -142,12 +141,12 @@ impl Vm {
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
     pub fn pause(&self) {
-        self.running.park();
+        self.running.pause();
     }
 
     /// Undoes [`Vm::pause`].
     pub fn resume(&self) {
-        self.running.unpark();
+        self.running.resume();
     }
 
     /// Adds a moment to the timeline.
