@@ -22,7 +22,7 @@ use vmm::virtio::vsock::Handle;
 use super::datagrams::Tagged;
 use crate::log;
 use crate::monitor::streams::connections::open;
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 
 /// How long to wait for an answer: longer than the process that asked does.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -35,7 +35,7 @@ const TRIES: usize = 16;
 
 /// Whether the container's network has a resolver, and what serves questions to it.
 pub struct Announcement {
-    place: Place,
+    place: NetworkNamespace,
     there: Cell<bool>,
     made: Notify,
     /// One stream at a time.
@@ -45,7 +45,7 @@ pub struct Announcement {
 
 impl Announcement {
     /// Announces nothing yet; the resolver may come up in this namespace.
-    pub fn new(place: Place) -> Self {
+    pub fn new(place: NetworkNamespace) -> Self {
         let (there, made) = (Cell::new(false), Notify::new());
         Self { place, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
     }
@@ -88,7 +88,7 @@ impl Announcement {
 
 struct Questions {
     waiting: Arc<Semaphore>,
-    place: Place,
+    place: NetworkNamespace,
     answers: Rc<Mutex<OwnedWriteHalf>>,
 }
 
@@ -110,7 +110,7 @@ impl Questions {
     }
 }
 
-async fn answer(place: Place, question: &[u8]) -> anyhow::Result<Vec<u8>> {
+async fn answer(place: NetworkNamespace, question: &[u8]) -> anyhow::Result<Vec<u8>> {
     let socket = tokio::task::spawn_blocking(move || place.run(|| Ok(bind()?))).await??;
     let socket = UdpSocket::from_std(socket)?;
     socket.connect(RESOLVER).await?;
