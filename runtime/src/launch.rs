@@ -16,16 +16,17 @@ use anyhow::{Context, bail};
 
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
-use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
 use crate::handover::{MachineSetup, Numbers, Pipes, VmTarget, pipe};
-use crate::hooks::{self, Kind};
+use crate::host::cgroup::{self, HostCgroup};
+use crate::host::facts;
+use crate::host::hooks::{self, Kind};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, disks, facts, log, network, passt, publish, sandbox, shares, sockets, state};
+use crate::{control, disks, log, network, passt, publish, sandbox, shares, sockets, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
