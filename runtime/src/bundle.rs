@@ -80,7 +80,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec<String>)> {
     // The parser would take an array for an object whose fields are all left out.
     if text.trim_start().starts_with('[') {
-        bail!("parse {}: an array at line 1 is not the object it has to be", path.display());
+        bail!("parse {}: expected an object at line 1, found an array", path.display());
     }
     let failed = match serde_json::from_str(text) {
         Ok(value) => return Ok((value, Vec::new())),

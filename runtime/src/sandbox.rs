@@ -44,6 +44,6 @@ pub fn left(dir: &Dir, state: &State) {
     let sandbox = state.sandbox.as_ref().zip(root).and_then(|(id, root)| Dir::open(root, id).ok());
     let Some(dir) = sandbox else { return };
     if let Err(error) = control::call(dir.path(), &Request::Left(state.id.clone()), PATIENCE) {
-        crate::log::debug(&format!("wait for container {} to leave its VM: {error:#}", state.id));
+        crate::log::debug(&format!("wait for container {} to detach from its VM: {error:#}", state.id));
     }
 }

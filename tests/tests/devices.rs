@@ -331,7 +331,10 @@ fn vm_a_vm_that_runs_gets_no_more_disks() {
     let up = first.idle();
     let mut second = with_disk(&scene, &disk, "rwm");
     second.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", up.pid)})));
-    scene.refused(&second.try_create(), &["linux.devices[0]", "/dev/data", &first.id, "gets no more disks"]);
+    scene.refused(
+        &second.try_create(),
+        &["linux.devices[0]", "/dev/data", &first.id, "cannot add disks to the running VM"],
+    );
     first.end(&up);
 }
 
@@ -348,7 +351,7 @@ fn vm_a_vm_has_only_so_many_disks() {
     let nodes: Vec<Value> = (0..16).map(node).collect();
     let mut container = container(&scene, json!([all(false), {"allow": true, "type": "b", "major": 1, "access": "r"}]));
     container.set("/linux/devices", json!(nodes));
-    scene.refused(&container.try_create(), &["linux.devices[11]", "11 disks at most"]);
+    scene.refused(&container.try_create(), &["linux.devices[11]", "at most 11 disks"]);
     container.set("/linux/devices", json!(nodes[..11]));
     let script = format!("cd {} && for n in $(seq 0 10); do head -n 1 disk$n; done", scene.dir().display());
     let names: String = (0..11).map(|number| format!("disk {number}\n")).collect();
