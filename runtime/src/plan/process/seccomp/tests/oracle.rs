@@ -251,18 +251,21 @@ impl Case {
     }
 
     /// Compares the verdicts about the calls that the profile names, about their neighbours, and about `more`.
-    fn compare(&self, more: &[(u32, Vec<u64>)]) {
+    fn compare(&self, more: &[(u32, Vec<u64>)]) -> Result<(), String> {
         let programs = [instructions(&tables(&profile(self.json()))), self.by_libseccomp()];
         let alike = self.multiplexed_alike();
         let check = |audit: u32, last: Option<u32>, number: u32, arguments: &[u64]| {
             if [102, 117].contains(&number) && audit == Architecture::X86.audit() && !alike {
-                return;
+                return Ok(());
             }
             let ours = execute(&programs[0], audit, number, arguments);
             let newer = last.is_some_and(|last| number > last);
             let theirs = if newer { ENOSYS } else { execute(&programs[1], audit, number, arguments) };
             let call = format_args!("call {number} of {audit:#x} with {arguments:x?}");
-            assert_eq!(ours, theirs, "{call}: {ours:#x}, libseccomp {theirs:#x}\n{}", self.json());
+            if ours == theirs {
+                return Ok(());
+            }
+            Err(format!("{call}: {ours:#x}, libseccomp {theirs:#x}\n{}", self.json()))
         };
         for architecture in [Architecture::X86_64, Architecture::X86] {
             let (audit, last) = (architecture.audit(), self.last(architecture));
@@ -270,15 +273,18 @@ impl Case {
             for entry in &self.entries {
                 let Some(number) = architecture.number(&entry.name) else { continue };
                 for (_, arguments) in more {
-                    let near = self.near(&entry.name, arguments);
-                    near.iter().for_each(|arguments| check(audit, last, number, &narrow(arguments)));
-                    check(audit, last, number.saturating_sub(1), &narrow(arguments));
-                    check(audit, last, number + 1, &narrow(arguments));
+                    for arguments in self.near(&entry.name, arguments) {
+                        check(audit, last, number, &narrow(&arguments))?;
+                    }
+                    check(audit, last, number.saturating_sub(1), &narrow(arguments))?;
+                    check(audit, last, number + 1, &narrow(arguments))?;
                 }
             }
-            more.iter().for_each(|(number, arguments)| check(audit, last, *number, &narrow(arguments)));
+            for (number, arguments) in more {
+                check(audit, last, *number, &narrow(arguments))?;
+            }
         }
-        more.iter().for_each(|(number, arguments)| check(FOREIGN, None, *number, arguments));
+        more.iter().try_for_each(|(number, arguments)| check(FOREIGN, None, *number, arguments))
     }
 
     /// The arguments, and the same with those that rules of this call compare at, above and below what they are compared with.
@@ -388,7 +394,7 @@ fn a_profile_as_dockers() {
         entries.push(entry("clone", "ALLOW", None, &[(0, "MASKED_EQ", 0x7e02_0000, 0)]));
         entries.push(entry("clone3", "ERRNO", Some(38), &[]));
         entries.push(entry("socket", "ALLOW", None, &[(0, "NE", 40, 0)]));
-        Case { default: action("ERRNO"), default_errno: Some(1), x86, entries }.compare(&questions());
+        Case { default: action("ERRNO"), default_errno: Some(1), x86, entries }.compare(&questions()).unwrap();
     }
 }
 
@@ -401,7 +407,7 @@ fn a_profile_as_podmans() {
         entries.push(entry("socket", "ALLOW", None, &[(2, "NE", 9, 0)]));
         entries.push(entry("socket", "ALLOW", None, &[(0, "NE", 16, 0)]));
         entries.push(entry("socket", "ALLOW", None, &[(2, "NE", 9, 0)]));
-        Case { default: action("ERRNO"), default_errno: Some(38), x86, entries }.compare(&questions());
+        Case { default: action("ERRNO"), default_errno: Some(38), x86, entries }.compare(&questions()).unwrap();
     }
 }
 
@@ -466,18 +472,21 @@ fn cases() -> impl Strategy<Value = Case> {
     let default = (0..ACTIONS.len(), proptest::option::of(0..4096u32));
     (default, any::<bool>(), named).prop_map(|((default, default_errno), x86, (names, rules))| {
         let name = |(name, rules): (String, Vec<Entry>)| {
-            rules.into_iter().map(move |rule| Entry { name: name.clone(), ..rule }).collect::<Vec<_>>()
+            // Two rules for a call become two equal conditions of its multiplexer.
+            let most = if MULTIPLEXED.contains(&name.as_str()) { 1 } else { rules.len() };
+            rules.into_iter().take(most).map(move |rule| Entry { name: name.clone(), ..rule }).collect::<Vec<_>>()
         };
         Case { default, default_errno, x86, entries: names.into_iter().zip(rules).flat_map(name).collect() }
     })
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, failure_persistence: None, ..Default::default() })]
     #[test]
     fn generated_profiles(
         case in cases(),
         questions in proptest::collection::vec((0..500u32, proptest::collection::vec(some_value(), 6)), 1..6),
     ) {
-        case.compare(&questions);
+        case.compare(&questions).map_err(TestCaseError::fail)?;
     }
 }
