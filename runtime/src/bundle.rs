@@ -153,7 +153,7 @@ mod tests {
         let text = error(r#"{"ociVersion":"1.0.2","root":5}"#);
         assert!(text.contains("invalid type: integer `5`") && text.contains("line 1 column"), "{text}");
         assert!(error("").contains("EOF while parsing"));
-        assert!(error(" []").contains("config.json: an array"));
+        assert!(error(" []").contains("config.json: expected an object at line 1"));
     }
 
     #[test]
