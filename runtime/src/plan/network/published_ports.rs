@@ -130,6 +130,9 @@ mod tests {
         );
         assert!(of("1-3:1-2").contains("1-3 is 3 ports and 1-2 is 2"));
         assert!(of("3-1:1-3").contains("the first is above the last"));
-        assert!(of("::1:80:80").contains("is not an IP address") && of("[127.0.0.1]:80:80").contains("is not an IP address"));
+        assert!(
+            of("::1:80:80").contains("is not an IP address")
+                && of("[127.0.0.1]:80:80").contains("is not an IP address")
+        );
     }
 }

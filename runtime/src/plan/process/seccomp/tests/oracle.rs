@@ -16,6 +16,8 @@
 //! - *socketcall(2) and ipc(2) of 32-bit programs*: it compares their registers with conditions meant for the arguments of
 //!   the newer call, which are in memory there, and it forgets calls that have no number of their own (accept, send, recv,
 //!   semop, semtimedop). The compiler applies only rules without conditions, and all of those.
+//! - *Calls of 32-bit programs that it names by numbers below zero* (bind, connect …): runc does not count them among those that
+//!   the profile names, so that they may count as newer than the profile. The compiler counts them.
 //! - *x32*: it kills or asks the profile; the guest's kernel has no such calls, which is what the compiler answers.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -236,8 +238,11 @@ impl Case {
     /// of program of its own before libseccomp's.
     fn last(&self, architecture: Architecture) -> Option<u32> {
         let strict = !["ALLOW", "LOG", "TRACE"].contains(&ACTIONS[self.default].0);
-        let numbers = self.entries.iter().map(|entry| LIBRARY.number(architecture, &entry.name));
-        let last = numbers.max().and_then(|last| u32::try_from(last).ok()).filter(|&last| last > 0);
+        let number = |entry: &Entry| match LIBRARY.number(architecture, &entry.name) {
+            below_zero if below_zero < 0 => architecture.number(&entry.name),
+            number => u32::try_from(number).ok(),
+        };
+        let last = self.entries.iter().filter_map(number).max().filter(|&last| last > 0);
         last.filter(|_| strict && self.architectures().contains(&architecture))
     }
 
