@@ -231,7 +231,7 @@ fn read(folder: &str) -> Crate {
 #[test]
 fn no_files_use_each_other() {
     let mut wrong = Vec::new();
-    for folder in ["runtime", "vmm", "agent"] {
+    for folder in ["runtime", "vmm", "agent", "agent/protocol", "initrd"] {
         let graph = Graph::of(&read(folder));
         let unknown =
             |file: &String| !KNOWN_CIRCLES.iter().any(|known| format!("{folder}/src/{file}").starts_with(known));
