@@ -33,6 +33,7 @@ mod signals;
 mod sockets;
 mod spawn;
 mod state;
+mod status;
 mod timeline;
 
 use std::process::ExitCode;

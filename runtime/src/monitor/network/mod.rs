@@ -25,7 +25,6 @@ use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
 use crate::log;
-use crate::monitor::pod::Machine;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{Pool, Slot};
@@ -189,7 +188,7 @@ impl Network {
     }
 
     /// Follows changes, for ever.
-    pub async fn follow(self: Rc<Self>, machine: Rc<Machine>, agent: Agent) {
+    pub async fn follow(self: Rc<Self>, vm: Rc<Vm>, agent: Agent) {
         let mut failures = 0u32;
         loop {
             let changed = tokio::select! {
@@ -201,7 +200,7 @@ impl Network {
                 Ok(true) => {}
                 Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
             }
-            match machine.ask(self.update(&machine.vm, &agent)).await {
+            match vm.ask(self.update(&vm, &agent)).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -240,11 +239,11 @@ impl Network {
         state.leaving.clear();
     }
 
-    async fn find(&self, state: &State, cards: &Pool) -> anyhow::Result<Found> {
+    async fn find(&self, state: &State, pool: &Pool) -> anyhow::Result<Found> {
         let known: Vec<Link> = state.wired.iter().map(|wired| wired.link.clone()).collect();
         let spare = state.leaving.iter().filter(|leaving| leaving.slot.is_some()).count();
-        let cards = cards.clone();
-        self.on_host(move |host| find(host, &known, (spare, &cards))).await
+        let pool = pool.clone();
+        self.on_host(move |host| find(host, &known, &Free { spare, pool })).await
     }
 
     async fn on_host<T: Send + 'static>(
@@ -257,13 +256,21 @@ impl Network {
     }
 }
 
-/// Looks at the namespace and wires what is new there; with so many spare cards, and these.
-fn find(host: &mut AttachedLinks, known: &[Link], (spare, cards): (usize, &Pool)) -> anyhow::Result<Found> {
+/// NICs for new links.
+struct Free {
+    /// Number of NICs whose link is gone.
+    spare: usize,
+    /// NICs that no container has.
+    pool: Pool,
+}
+
+/// Looks at the namespace, and attaches taps to the links that are new there.
+fn find(host: &mut AttachedLinks, known: &[Link], free: &Free) -> anyhow::Result<Found> {
     let links = host.scan()?;
     let resolver = host.resolver()?;
     let steps = Steps::between(known, links.clone());
-    let wanted = steps.new.len().saturating_sub(steps.gone.len() + spare);
-    let slots = cards.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
+    let wanted = steps.new.len().saturating_sub(steps.gone.len() + free.spare);
+    let slots = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
     steps.gone.iter().try_for_each(|index| host.detach(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();

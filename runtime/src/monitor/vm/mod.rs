@@ -24,6 +24,7 @@ use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
+use self::request_gate::RequestGate;
 use crate::handover::{Setup, VmTarget};
 use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
@@ -46,6 +47,8 @@ pub struct Vm {
     requests: Arc<Counters>,
     sharing: Sharing,
     cards: Cards,
+    /// Where requests to the guest pass.
+    pub gate: RequestGate,
 }
 
 impl Vm {
@@ -93,6 +96,7 @@ impl Vm {
             requests,
             sharing,
             cards,
+            gate: RequestGate::new(),
         })
     }
 
@@ -139,7 +143,7 @@ impl Vm {
         self.cards.unplug(card).await
     }
 
-    /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
+    /// Stops the virtual CPUs until [`Vm::resume`].
     pub fn pause(&self) {
         self.running.pause();
     }
@@ -178,6 +182,12 @@ impl Vm {
             done = work => done,
             () = self.ended() => Err(self.cause_of_death()),
         }
+    }
+
+    /// [`Vm::or_death`] for what takes the guest a moment: the VM is not paused meanwhile.
+    pub async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let _request = self.gate.enter().await;
+        self.or_death(work).await
     }
 
     /// Why the VM has stopped, with the guest kernel's last words.
