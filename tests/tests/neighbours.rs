@@ -372,16 +372,16 @@ fn vm_what_cannot_be_shared_is_refused() {
     }
     refused(
         &mut neighbour(&scene, 1, &["ipc"]),
-        &["cannot join ipc namespace /proc/1/ns/ipc", "does not belong to a container under this --root"],
+        &["cannot join ipc namespace /proc/1/ns/ipc", "does not belong to a container"],
     );
     for name in ["memory-mib", "vcpus", "kernel"] {
         let mut container = neighbour(&scene, one.pid, &["ipc"]);
         container.set("/annotations", json!({format!("io.runvm.{name}"): "1"}));
-        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which already exists", &first.id]);
+        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which exists already", &first.id]);
     }
     let mut container = neighbour(&scene, one.pid, &["ipc"]);
     container.set("/linux/resources/blockIO", json!({"weight": 100}));
-    refused(&mut container, &["linux.resources.blockIO", "shares the VM of another one"]);
+    refused(&mut container, &["linux.resources.blockIO", "in the virtual machine of another one"]);
     run(&mut first.named("pause", &[])).success();
     refused(&mut neighbour(&scene, one.pid, &["ipc"]), &["cannot join", &first.id, "paused"]);
     run(&mut first.named("resume", &[])).success();
