@@ -12,16 +12,47 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
+use serde::{Deserialize, Serialize};
+use vmm::virtio::fs;
 
+use crate::ipc::Descriptor;
 use crate::log;
-use crate::plan::{SharePlan, Tree};
+use crate::plan::{CachePlan, SharePlan, Tree};
+
+/// A directory or file of the host that the container sees.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// Its name in the guest.
+    pub name: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+    /// What the guest may keep of it.
+    pub cache: CachePlan,
+    /// `O_PATH` descriptor of its root.
+    pub root: Descriptor,
+}
+
+impl Share {
+    /// As the virtual machine has it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn into_device(self) -> io::Result<fs::Share> {
+        let Self { name, read_only, cache, root } = self;
+        Ok(fs::Share { name, root: root.into_owned()?, read_only, cache: cache.into() })
+    }
+}
 
 /// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does.
 ///
 /// # Errors
 /// The path that cannot be opened, or the mount that cannot have its ids mapped.
-pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<OwnedFd>> {
-    plans.iter().map(open_one).collect()
+pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<Share>> {
+    let open = |plan: &SharePlan| {
+        let root = open_one(plan)?.into();
+        anyhow::Ok(Share { name: plan.name.clone(), read_only: plan.read_only, cache: plan.cache, root })
+    };
+    plans.iter().map(open).collect()
 }
 
 fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {

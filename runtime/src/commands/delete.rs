@@ -49,7 +49,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
 
 /// Undoes what a container whose monitor is gone left on the host.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
-    sandbox::left(dir, state);
+    sandbox::wait_detached(dir, state);
     network::clean_after(state);
     if let Some(cgroup) = &state.cgroup {
         cgroup.remove()?;

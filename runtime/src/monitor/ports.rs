@@ -22,22 +22,13 @@ use super::connections::Connections;
 use super::datagrams::Datagrams;
 use super::machine::Machine;
 use crate::log;
+use crate::publish::Port;
 
 /// Connections to all ports of a container together; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// How long is waited when there are no descriptors for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// A published port.
-pub struct Port {
-    /// Bound on the host; listens, unless it is for datagrams.
-    pub socket: OwnedFd,
-    /// The container's.
-    pub container: u16,
-    /// UDP, and not TCP.
-    pub datagrams: bool,
-}
 
 /// Those of one container.
 pub struct Ports {
@@ -74,9 +65,10 @@ impl Ports {
     pub fn new(ports: Vec<Port>) -> anyhow::Result<Self> {
         let mut all = Self { streams: Vec::new(), datagrams: Vec::new() };
         for port in ports {
+            let socket = port.socket.into_owned()?;
             match port.datagrams {
-                true => all.datagrams.push((UdpSocket::from_std(port.socket.into())?, port.container)),
-                false => all.streams.push((TcpListener::from_std(port.socket.into())?, port.container)),
+                true => all.datagrams.push((UdpSocket::from_std(socket.into())?, port.container)),
+                false => all.streams.push((TcpListener::from_std(socket.into())?, port.container)),
             }
         }
         Ok(all)

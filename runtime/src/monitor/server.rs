@@ -5,12 +5,10 @@ mod processes;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use protobuf::Message;
+use anyhow::bail;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -24,8 +22,8 @@ use super::oom::Witness;
 use super::ports::{Guest, Ports};
 use super::sockets::Sockets;
 use super::stdio::Stdio;
-use super::wire::{arrange, receive, send};
 use crate::control::{Reply, Request};
+use crate::ipc;
 use crate::log;
 
 pub use processes::follow_signals;
@@ -218,22 +216,17 @@ impl Server {
     }
 
     async fn converse(self: Rc<Self>, stream: UnixStream) {
-        let reply = match receive(&stream).await {
-            Ok(Some((request, fds))) => self.answer(&stream, request, fds).await,
+        let reply = match ipc::receive_async(&stream).await {
+            Ok(Some(request)) => self.answer(&stream, request).await,
             Ok(None) => return,
             Err(error) => Err(error),
         };
         let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
         // A command that did not wait for the answer does not want it.
-        let _ = send(&stream, &reply).await;
+        let _ = ipc::send_async(&stream, &reply).await;
     }
 
-    async fn answer(
-        self: &Rc<Self>,
-        stream: &UnixStream,
-        request: Request,
-        fds: Vec<OwnedFd>,
-    ) -> anyhow::Result<Reply> {
+    async fn answer(self: &Rc<Self>, stream: &UnixStream, request: Request) -> anyhow::Result<Reply> {
         match request {
             Request::Start => self.start().await,
             Request::Kill { signal, all } => {
@@ -257,11 +250,10 @@ impl Server {
             Request::Resume => self.resume().await,
             Request::Exec { process, streams } => {
                 lifecycle::step(self.phase.get(), Event::Exec).map_err(anyhow::Error::msg)?;
-                let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
-                self.exec(stream, process, arrange(fds, streams)?).await
+                self.exec(stream, process, streams).await
             }
-            Request::Join(join) => joined::join(&self.machine, &self.agent, stream, (join, fds)).await,
-            Request::Left(id) => {
+            Request::Join { network } => joined::join(&self.machine, &self.agent, stream, network).await,
+            Request::WaitDetached(id) => {
                 self.machine.left(&id).await;
                 Ok(Reply::Done)
             }
@@ -327,7 +319,7 @@ impl Server {
         let mut kills = self.oom_kills.subscribe();
         tokio::select! {
             more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
-            _ = receive(stream) => bail!("nobody waits any more"),
+            _ = ipc::receive_async::<Request>(stream) => bail!("nobody waits any more"),
         }
     }
 }

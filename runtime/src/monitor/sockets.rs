@@ -22,6 +22,7 @@ use vmm::virtio::vsock::Handle;
 use super::agent_client::Agent;
 use super::connections::Connections;
 use super::resolver::Announcement;
+use crate::ipc::Descriptor;
 use crate::network::{Files, Place};
 use crate::{log, sockets};
 
@@ -40,14 +41,14 @@ pub struct Sockets {
 struct Dialer {
     /// The monitor sees none of them once it is confined.
     files: Arc<Files>,
-    sockets: Vec<OwnedFd>,
+    sockets: Vec<Descriptor>,
     /// Where the resolver is.
     place: Place,
 }
 
 impl Sockets {
     /// These, and the resolver if there will be one in this namespace.
-    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
+    pub fn new(files: &Arc<Files>, sockets: Vec<Descriptor>, place: Place) -> Self {
         let resolver = Rc::new(Announcement::new(place.clone()));
         let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
         Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
