@@ -40,13 +40,7 @@ pub enum Request {
     /// Let it go on.
     Resume,
     /// Start another process.
-    Exec {
-        /// What runs, as whom, and with what.
-        #[serde(with = "ipc::protobuf")]
-        process: protocol::Process,
-        /// What it reads and writes.
-        streams: Streams,
-    },
+    Exec(Box<Exec>),
     /// Create a container in this VM: the next message is its parcel. The connection stands for its process, as that of
     /// an exec does.
     Join {
@@ -64,6 +58,16 @@ pub enum Request {
         /// Characters in a line.
         columns: u16,
     },
+}
+
+/// A process to be started.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exec {
+    /// What runs, as whom, and with what.
+    #[serde(with = "ipc::protobuf")]
+    pub process: protocol::Process,
+    /// What it reads and writes.
+    pub streams: Streams,
 }
 
 /// What the monitor answers.

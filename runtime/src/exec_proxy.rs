@@ -16,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::console::{self, RawTerminal};
-use crate::control::{self, Reply, Request};
+use crate::control::{self, Exec, Reply, Request};
 use crate::ipc;
 use crate::streams::Streams;
 
@@ -94,7 +94,7 @@ pub fn exec(
     let Attachment { streams, size_of } = attachment;
     let stream = control::connect(dir, PATIENCE)?;
     // The monitor has the streams now; kept here they would keep the engine's pipes open.
-    ipc::send(&stream, &Request::Exec { process, streams })?;
+    ipc::send(&stream, &Request::Exec(Box::new(Exec { process, streams })))?;
     match ipc::receive(&stream).context("no answer from the container's monitor")? {
         Some(Reply::Started) => started()?,
         Some(Reply::Failed(why)) => bail!("{why}"),

@@ -248,9 +248,9 @@ impl Server {
             Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
             Request::Pause => self.pause().await,
             Request::Resume => self.resume().await,
-            Request::Exec { process, streams } => {
+            Request::Exec(exec) => {
                 lifecycle::step(self.phase.get(), Event::Exec).map_err(anyhow::Error::msg)?;
-                self.exec(stream, process, streams).await
+                self.exec(stream, *exec).await
             }
             Request::Join { network } => joined::join(&self.machine, &self.agent, stream, network).await,
             Request::WaitDetached(id) => {

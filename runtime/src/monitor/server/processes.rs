@@ -7,20 +7,15 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DRAIN_PATIENCE, Server};
-use crate::control::{Reply, Request};
+use crate::control::{Exec, Reply, Request};
 use crate::monitor::FORWARDED;
 use crate::monitor::stdio::Stdio;
-use crate::streams::Streams;
 use crate::{console, ipc, log};
 
 impl Server {
     /// The whole life of an exec'd process.
-    pub(super) async fn exec(
-        &self,
-        stream: &UnixStream,
-        mut process: protocol::Process,
-        streams: Streams,
-    ) -> anyhow::Result<Reply> {
+    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
+        let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
         let mut stdio = Stdio::attach(self.machine.vm.vsock(), streams, &mut process)?;
