@@ -12,25 +12,13 @@
 //! It waits for the container's parcel, so that the engine's hooks can work on its pid before anything runs. It ends
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
-mod agent_client;
-mod cards;
-mod clock;
 mod confine;
-mod connections;
-mod datagrams;
-mod join_proxy;
-mod joined;
 mod lifecycle;
-mod machine;
-mod motion;
 mod network;
-mod oom;
-mod ports;
-mod resolver;
+mod oom_trigger;
+mod pod;
 mod server;
-mod sockets;
-mod stdio;
-mod uplink;
+mod streams;
 mod vm;
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -46,16 +34,17 @@ use crate::ipc::{self, Descriptor, Frame};
 use crate::network::{Files, Place, make_uplink};
 use crate::parcel::{Label, Parcel, VmTarget};
 use crate::{console, log};
-use agent_client::Agent;
 use confine::View;
-use machine::Machine;
 use network::Network;
-use oom::Witness;
-use ports::Ports;
+use network::passt_relay;
+use network::published_ports::Ports;
+use oom_trigger::Witness;
+use pod::{Machine, join_proxy};
 use server::Server;
-use sockets::Sockets;
-use stdio::Stdio;
+use streams::host_sockets::Sockets;
+use streams::stdio::Stdio;
 use vm::Vm;
+use vm::agent_client::Agent;
 
 /// Signals that are passed on to the container when they are sent to its process on the host.
 const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
@@ -144,7 +133,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let host = Arc::new(Files::open()?);
     let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
     if let Some(stream) = user_network {
-        uplink::start(make_uplink(&host)?, stream.into_owned()?)?;
+        passt_relay::start(make_uplink(&host)?, stream.into_owned()?)?;
     }
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
     let network = Network::open(Place::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DRAIN_PATIENCE, Server};
 use crate::control::{Exec, Reply, Request};
 use crate::monitor::FORWARDED;
-use crate::monitor::stdio::Stdio;
+use crate::monitor::streams::stdio::Stdio;
 use crate::{console, ipc, log};
 
 impl Server {

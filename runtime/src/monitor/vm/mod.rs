@@ -1,5 +1,10 @@
 //! The container's virtual machine, from its set-up to a connected agent.
 
+pub mod agent_client;
+pub mod clock;
+pub mod nics;
+pub mod request_gate;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,8 +22,8 @@ use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
-use super::agent_client::Agent;
-use super::cards::{Cards, Pool, Slot};
+use self::agent_client::Agent;
+use self::nics::{Cards, Pool, Slot};
 use crate::disks::Disk;
 use crate::parcel::VmSetup;
 use crate::plan::{CARD_PAIRS, OWN_DEVICES};

@@ -18,8 +18,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
-use super::connections::open;
 use crate::log;
+use crate::monitor::streams::connections::open;
 use crate::network::Place;
 
 /// How long an answer is waited for: longer than who asks does.

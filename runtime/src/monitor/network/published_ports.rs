@@ -17,11 +17,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
-use super::agent_client::Agent;
-use super::connections::Connections;
 use super::datagrams::Datagrams;
-use super::machine::Machine;
 use crate::log;
+use crate::monitor::pod::Machine;
+use crate::monitor::streams::connections::Connections;
+use crate::monitor::vm::agent_client::Agent;
 use crate::publish::Port;
 
 /// Connections to all ports of a container together; more wait to be accepted.

@@ -12,11 +12,11 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 
-use super::confine::View;
-use super::oom::Witness;
-use super::{FORWARDED, answer};
 use crate::control::{Reply, Request};
 use crate::ipc::{self, Descriptor, Frame};
+use crate::monitor::confine::View;
+use crate::monitor::oom_trigger::Witness;
+use crate::monitor::{FORWARDED, answer};
 use crate::network::Place;
 use crate::parcel::{Label, VmTarget};
 use crate::{console, log};

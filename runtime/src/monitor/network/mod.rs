@@ -8,6 +8,11 @@
 //! The monitor lives in the namespace of the first container of its VM; those of others are entered by threads. What is
 //! done there may wait for the kernel's lock of all network configuration, so it is done on threads that may wait.
 
+mod datagrams;
+pub mod passt_relay;
+pub mod published_ports;
+pub mod resolver;
+
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -18,12 +23,12 @@ use anyhow::Context;
 use protocol::{Card, KeyValue, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
-use super::agent_client::Agent;
-use super::cards::{Pool, Slot};
-use super::machine::Machine;
-use super::resolver::Announcement;
-use super::vm::Vm;
+use self::resolver::Announcement;
 use crate::log;
+use crate::monitor::pod::Machine;
+use crate::monitor::vm::Vm;
+use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::vm::nics::{Pool, Slot};
 use crate::network::{Changes, Files, Link, Namespace, Place, mirror};
 use crate::plan::CARDS;
 

@@ -19,10 +19,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
-use super::agent_client::Agent;
 use super::connections::Connections;
-use super::resolver::Announcement;
 use crate::ipc::Descriptor;
+use crate::monitor::network::resolver::Announcement;
+use crate::monitor::vm::agent_client::Agent;
 use crate::network::{Files, Place};
 use crate::{log, sockets};
 

@@ -3,6 +3,9 @@
 //! Mostly there is one: the one that the machine was made for. Others join it (see `joined`), and it ends with the
 //! first.
 
+pub mod join_proxy;
+pub mod joined;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,12 +16,12 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
-use super::agent_client::Agent;
-use super::clock::Clock;
-use super::motion::Motion;
-use super::server::Server;
-use super::vm::Vm;
 use crate::log;
+use crate::monitor::server::Server;
+use crate::monitor::vm::Vm;
+use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::vm::clock::Clock;
+use crate::monitor::vm::request_gate::Motion;
 use crate::network::Files;
 
 /// How long a container may take to be gone after its end.

@@ -9,9 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UdpSocket, UnixStream};
 
-use super::connections::open;
-use super::ports::Guest;
+use super::published_ports::Guest;
 use crate::log;
+use crate::monitor::streams::connections::open;
 
 /// A port.
 pub struct Datagrams {
