@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 
 /// The result of a C call that says -1 for an error.
-pub fn check(result: i64) -> Result<i64, Errno> {
+fn check(result: i64) -> Result<i64, Errno> {
     if result >= 0 {
         return Ok(result);
     }
@@ -14,7 +14,7 @@ pub fn check(result: i64) -> Result<i64, Errno> {
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// A string for the kernel; one with a NUL inside is `EINVAL`.
+/// Makes a string for the kernel; one with a NUL inside is `EINVAL`.
 pub fn c_string(text: impl AsRef<[u8]>) -> Result<CString, Errno> {
     CString::new(text.as_ref()).map_err(|_| Errno::INVAL)
 }
@@ -32,13 +32,13 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: u64, data: &str) -> 
     check(result.into()).map(drop)
 }
 
-/// A copy of the mount at this path, without those below it; mounted nowhere.
+/// Copies the mount at this path, without those below it; the copy is mounted nowhere.
 pub fn copy_mount(path: &str) -> Result<OwnedFd, Errno> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
-/// Mounts such a copy here.
+/// Mounts a copy that [`copy_mount`] made at `place`.
 pub fn place_mount(copy: impl AsFd, place: impl AsFd) -> Result<(), Errno> {
     use rustix::mount::{MoveMountFlags, move_mount};
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -56,11 +56,11 @@ pub struct SpawnArgs<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// A child just made.
+/// A child of the agent.
 pub struct Spawned {
-    /// Its pid in the agent's pid namespace.
+    /// Pid of the child in the agent's pid namespace.
     pub pid: i32,
-    /// Refers to it for as long as it is held, even when the pid has been used again.
+    /// Reference to the child that stays right when the pid is used again.
     pub pidfd: OwnedFd,
 }
 
@@ -324,20 +324,14 @@ pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(fd, RNDRESEEDCRNG as _, 0) }.into()).map(drop)
 }
 
-/// A request about a network interface, nothing of which is set but the name.
-pub fn interface(name: &str) -> libc::ifreq {
+/// Sets a network interface up (`SIOCSIFFLAGS`), in the caller's network namespace.
+pub fn link_up(name: &str) -> Result<(), Errno> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // SAFETY: ifreq is plain data; zero is a valid value of each of its fields.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request
-}
-
-/// Sets a network interface up (`SIOCSIFFLAGS`), in the caller's network namespace.
-pub fn link_up(name: &str) -> Result<(), Errno> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    let mut request = interface(name);
     // SAFETY: the request outlives both calls; SIOCGIFFLAGS fills ifru_flags, an integer.
     unsafe {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request).into())?;

@@ -124,11 +124,13 @@ fn target(plan: &Plan, root: &Path) -> anyhow::Result<VmTarget> {
         return Ok(VmTarget::Joined(sandbox::connect(root, id)?.into()));
     }
     let artifacts = artifacts::find()?;
+    let kernel = artifacts.kernel(plan.kernel.as_deref())?;
+    kernel.losses().iter().for_each(|losses| log::warning(losses));
     Ok(VmTarget::Own(VmSetup {
         plan: plan.machine.clone(),
-        kernel: artifacts.kernel(plan.kernel.as_deref())?,
+        hotplug: kernel.hotplug(),
+        kernel: kernel.path,
         initrd: artifacts.initrd,
-        kernel_is_ours: plan.kernel.is_none(),
         network_stays: matches!(plan.network, NetworkPlan::Path(_)),
         kvm: vmm::open_kvm()?.into(),
     }))

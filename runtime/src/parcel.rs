@@ -97,8 +97,8 @@ pub struct VmSetup {
     pub kernel: PathBuf,
     /// Initial RAM disk with the agent.
     pub initrd: PathBuf,
-    /// Whether the kernel is ours, which can be told of devices later.
-    pub kernel_is_ours: bool,
+    /// Whether the kernel can be told of devices later.
+    pub hotplug: bool,
     /// Whether the network namespace was there before the container.
     pub network_stays: bool,
     /// /dev/kvm. Cgroups of engines may keep a process in them from opening it.

@@ -26,7 +26,7 @@ const FORBIDDEN: [(&str, &[&str]); 2] = [
 ];
 
 /// What `vmm::virtio` may use of vmm.
-const BELOW_VIRTIO: [&str; 4] = ["memory", "interrupt", "event_loop", "virtio"];
+const BELOW_VIRTIO: [&str; 5] = ["memory", "registers", "interrupt", "event_loop", "virtio"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

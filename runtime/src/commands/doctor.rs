@@ -91,7 +91,11 @@ fn guest() -> Finding {
     match found {
         Ok(found) => {
             let (release, place) = (&found.manifest.kernel.release, found.dir.display());
-            Finding::Ok(format!("kernel {release} and initrd in {place} are whole and match this version"))
+            let seen = format!("kernel {release} and initrd in {place} are whole and match this version");
+            match found.kernel(None).ok().and_then(|kernel| kernel.losses()) {
+                Some(losses) => Finding::Warn(format!("{seen}; {losses}"), "make build without KERNEL_SRC"),
+                None => Finding::Ok(seen),
+            }
         }
         Err(error) => Finding::Fail(format!("{error:#}"), "make build, or make install".to_owned()),
     }

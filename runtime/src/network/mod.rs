@@ -107,20 +107,20 @@ impl Namespace {
         Ok(self.seen.clone())
     }
 
-    /// Leads a link's packets to a new tap of so many queues, and the tap's to the link. The descriptors, one for each
-    /// queue, are the guest's network device's; when they are closed the tap is gone.
+    /// Leads a link's packets to a new tap, and the tap's to the link. The descriptor is the guest's network device's;
+    /// when it is closed the tap is gone.
     ///
     /// # Errors
     /// The link cannot be wired; then it is as it was.
-    pub fn wire(&mut self, link: &Link, queues: usize) -> anyhow::Result<Vec<OwnedFd>> {
+    pub fn wire(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
         self.check(link)?;
         let what = || format!("connect link {} to the VM", link.name);
         let devices = self.files.devices().with_context(what)?;
-        let tap = tap::make(devices, &mut self.socket, queues).with_context(what)?;
+        let tap = tap::make(devices, &self.socket).with_context(what)?;
         tap::set_up(&mut self.socket, tap.index, link).context("set its tap up").with_context(what)?;
         let had_qdisc = traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
         self.wired.insert(link.index, Wire { tap: tap.index, had_qdisc, replies: false });
-        Ok(std::iter::once(tap.file).chain(tap.further).collect())
+        Ok(tap.file)
     }
 
     fn check(&self, link: &Link) -> anyhow::Result<()> {

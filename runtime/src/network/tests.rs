@@ -60,13 +60,6 @@ impl Place {
     }
 }
 
-impl Namespace {
-    /// With a tap of one queue.
-    fn wire_one(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
-        Ok(self.wire(link, 1)?.remove(0))
-    }
-}
-
 /// Runs a test in a thread of its own, which ends with its namespaces.
 fn isolated(test: impl FnOnce() + Send + 'static) {
     let run = move || {

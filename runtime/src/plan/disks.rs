@@ -21,9 +21,6 @@ use crate::facts::{DiskFact, Facts};
 pub const OWN_DEVICES: usize = 4;
 /// Network cards of a VM, each for a link of the container's network namespace.
 pub const CARDS: usize = 4;
-/// Most pairs of queues of a card, and never more than the VM has CPUs. Each has a thread of the monitor's while the
-/// guest uses it.
-pub const CARD_PAIRS: u16 = 2;
 /// Most disks of a VM: what its interrupts leave.
 const MOST: usize = vmm::MAX_DEVICES - OWN_DEVICES - CARDS;
 

@@ -57,7 +57,7 @@ pub use bounds::check as check_bounds;
 pub use cache::CachePlan;
 pub use capabilities::{NAMES as CAPABILITIES, add as add_capabilities};
 pub use cgroup_path::{CgroupPlan, Unit};
-pub use disks::{CARD_PAIRS, CARDS, DiskPlan, OWN_DEVICES};
+pub use disks::{CARDS, DiskPlan, OWN_DEVICES};
 pub use host_limits::{
     HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, check_member, check_memory, plan as host_limits,
 };

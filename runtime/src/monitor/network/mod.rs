@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use protocol::{Card, KeyValue, SetNetworkRequest};
+use protocol::{KeyValue, Nic, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
@@ -70,7 +70,7 @@ struct Wired {
     link: Link,
     slot: Slot,
     /// How the guest finds the card.
-    card: Card,
+    card: Nic,
     /// The guest has done all that it was told. Otherwise it is told from the beginning.
     done: bool,
 }
@@ -97,7 +97,7 @@ struct Steps {
 struct Found {
     gone: Vec<u32>,
     changed: Vec<Link>,
-    new: Vec<(Link, Vec<OwnedFd>)>,
+    new: Vec<(Link, OwnedFd)>,
     slots: Vec<Slot>,
     resolver: bool,
 }
@@ -171,7 +171,7 @@ impl Network {
             let Some(slot) = state.spare().or_else(|| slots.next()) else { break };
             match vm.plug(&slot, tap).await {
                 Ok(card) => {
-                    let card = Card { index: link.index, name: link.name.clone(), ..card };
+                    let card = Nic { index: link.index, name: link.name.clone(), ..card };
                     state.wired.push(Wired { link, slot, card, done: false });
                 }
                 Err(error) => {
@@ -262,7 +262,7 @@ fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) ->
     steps.gone.iter().try_for_each(|index| host.unwire(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
-    let wired = wire(host, (steps.new, cards.pairs()), &mut new).and_then(|()| {
+    let wired = wire(host, steps.new, &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
         keep.try_for_each(|link| host.keep_replies(link))
     });
@@ -283,13 +283,9 @@ fn too_many(new: &[Link], count: usize) -> String {
     )
 }
 
-fn wire(
-    host: &mut Namespace,
-    (links, queues): (Vec<Link>, u16),
-    done: &mut Vec<(Link, Vec<OwnedFd>)>,
-) -> anyhow::Result<()> {
+fn wire(host: &mut Namespace, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
     for link in links {
-        let tap = host.wire(&link, queues.into())?;
+        let tap = host.wire(&link)?;
         done.push((link, tap));
     }
     Ok(())
@@ -328,8 +324,8 @@ impl State {
 
     /// What the guest has to do for cards that go and that are new, and for links that have changed.
     fn tell(&mut self, changed: Vec<Link>, resolver: bool) -> SetNetworkRequest {
-        let unplugged = self.leaving.iter().map(|leaving| leaving.index).collect();
-        let mut request = SetNetworkRequest { unplugged, resolver, ..Default::default() };
+        let removed_nics = self.leaving.iter().map(|leaving| leaving.index).collect();
+        let mut request = SetNetworkRequest { removed_nics, resolver, ..Default::default() };
         let mut before = Vec::new();
         for link in changed {
             let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == link.index) else { continue };
@@ -350,7 +346,7 @@ impl State {
 
 impl Wired {
     fn begin(&self, request: &mut SetNetworkRequest) {
-        request.plugged.push(Card { name: self.link.name.clone(), ..self.card.clone() });
+        request.added_nics.push(Nic { name: self.link.name.clone(), ..self.card.clone() });
         request.sysctls.extend(ipv6_switch(false, &self.link));
         request.messages.extend(mirror(None, &self.link));
     }
@@ -393,19 +389,19 @@ mod tests {
 
     fn wired(index: u32, pool: &Pool) -> Wired {
         let slot = pool.take(1).unwrap().remove(0);
-        Wired { link: link(index, 1500), slot, card: Card { index, ..Default::default() }, done: true }
+        Wired { link: link(index, 1500), slot, card: Nic { index, ..Default::default() }, done: true }
     }
 
     #[test]
     fn an_interface_that_goes_is_told_until_the_guest_has_answered() {
-        let pool = Pool::new(1);
+        let pool = Pool::default();
         let mut state = State { wired: vec![wired(2, &pool)], ..State::default() };
         assert!(state.all_done());
         let slot = state.wired.remove(0).slot;
         state.leaving.push(Leaving { index: 2, slot: Some(slot) });
         for _ in 0..2 {
             assert!(!state.all_done());
-            assert_eq!(state.tell(Vec::new(), false).unplugged, [2]);
+            assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
             assert!(pool.take(CARDS).is_none(), "somebody else could get the card");
         }
         // A new link of the same container can: the guest does the one before the other.
@@ -413,7 +409,7 @@ mod tests {
         state.wired.push(Wired { slot, ..wired(3, &pool) });
         state.wired[0].done = false;
         let request = state.tell(Vec::new(), false);
-        assert_eq!((request.unplugged, request.plugged[0].index), (vec![2], 3));
+        assert_eq!((request.removed_nics, request.added_nics[0].index), (vec![2], 3));
         assert!(state.spare().is_none());
     }
 }

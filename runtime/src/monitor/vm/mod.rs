@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use protocol::{Card, Hello, READY_PORT, RPC_PORT};
+use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
@@ -26,7 +26,7 @@ use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
 use crate::disks::Disk;
 use crate::parcel::VmSetup;
-use crate::plan::{CARD_PAIRS, OWN_DEVICES};
+use crate::plan::OWN_DEVICES;
 use crate::shares::Share;
 use crate::timeline::Timeline;
 
@@ -77,8 +77,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let pairs = u16::from(setup.plan.vcpus).min(CARD_PAIRS);
-        let (mut nets, cards) = Cards::new(devices.len(), setup.kernel_is_ours, pairs)?;
+        let (mut nets, cards) = Cards::new(devices.len(), setup.hotplug)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -138,7 +137,7 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Card> {
+    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
         self.cards.plug(card, tap, &self.running).await
     }
 
@@ -149,12 +148,12 @@ impl Vm {
 
     /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
     pub fn pause(&self) {
-        self.running.park();
+        self.running.pause();
     }
 
     /// Undoes [`Vm::pause`].
     pub fn resume(&self) {
-        self.running.unpark();
+        self.running.resume();
     }
 
     /// Adds a moment to the timeline.

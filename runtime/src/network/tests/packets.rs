@@ -76,7 +76,7 @@ fn packets_go_where_they_belong() {
         let link = namespace.scan().unwrap().remove(0);
         let host = UdpSocket::bind("10.0.0.2:8080").unwrap();
         host.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
-        let tap = namespace.wire_one(&link).unwrap();
+        let tap = namespace.wire(&link).unwrap();
         let mac = outside.sh("ip -o link show peer");
         let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
         let there: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
@@ -117,7 +117,7 @@ fn the_hosts_resolver_gets_its_answers() {
         assert!(namespace.resolver().unwrap());
         drop(name_server);
         let link = namespace.scan().unwrap().remove(0);
-        let tap = namespace.wire_one(&link).unwrap();
+        let tap = namespace.wire(&link).unwrap();
         namespace.keep_replies(&link).unwrap();
         for (server, any) in [("10.0.0.1:53", "0.0.0.0:0"), ("[fd00::1]:53", "[::]:0")] {
             outside.enter();
@@ -156,10 +156,10 @@ fn nothing_but_answers_is_kept() {
         let place = Place::new();
         // A link whose other end is the test.
         let mut namespace = place.namespace();
-        let far = tap::make(namespace.files.devices.as_ref().unwrap(), &mut namespace.socket, 1).unwrap();
+        let far = tap::make(namespace.files.devices.as_ref().unwrap(), &namespace.socket).unwrap();
         place.sh("ip link set runvm0 name eth0; ip link set eth0 up address 02:00:00:00:00:02");
         let link = named(namespace.scan().unwrap(), "eth0");
-        let tap = namespace.wire_one(&link).unwrap();
+        let tap = namespace.wire(&link).unwrap();
         let (answer, udp, tcp) = (ports(53, 65300), 17, 6);
         let neighbour = |kind: u8| ipv6(58, &[&[kind], &[0; 23][..]].concat());
         let vlan = [&HERE[..], &THERE, &[0x81, 0, 0, 7, 8, 0], &ipv4(0x45, 0, udp, &answer)[14..]].concat();
@@ -209,7 +209,7 @@ fn a_tap_is_quiet() {
         place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up");
         let mut namespace = place.namespace();
         let link = namespace.scan().unwrap().remove(0);
-        let tap = namespace.wire_one(&link).unwrap();
+        let tap = namespace.wire(&link).unwrap();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(frames(&tap), Vec::<Vec<u8>>::new());
     });
