@@ -18,11 +18,12 @@ use anyhow::{Context, bail};
 
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
-use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
 use crate::control::{self, Reply};
-use crate::hooks::{self, Kind};
+use crate::host::cgroup::{self, HostCgroup};
+use crate::host::facts;
+use crate::host::hooks::{self, Kind};
 use crate::ipc::{self, Frame};
 use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
@@ -30,7 +31,7 @@ use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::streams::Streams;
 use crate::timeline::Timeline;
-use crate::{facts, log, network, passt, sandbox, state};
+use crate::{log, network, passt, sandbox, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]

@@ -12,15 +12,13 @@
 
 mod artifacts;
 mod bundle;
-mod cgroup;
 mod cli;
 mod commands;
 mod console;
 mod control;
 mod disks;
 mod exec_proxy;
-mod facts;
-mod hooks;
+mod host;
 mod ipc;
 mod launch;
 mod log;
@@ -32,6 +30,7 @@ mod plan;
 mod publish;
 mod sandbox;
 mod shares;
+mod signals;
 mod sockets;
 mod spawn;
 mod state;

@@ -12,9 +12,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::cgroup::HostCgroup;
+use crate::host::cgroup::HostCgroup;
 use crate::ipc::{self, Descriptor};
-use crate::plan::outside::{ADDRESS, GATEWAY, PREFIX, RESOLVER};
+use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX, RESOLVER};
 
 /// Most bytes of a packet that it takes.
 pub const MTU: u32 = 65_520;

@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::sched::CloneFlags;
@@ -33,13 +34,14 @@ pub struct Share {
 }
 
 impl Share {
-    /// As the virtual machine has it.
+    /// The share as the file-system device takes it.
     ///
     /// # Errors
     /// Out of descriptors.
     pub fn into_device(self) -> io::Result<fs::Share> {
-        let Self { name, read_only, cache, root } = self;
-        Ok(fs::Share { name, root: root.into_owned()?, read_only, cache: cache.into() })
+        let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
+        let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
+        Ok(fs::Share { name: self.name, root: self.root.into_owned()?, read_only: self.read_only, cache })
     }
 }
 

@@ -99,7 +99,7 @@ pub fn monitor(
         return Ok(process);
     }
     let become_monitor = || -> io::Result<()> {
-        crate::exec_proxy::unblock()?;
+        crate::signals::unblock()?;
         enter_network(network.as_ref())?;
         rustix::stdio::dup2_stdin(&null)?;
         rustix::stdio::dup2_stdout(&null)?;
