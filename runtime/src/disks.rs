@@ -12,10 +12,10 @@ use vmm::virtio::block;
 
 use crate::ipc::Descriptor;
 use crate::log;
-use crate::plan::{CARDS, DiskPlan, MAX_DISKS, OWN_DEVICES};
+use crate::plan::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
 
 // What the plan takes a VM for, the VMM can make.
-const _: () = assert!(OWN_DEVICES + CARDS + MAX_DISKS <= vmm::MAX_DEVICES);
+const _: () = assert!(OWN_DEVICES + NICS + MAX_DISKS <= vmm::MAX_DEVICES);
 
 /// `_IO(0x12, 94)`; libc does not have it.
 const BLKROGET: u32 = 0x125e;

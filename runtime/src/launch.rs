@@ -230,7 +230,7 @@ impl Launch {
     }
 
     fn finish(&mut self, pid_file: Option<&Path>) -> anyhow::Result<()> {
-        self.state.reached = Status::Created;
+        self.state.complete = true;
         self.dir.save(&self.state)?;
         if let Some(path) = pid_file {
             write_pid_file(path, self.state.pid)?;
@@ -275,8 +275,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
     State {
         oci_version: bundle.spec.version().clone(),
         id: plan.container.container_id.clone(),
-        reached: Status::Creating,
-        paused: false,
+        complete: false,
         pid: 0,
         pid_start: 0,
         bundle: bundle.dir.clone(),

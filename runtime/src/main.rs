@@ -34,6 +34,7 @@ mod signals;
 mod sockets;
 mod spawn;
 mod state;
+mod status;
 mod streams;
 mod timeline;
 

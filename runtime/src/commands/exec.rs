@@ -13,7 +13,7 @@ use crate::console::{self, Pty};
 use crate::exec_proxy::{Attachment, TerminalCopy};
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
-use crate::state::{Dir, State, Status};
+use crate::state::{Dir, Life, State};
 use crate::streams::{self, Streams};
 use crate::{bundle, exec_proxy, log, plan};
 
@@ -34,10 +34,9 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     }
     let dir = Dir::open(&global.root(), &args.id)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running => {}
-        Status::Paused => bail!("cannot exec in a paused container"),
-        Status::Stopped | Status::Creating => bail!("cannot exec in a stopped container"),
+    // Whether it is paused, the monitor says.
+    if state.life() != Life::Alive {
+        bail!("cannot exec in a stopped container");
     }
     let process = process(args, &state)?;
     check_terminal(args, process.terminal)?;

@@ -10,7 +10,7 @@ use protocol::ListProcessesResponse;
 
 use crate::cli::{Global, ListFormat, PsArgs};
 use crate::control::{self, Reply, Request};
-use crate::state::{Dir, Status};
+use crate::state::{Dir, Life};
 use columns::{Column, Now};
 
 /// Time for the monitor's answer: the guest only reads its /proc.
@@ -23,9 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running | Status::Paused => {}
-        Status::Stopped | Status::Creating => bail!("container not running"),
+    if state.life() != Life::Alive {
+        bail!("container not running");
     }
     if args.format == ListFormat::Json {
         println!("{}", serde_json::to_string(&[state.pid])?);

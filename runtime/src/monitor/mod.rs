@@ -13,6 +13,7 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod confine;
+mod inbox;
 mod lifecycle;
 mod network;
 mod oom_trigger;
@@ -31,16 +32,17 @@ use tokio::net::UnixListener;
 
 use crate::control::Reply;
 use crate::ipc::{self, Descriptor, Frame};
-use crate::network::{Files, Place, make_uplink};
+use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::parcel::{Label, Parcel, VmTarget};
 use crate::{console, log};
 use confine::View;
+use inbox::Inbox;
 use network::Network;
 use network::passt_relay;
 use network::published_ports::Ports;
-use oom_trigger::Witness;
-use pod::{Machine, join_proxy};
-use server::Server;
+use oom_trigger::HostOomTrigger;
+use pod::{Pod, join_proxy};
+use server::{Channels, OomNotifier, Server};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
@@ -114,7 +116,7 @@ struct Container {
     agent: Agent,
     stdio: Stdio,
     terminal: Option<OwnedFd>,
-    witness: Option<Witness>,
+    oom_trigger: Option<HostOomTrigger>,
     files: Arc<Files>,
     sockets: Sockets,
     ports: Ports,
@@ -128,15 +130,16 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
     }
-    let witness = Witness::find(&label.cgroups)?;
+    let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     // Before this process leaves the host's.
     let host = Arc::new(Files::open()?);
-    let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
+    let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
     if let Some(stream) = user_network {
-        passt_relay::start(make_uplink(&host)?, stream.into_owned()?)?;
+        passt_relay::start(make_user_network(&host)?, stream.into_owned()?)?;
     }
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
-    let network = Network::open(Place::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
+    let network =
+        Network::open(NetworkNamespace::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
     let vm = Vm::boot(setup, request.container_id.clone(), shares, disks, label.timeline)?;
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
@@ -150,22 +153,12 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
     view.place();
-    Ok(Container {
-        vm,
-        agent,
-        stdio,
-        terminal,
-        witness,
-        files: host,
-        sockets,
-        ports,
-        network,
-        control: control.into_owned()?.into(),
-    })
+    let control = control.into_owned()?.into();
+    Ok(Container { vm, agent, stdio, terminal, oom_trigger, files: host, sockets, ports, network, control })
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {
-    let Container { vm, agent, stdio, terminal, witness, files, sockets, ports, network, control } = container;
+    let Container { vm, agent, stdio, terminal, oom_trigger, files, sockets, ports, network, control } = container;
     let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
     let listener = match listener {
         Ok(listener) => listener,
@@ -174,9 +167,11 @@ async fn serve(container: Container, print_timeline: bool) -> u8 {
             return u8::MAX;
         }
     };
-    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, files)), agent, witness, network));
+    let (inbox, events) = Inbox::new();
+    let pod = Rc::new(Pod::new(vm, files, inbox.clone()));
+    let server = Server::new(pod, agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     server::follow_signals(&server, terminal);
-    let code = server.run(listener, stdio, (sockets, ports)).await;
+    let code = server.run(Channels { events, control: listener, stdio, sockets }, ports).await;
     if print_timeline {
         log::info(&server.timeline());
     }

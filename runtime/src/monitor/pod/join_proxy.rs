@@ -15,9 +15,9 @@ use tokio::task::spawn_local;
 use crate::control::{Reply, Request};
 use crate::ipc::{self, Descriptor, Frame};
 use crate::monitor::confine::View;
-use crate::monitor::oom_trigger::Witness;
+use crate::monitor::oom_trigger::HostOomTrigger;
 use crate::monitor::{FORWARDED, answer};
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::parcel::{Label, VmTarget};
 use crate::{console, log};
 
@@ -28,7 +28,7 @@ const MACHINE_ENDED: u8 = 128 + libc::SIGKILL as u8;
 struct Joined {
     /// The connection to the machine's monitor, which stands for the container.
     stream: UnixStream,
-    witness: Option<Witness>,
+    oom_trigger: Option<HostOomTrigger>,
     terminal: Option<OwnedFd>,
 }
 
@@ -38,7 +38,7 @@ pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::Unix
     let heard = answer(&command, &joined);
     drop(command);
     match joined {
-        Ok(Joined { stream, witness, terminal }) if heard => attend(Rc::new(stream), witness, terminal).await,
+        Ok(Joined { stream, oom_trigger, terminal }) if heard => attend(Rc::new(stream), oom_trigger, terminal).await,
         // The command is gone, so is the container.
         _ => 1,
     }
@@ -52,9 +52,9 @@ async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
     }
-    let witness = Witness::find(&label.cgroups)?;
+    let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     let mut view = View::new(label.mounts)?;
-    ipc::send(&monitor, &Request::Join { network: Place::own()?.into() })?;
+    ipc::send(&monitor, &Request::Join { network: NetworkNamespace::own()?.into() })?;
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
@@ -67,11 +67,11 @@ async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
         _ => bail!("the VM ended before the container was created in it"),
     }
     view.place();
-    Ok(Joined { stream, witness, terminal })
+    Ok(Joined { stream, oom_trigger, terminal })
 }
 
 /// Until the container's end.
-async fn attend(stream: Rc<UnixStream>, witness: Option<Witness>, terminal: Option<OwnedFd>) -> u8 {
+async fn attend(stream: Rc<UnixStream>, oom_trigger: Option<HostOomTrigger>, terminal: Option<OwnedFd>) -> u8 {
     for number in FORWARDED {
         // The terminal's hang-up reaches the process through its own terminal.
         let ignored = number == libc::SIGHUP && terminal.is_some();
@@ -91,7 +91,7 @@ async fn attend(stream: Rc<UnixStream>, witness: Option<Witness>, terminal: Opti
     loop {
         match ipc::receive_async(&stream).await {
             Ok(Some(Reply::Exited(code))) => return code,
-            Ok(Some(Reply::OutOfMemory)) => tell_the_host(witness.as_ref()).await,
+            Ok(Some(Reply::OutOfMemory)) => tell_the_host(oom_trigger.as_ref()).await,
             Ok(Some(other)) => log::debug(&format!("an answer that nobody waits for: {other:?}")),
             Ok(None) | Err(_) => return MACHINE_ENDED,
         }
@@ -116,10 +116,10 @@ async fn pass_on(stream: &UnixStream, request: Option<Request>) {
     }
 }
 
-async fn tell_the_host(witness: Option<&Witness>) {
+async fn tell_the_host(oom_trigger: Option<&HostOomTrigger>) {
     log::warning("the guest's kernel killed a process of the container for lack of memory");
-    let Some(witness) = witness else { return };
-    if let Err(error) = witness.tell().await {
+    let Some(oom_trigger) = oom_trigger else { return };
+    if let Err(error) = oom_trigger.pull().await {
         log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
     }
 }

@@ -8,25 +8,27 @@ use anyhow::{Context, bail};
 use protocol::{CreateContainerRequest, NamespaceKind};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Machine, Membership};
+use super::{JoinGuard, Pod};
 use crate::control::Reply;
 use crate::ipc::{self, Descriptor};
 use crate::log;
+use crate::monitor::inbox::Inbox;
 use crate::monitor::network::Network;
-use crate::monitor::server::Server;
+use crate::monitor::server::{Channels, OomNotifier, Server};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
+use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
 use crate::shares::Share;
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
 /// container is killed. `namespace` is the network namespace of the process that stands for it.
 pub async fn join(
-    machine: &Rc<Machine>,
+    pod: &Rc<Pod>,
     agent: &Agent,
-    stream: &UnixStream,
+    stream: &Rc<UnixStream>,
     namespace: Descriptor,
 ) -> anyhow::Result<Reply> {
     let parcel = ipc::receive_async(stream).await.context("take over what the container has of the host")?;
@@ -35,15 +37,14 @@ pub async fn join(
         bail!("a container that joins a VM can have no disks, published ports or user-mode network of its own");
     }
     let id = parcel.container.container_id.clone();
-    let membership = machine.admit(&id).await?;
-    rename_shares(&mut parcel, membership.number);
+    let guard = pod.admit(&id).await?;
+    rename_shares(&mut parcel, guard.number);
     let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
-    add_shares(machine, std::mem::take(&mut parcel.shares)).await?;
+    add_shares(&pod.vm, std::mem::take(&mut parcel.shares)).await?;
     let namespace = has_own_network(&parcel.container).then(|| namespace.into_owned()).transpose()?;
-    let container = Joining { membership: &membership, parcel, namespace };
-    let result = live(machine, agent.of(&id), stream, container).await;
+    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, namespace }).await;
     // Only now may an engine unmount what was shared.
-    if let Err(error) = remove_shares(machine, names).await {
+    if let Err(error) = remove_shares(&pod.vm, names).await {
         log::warning(&format!("take back what container {id} shared: {error:#}"));
     }
     result
@@ -51,7 +52,7 @@ pub async fn join(
 
 /// A container whose shares are in the machine.
 struct Joining<'a> {
-    membership: &'a Membership,
+    guard: &'a JoinGuard,
     parcel: Parcel,
     /// Its network namespace, unless it has another container's.
     namespace: Option<OwnedFd>,
@@ -73,72 +74,65 @@ fn has_own_network(request: &CreateContainerRequest) -> bool {
 }
 
 /// From its creation to its end.
-async fn live(machine: &Rc<Machine>, agent: Agent, stream: &UnixStream, joining: Joining<'_>) -> anyhow::Result<Reply> {
-    let Joining { membership, parcel, namespace } = joining;
+async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Reply> {
+    let Joining { guard, parcel, namespace } = joining;
     let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
     let control = std::os::unix::net::UnixListener::from(control.into_owned()?);
     control.set_nonblocking(true)?;
     let control = UnixListener::from_std(control)?;
-    let place = namespace.map(Place::of);
-    let sockets = Sockets::new(&machine.files, sockets, place.clone().unwrap_or_default());
-    let open = |place| Network::open(place, Arc::clone(&machine.files), true, sockets.resolver());
+    let place = namespace.map(NetworkNamespace::of);
+    let sockets = Sockets::new(&pod.files, sockets, place.clone().unwrap_or_default());
+    let open = |place| Network::open(place, Arc::clone(&pod.files), true, sockets.resolver());
     let network = place.map(open).transpose()?;
-    let stdio = Stdio::attach(machine.vm.vsock(), streams, request.process.mut_or_insert_default())?;
-    create(machine, &agent, &request, network.as_ref()).await?;
-    let server = Rc::new(Server::of_member(Rc::clone(machine), agent, network));
-    membership.complete(Rc::clone(&server));
-    if machine.is_closing() {
-        server.end().await;
-    }
-    // Whoever stands for it may be gone already; then the first read below says so.
+    let stdio = Stdio::attach(pod.vm.vsock(), streams, request.process.mut_or_insert_default())?;
+    create(&pod.vm, &agent, &request, network.as_ref()).await?;
+    let (inbox, events) = Inbox::new();
+    let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
+    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), network, notifier);
+    guard.complete(inbox);
+    // The join proxy may be gone already; then the first read below says so.
     let _ = ipc::send_async(stream, &Reply::Started).await;
-    let mut run = std::pin::pin!(server.run_member(control, stdio, sockets));
-    let mut attend = std::pin::pin!(server.attend(stream, ""));
-    let mut attended = true;
-    loop {
-        tokio::select! {
-            code = &mut run => return Ok(Reply::Exited(code)),
-            () = &mut attend, if attended => attended = false,
-            () = server.memory_ran_out() => {
-                let _ = ipc::send_async(stream, &Reply::OutOfMemory).await;
-            }
-        }
-    }
+    let mut run = std::pin::pin!(server.run_joined(Channels { events, control, stdio, sockets }));
+    let code = tokio::select! {
+        code = &mut run => code,
+        () = server.attend(stream, "") => run.await,
+    };
+    Ok(Reply::Exited(code))
 }
 
 /// Has the guest create it; what fails leaves nothing.
 async fn create(
-    machine: &Machine,
+    vm: &Vm,
     agent: &Agent,
     request: &CreateContainerRequest,
     network: Option<&Network>,
 ) -> anyhow::Result<()> {
-    let created = machine.ask(async {
+    let created = vm.ask(async {
         agent.create(request).await?;
         match network {
-            Some(network) => network.update(&machine.vm, agent).await,
+            Some(network) => network.update(vm, agent).await,
             None => Ok(()),
         }
     });
     let created = created.await;
     if created.is_err() {
         // One that took too long may be there all the same.
-        let _ = machine.ask(agent.delete()).await;
+        let _ = vm.ask(agent.delete()).await;
         if let Some(network) = network {
-            network.end(&machine.vm).await;
+            network.end(vm).await;
         }
     }
     created
 }
 
 /// The device answers when it has done what it is at: not for this thread to wait for.
-async fn add_shares(machine: &Machine, shares: Vec<Share>) -> anyhow::Result<()> {
-    let sharing = machine.vm.sharing().clone();
+async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
+    let sharing = vm.sharing().clone();
     let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 
-async fn remove_shares(machine: &Machine, names: Vec<String>) -> anyhow::Result<()> {
-    let sharing = machine.vm.sharing().clone();
-    machine.alive(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
+async fn remove_shares(vm: &Vm, names: Vec<String>) -> anyhow::Result<()> {
+    let sharing = vm.sharing().clone();
+    vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
 }

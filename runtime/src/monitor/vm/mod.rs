@@ -24,6 +24,7 @@ use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
+use self::request_gate::RequestGate;
 use crate::disks::Disk;
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
@@ -48,6 +49,8 @@ pub struct Vm {
     requests: Arc<Counters>,
     sharing: Sharing,
     cards: Cards,
+    /// Where requests to the guest pass.
+    pub gate: RequestGate,
 }
 
 impl Vm {
@@ -100,6 +103,7 @@ impl Vm {
             requests,
             sharing,
             cards,
+            gate: RequestGate::new(),
         })
     }
 
@@ -146,7 +150,7 @@ impl Vm {
         self.cards.unplug(card).await
     }
 
-    /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
+    /// Stops the virtual CPUs until [`Vm::resume`].
     pub fn pause(&self) {
         self.running.pause();
     }
@@ -185,6 +189,12 @@ impl Vm {
             done = work => done,
             () = self.ended() => Err(self.cause_of_death()),
         }
+    }
+
+    /// [`Vm::or_death`] for what takes the guest a moment: the VM is not paused meanwhile.
+    pub async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let _request = self.gate.enter().await;
+        self.or_death(work).await
     }
 
     /// Why the VM has stopped, with the guest kernel's last words.
