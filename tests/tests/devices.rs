@@ -331,10 +331,7 @@ fn vm_a_vm_that_runs_gets_no_more_disks() {
     let up = first.idle();
     let mut second = with_disk(&scene, &disk, "rwm");
     second.namespace("pid", Some(json!({"type": "pid", "path": format!("/proc/{}/ns/pid", up.pid)})));
-    scene.refused(
-        &second.try_create(),
-        &["linux.devices[0]", "/dev/data", &first.id, "cannot add disks to the running VM"],
-    );
+    scene.refused(&second.try_create(), &["linux.devices[0]", "/dev/data", &first.id, "gets no more disks"]);
     first.end(&up);
 }
 

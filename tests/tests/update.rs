@@ -136,7 +136,7 @@ fn vm_more_memory_than_the_machine_has_is_refused() {
     container.set("/linux/resources", json!({"memory": {"limit": 64 << 20}}));
     let up = container.idle();
     let mut command = container.command("update");
-    scene.refused(&run(command.args(["--memory", "1g"]).arg(&container.id)), &["1024 MiB", "the container's VM has"]);
+    scene.refused(&run(command.args(["--memory", "1g"]).arg(&container.id)), &["1024 MiB", "virtual machine has"]);
     assert_eq!(limit(&container, "memory.max"), (64 << 20).to_string());
     container.end(&up);
 }
