@@ -13,13 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 
 use crate::control::{Reply, Request};
+use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
+use crate::log;
 use crate::monitor::confine::View;
 use crate::monitor::oom_trigger::HostOomTrigger;
 use crate::monitor::{FORWARDED, answer};
 use crate::network::NetworkNamespace;
 use crate::parcel::{Label, VmTarget};
-use crate::{console, log};
 
 /// What a container gets whose machine ended under it: as if it had been killed.
 const MACHINE_ENDED: u8 = 128 + libc::SIGKILL as u8;

@@ -8,10 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DRAIN_PATIENCE, Server};
 use crate::control::{Exec, Reply, Request};
+use crate::host::console;
 use crate::monitor::FORWARDED;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
-use crate::{console, ipc, log};
+use crate::{ipc, log};
 
 impl Server {
     /// The whole life of an exec'd process.
