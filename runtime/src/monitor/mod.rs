@@ -200,7 +200,7 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     // While the guest boots.
     let mut view = View::new(&request, &copies)?;
     view.enter()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_cards()));
+    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_nics()));
     let agent = agent?;
     prepared?;
     let stdio = Stdio::attach(vm.vsock(), files, terminal.is_some())?;
@@ -234,7 +234,7 @@ async fn serve(container: Container, print_timeline: bool) -> u8 {
     let (inbox, events) = Inbox::new();
     let pod = Rc::new(Pod::new(vm, files, inbox.clone()));
     let server = Server::new(pod, agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
-    server::follow_signals(&server, terminal);
+    server::processes::follow_signals(&server, terminal);
     let code = server.run(Channels { events, control: listener, stdio, sockets }, ports).await;
     if print_timeline {
         log::info(&server.timeline());

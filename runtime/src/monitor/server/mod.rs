@@ -8,7 +8,7 @@
 //! ```
 
 mod actions;
-mod processes;
+pub mod processes;
 mod requests;
 
 use std::cell::{Cell, RefCell};
@@ -32,8 +32,6 @@ use super::streams::stdio::Stdio;
 use super::vm::agent_client::{Agent, End};
 use super::vm::clock;
 use crate::log;
-
-pub use processes::follow_signals;
 
 /// How long output may stay undelivered after the process's end before its reader counts as stuck.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);

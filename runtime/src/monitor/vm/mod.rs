@@ -23,7 +23,7 @@ use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
-use self::nics::{Cards, Pool, Slot};
+use self::nics::{NicLease, NicPool, Nics};
 use self::request_gate::RequestGate;
 use crate::handover::{Setup, VmTarget};
 use crate::plan::OWN_DEVICES;
@@ -46,8 +46,8 @@ pub struct Vm {
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
     sharing: Sharing,
-    cards: Cards,
-    /// Where requests to the guest pass.
+    nics: Nics,
+    /// The gate that requests to the guest pass.
     pub gate: RequestGate,
 }
 
@@ -73,11 +73,11 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug)?;
-        if !cards.late {
-            devices.append(&mut nets);
+        let (mut nic_devices, nics) = Nics::new(devices.len(), machine.hotplug)?;
+        if !nics.hotplugged {
+            devices.append(&mut nic_devices);
         }
-        let machine = Machine::build(spec, devices, nets)?;
+        let machine = Machine::build(spec, devices, nic_devices)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -95,7 +95,7 @@ impl Vm {
             timeline: RefCell::new(timeline),
             requests,
             sharing,
-            cards,
+            nics,
             gate: RequestGate::new(),
         })
     }
@@ -118,29 +118,29 @@ impl Vm {
         Ok(agent)
     }
 
-    /// Where streams to the guest are opened.
+    /// Opens streams to the guest.
     pub fn vsock(&self) -> &Handle {
         &self.vsock
     }
 
-    /// Where shares are added and taken away.
+    /// Adds and removes shares.
     pub fn sharing(&self) -> &Sharing {
         &self.sharing
     }
 
-    /// Network cards that no container has.
-    pub fn free_cards(&self) -> &Pool {
-        self.cards.pool()
+    /// NICs that no container has.
+    pub fn free_nics(&self) -> &NicPool {
+        self.nics.pool()
     }
 
-    /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
-        self.cards.plug(card, tap, &self.running).await
+    /// Attaches a tap to a NIC. Returns how the guest finds the NIC.
+    pub async fn attach(&self, lease: &NicLease, tap: OwnedFd) -> anyhow::Result<Nic> {
+        self.nics.attach(lease, tap, &self.running).await
     }
 
-    /// Disconnects it.
-    pub async fn unplug(&self, card: &Slot) -> anyhow::Result<()> {
-        self.cards.unplug(card).await
+    /// Detaches the tap of a NIC.
+    pub async fn detach(&self, lease: &NicLease) -> anyhow::Result<()> {
+        self.nics.detach(lease).await
     }
 
     /// Stops the virtual CPUs until [`Vm::resume`].
@@ -165,7 +165,7 @@ impl Vm {
             counts.join(", ")
         };
         let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
-        let frames = list(self.cards.frames().to_vec());
+        let frames = list(self.nics.frames().to_vec());
         let begin = self.timeline.borrow().summary();
         format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
     }
