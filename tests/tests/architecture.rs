@@ -41,9 +41,16 @@ const FORBIDDEN: [(&str, &[&str]); 2] = [
 ];
 
 /// Where files use each other today. To become empty.
-const KNOWN_CIRCLES: [&str; 3] = ["runtime/src/handover.rs", "runtime/src/spawn.rs", "runtime/src/monitor/"];
+const KNOWN_CIRCLES: [&str; 6] = [
+    "runtime/src/handover.rs",
+    "runtime/src/spawn.rs",
+    "runtime/src/monitor/mod.rs",
+    "runtime/src/monitor/pod/join_proxy.rs",
+    "runtime/src/monitor/server/mod.rs",
+    "runtime/src/monitor/server/processes.rs",
+];
 /// Where parameters take tuples apart today. To become empty.
-const KNOWN_TUPLES: [&str; 1] = ["runtime/src/monitor/"];
+const KNOWN_TUPLES: [&str; 2] = ["runtime/src/monitor/pod/joined.rs", "runtime/src/monitor/streams/stdio.rs"];
 
 /// Most lines of a function, without comments and blank ones.
 const MAX_FUNCTION: usize = 53;
@@ -231,7 +238,7 @@ fn read(folder: &str) -> Crate {
 #[test]
 fn no_files_use_each_other() {
     let mut wrong = Vec::new();
-    for folder in ["runtime", "vmm", "agent"] {
+    for folder in ["runtime", "vmm", "agent", "agent/protocol", "initrd"] {
         let graph = Graph::of(&read(folder));
         let unknown =
             |file: &String| !KNOWN_CIRCLES.iter().any(|known| format!("{folder}/src/{file}").starts_with(known));

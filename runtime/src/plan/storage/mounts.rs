@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
         match &fact.kind {
             SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(Image { source, path, read_only }),
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
-            _ => bail!("{} is no regular file, and so no image of a disk", source.display()),
+            _ => bail!("{} is not a regular file, so it cannot be a disk image", source.display()),
         }
     }
 
@@ -235,7 +235,9 @@ impl<'a> Planner<'a> {
     fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
         if node.carries_messages {
             let given = given.display();
-            bail!("{given} is a socket of the host for messages (datagram or seqpacket): a VM gets streams only");
+            bail!(
+                "{given} is a datagram or seqpacket socket of the host: only stream sockets can be connected from a VM"
+            );
         }
         self.sockets.push(SocketPlan { source: canonical.to_owned() });
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
