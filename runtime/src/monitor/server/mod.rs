@@ -8,7 +8,7 @@
 //! ```
 
 mod actions;
-pub mod processes;
+mod processes;
 mod requests;
 
 use std::cell::{Cell, RefCell};

@@ -68,15 +68,6 @@ impl Vm {
         let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
         let (requests, sharing) = (fs.counters(), fs.sharing());
-        let spec = MachineSpec {
-            kvm: setup.kvm.into_owned()?,
-            memory_mib: setup.plan.memory_mib,
-            vcpus: setup.plan.vcpus,
-            kernel: setup.kernel,
-            initrd: setup.initrd,
-            cmdline: setup.plan.cmdline,
-            console: console()?,
-        };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
@@ -84,7 +75,7 @@ impl Vm {
         if !nics.hotplugged {
             devices.append(&mut nic_devices);
         }
-        let machine = Machine::build(spec, devices, nic_devices)?;
+        let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -225,6 +216,18 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
+}
+
+fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
+    Ok(MachineSpec {
+        kvm: setup.kvm.into_owned()?,
+        memory_mib: setup.plan.memory_mib,
+        vcpus: setup.plan.vcpus,
+        kernel: setup.kernel,
+        initrd: setup.initrd,
+        cmdline: setup.plan.cmdline,
+        console: console()?,
+    })
 }
 
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
