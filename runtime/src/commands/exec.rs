@@ -9,8 +9,8 @@ use nix::unistd::ForkResult;
 use oci_spec::runtime::Process;
 
 use crate::cli::{ExecArgs, Global};
-use crate::console::{self, Pty};
 use crate::exec_proxy::{Attachment, TerminalCopy};
+use crate::host::console::{self, Pty};
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
 use crate::state::{Dir, Life, State};

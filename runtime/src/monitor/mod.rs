@@ -31,10 +31,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::net::UnixListener;
 
+use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
+use crate::log;
 use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::parcel::{Label, Parcel, VmTarget};
-use crate::{console, log};
 use confine::View;
 use inbox::Inbox;
 use network::Network;

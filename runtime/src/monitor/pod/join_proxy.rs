@@ -11,13 +11,14 @@ use anyhow::{Context, bail};
 use tokio::net::UnixStream;
 
 use crate::control::{Reply, Request};
+use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
+use crate::log;
 use crate::monitor::confine::View;
 use crate::monitor::host_process;
 use crate::monitor::oom_trigger::{self, HostOomTrigger};
 use crate::network::NetworkNamespace;
 use crate::parcel::{Label, VmTarget};
-use crate::{console, log};
 
 /// Exit code of a container whose VM ended under it: as if it had been killed.
 const VM_ENDED: u8 = 128 + libc::SIGKILL as u8;

@@ -10,6 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
+use crate::host::shares::Share;
 use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::monitor::inbox::Inbox;
@@ -21,7 +22,6 @@ use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
-use crate::shares::Share;
 
 /// Creates a container in this VM and serves it until its end. When the connection closes, the container is killed.
 /// `namespace` is the network namespace of the join proxy.

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmm::virtio::vsock::Handle;
 
-use crate::console;
+use crate::host::console;
 use crate::streams::Streams;
 
 const BUFFER: usize = 64 << 10;

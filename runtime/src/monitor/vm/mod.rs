@@ -25,10 +25,10 @@ use vmm::{Machine, MachineSpec, Running};
 use self::agent_client::Agent;
 use self::nics::{NicLease, NicPool, Nics};
 use self::request_gate::RequestGate;
-use crate::disks::Disk;
+use crate::host::disks::Disk;
+use crate::host::shares::Share;
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
-use crate::shares::Share;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.

@@ -215,7 +215,7 @@ fn a_monitor_without_dev_and_proc_can_do_it() {
         rustix::process::chdir(root.path()).unwrap();
         rustix::process::pivot_root(".", ".").unwrap();
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert!(tap::open_devices().is_err() && crate::sockets::open_proc().is_err());
+        assert!(tap::open_devices().is_err() && crate::host::sockets::open_proc().is_err());
         let link = named(attached.scan().unwrap(), "eth0");
         let tap = attached.attach(&link).unwrap();
         assert!(attached.resolver().unwrap());
