@@ -379,7 +379,9 @@ fn who_shares_namespaces_is_in_one_vm() {
         "containers a and c are in different VMs: cannot join namespaces of both"
     );
     assert!(error(shared(&[("user", 7)])).starts_with("cannot join user namespace /proc/7/ns/user of container a"));
-    assert!(error(shared(&[("pid", 10)])).starts_with("cannot join pid namespace /proc/10/ns/pid: it does not belong to"));
+    assert!(
+        error(shared(&[("pid", 10)])).starts_with("cannot join pid namespace /proc/10/ns/pid: it does not belong to")
+    );
     let mut config = shared(&[("pid", 7)]);
     set(&mut config, "/annotations", json!({"io.runvm.vcpus": "1"}));
     assert_eq!(error(config), "annotation io.runvm.vcpus: the container joins the VM of a, which exists already");
