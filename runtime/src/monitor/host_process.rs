@@ -25,7 +25,7 @@ pub fn answer<T>(command: &UnixStream, created: &anyhow::Result<T>) -> bool {
 
 /// Passes on what is sent to this process's pid, as if the pid were the container's process: [`Request::Signal`], and
 /// [`Request::Resize`] for its terminal.
-pub fn follow_signals<W: Future<Output = ()>>(
+pub fn follow_signals<W: Future<Output = ()> + 'static>(
     terminal: Option<OwnedFd>,
     pass_on: impl Fn(Request) -> W + Clone + 'static,
 ) {
