@@ -4,6 +4,7 @@ GUEST   := target/release/guest
 AGENT   := target/x86_64-unknown-linux-gnu/agent/agent
 PREFIX  ?= /usr/local
 DESTDIR ?=
+KERNEL  :=
 
 .PHONY: all build kernel agent guest runtime demo test check bench install clean help
 
@@ -17,8 +18,8 @@ build: runtime guest ## build target/release/runvm and target/release/guest
 deps:
 	@./tools/deps
 
-kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree)
-	@guest-kernel/build >/dev/null
+kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree, KERNEL=debug or stock another flavour)
+	@guest-kernel/build $(addprefix --,$(KERNEL)) >/dev/null
 
 agent: deps
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
@@ -31,7 +32,7 @@ runtime: deps
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent
 	@cargo run --quiet --release -p initrd --bin pack-guest -- \
-		--agent $(AGENT) --kernel "$$(guest-kernel/build 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
+		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
 
 demo: ## set everything up and run a Debian container in a microVM
 	@tools/demo

@@ -302,6 +302,19 @@ fn kill_needs_somebody_to_kill() {
     let created = container.up();
     wait_orphan(created.pid);
     scene.refused(&container.kill("TERM"), &["container not running"]);
+    scene.refused(&container.kill("0"), &["container not running"]);
+}
+
+#[test]
+fn kill_with_signal_0_asks_whether_the_container_lives() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let mut created = container.sh(TELLS_SIGNALS).up();
+    created.stdout.expect("up\n");
+    container.kill("0").success();
+    container.kill("USR1").success();
+    created.stdout.expect("got USR1\n");
+    container.end(&created);
 }
 
 #[test]

@@ -6,11 +6,11 @@ use anyhow::bail;
 
 use super::kill;
 use crate::cli::{DeleteArgs, Global};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::state::{Dir, State, Status};
 use crate::{log, network, sandbox};
 
-/// Longer than any single command holds the lock, unless it is stopped itself.
+/// Time to wait for the lock: longer than any command holds it, unless it is stopped itself.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or merely created container, or any with `--force`.
@@ -47,7 +47,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
     remove(dir, state)
 }
 
-/// Undoes what a container whose monitor is gone left on the host.
+/// Undoes the effects on the host of a container whose monitor is gone.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
     sandbox::left(dir, state);
     network::clean_after(state);

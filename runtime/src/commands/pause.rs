@@ -8,15 +8,15 @@ use crate::cli::Global;
 use crate::control::{self, Request};
 use crate::state::{Dir, Status};
 
-/// A virtual CPU stops at its next exit.
+/// Time for the monitor's answer: a virtual CPU pauses at its next exit.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Lets the container's machine stand still: no processor of it runs.
+/// Pauses a container: no virtual CPU of its VM runs.
 pub fn pause(global: &Global, id: &str) -> anyhow::Result<u8> {
     change(global, id, true)
 }
 
-/// Lets it go on.
+/// Resumes a paused container.
 pub fn resume(global: &Global, id: &str) -> anyhow::Result<u8> {
     change(global, id, false)
 }

@@ -6,10 +6,11 @@ use super::{delete, start};
 use crate::cli::{Global, RunArgs};
 use crate::console;
 use crate::control::{self, Request};
-use crate::exec_proxy::{Signals, TerminalCopy};
+use crate::exec_proxy::TerminalCopy;
 use crate::launch::{self, Launch, Terminal};
+use crate::signals::Signals;
 
-/// Creates and starts; unless detached, stays, forwards signals, and exits with the container's code.
+/// Creates and starts a container; unless detached, stays, forwards signals, and exits with the container's code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     if args.detach {
         let mut launch =
@@ -32,7 +33,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// Unless somebody else has deleted it meanwhile.
+/// Deletes the container, unless somebody else has done so.
 fn delete_ended(launch: &Launch) -> anyhow::Result<()> {
     let lock = launch.dir.lock(delete::PATIENCE);
     match launch.dir.load() {
@@ -41,7 +42,7 @@ fn delete_ended(launch: &Launch) -> anyhow::Result<()> {
     }
 }
 
-/// A container of `run` that cannot be started must not stay behind.
+/// Deletes a container that could not be started.
 fn start_or_delete(launch: &mut Launch) -> anyhow::Result<()> {
     let Err(error) = start::start(&launch.dir, &mut launch.state) else { return Ok(()) };
     let killed = super::kill::kill_monitor(&launch.state);

@@ -6,14 +6,14 @@ use anyhow::bail;
 
 use crate::cli::Global;
 use crate::control::{self, Request};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::log;
 use crate::state::{Dir, State, Status};
 
-/// The guest answers when the exec has happened, which reads the program from the host's disk.
+/// Time for the monitor's answer: the guest answers after execve(2), which reads the program from the host's disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Lets the process of a created container run.
+/// Starts the process of a created container.
 pub fn run(global: &Global, id: &str) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), id)?;
     let _lock = dir.lock(PATIENCE)?;
@@ -27,7 +27,7 @@ pub fn run(global: &Global, id: &str) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Starts a created container whose lock the caller holds, and notes it.
+/// Starts a created container whose lock the caller holds, and saves the state.
 pub fn start(dir: &Dir, state: &mut State) -> anyhow::Result<()> {
     control::call(dir.path(), &Request::Start, PATIENCE)?;
     state.reached = Status::Running;

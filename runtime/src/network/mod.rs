@@ -9,6 +9,7 @@
 //! repeated in the guest. The monitor sees neither /dev nor /proc any more; it works with descriptors opened before.
 
 mod changes;
+mod files;
 mod links;
 mod mirror;
 mod netlink;
@@ -24,9 +25,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 
 pub use changes::Changes;
+pub use files::Files;
 pub use links::Link;
 pub use mirror::mirror;
 use netlink::Socket;
@@ -53,28 +55,6 @@ pub struct Namespace {
     wired: BTreeMap<u32, Wire>,
     /// The ports that the host's sockets had before some were set apart.
     ports: Option<String>,
-}
-
-/// What is needed of the host's files, by whoever does not see them any more.
-pub struct Files {
-    /// The directory of processes.
-    pub proc: OwnedFd,
-    /// That of the tun device. Why there is none is said when one is needed.
-    devices: anyhow::Result<OwnedFd>,
-}
-
-impl Files {
-    /// Opens them.
-    ///
-    /// # Errors
-    /// There is no /proc.
-    pub fn open() -> anyhow::Result<Self> {
-        Ok(Self { proc: crate::sockets::open_proc()?, devices: tap::open_devices() })
-    }
-
-    fn devices(&self) -> anyhow::Result<&OwnedFd> {
-        self.devices.as_ref().map_err(|error| anyhow!("{error:#}"))
-    }
 }
 
 /// One link that leads to the guest.

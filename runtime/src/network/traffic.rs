@@ -21,16 +21,25 @@ use super::netlink::Socket;
 const INGRESS: TcHandle = TcHandle { major: u16::MAX, minor: 0 };
 /// The class that no qdisc has and our filters name: "rv".
 const MARK: TcHandle = TcHandle { major: u16::MAX, minor: 0x7276 };
-/// Of the filter that takes everything; those that see packets before it have lower ones.
-const LAST: u16 = 100;
+/// Slot of the filter that takes every packet; filters that see packets before it have lower numbers.
+const EVERYTHING: Slot = Slot { priority: 100, protocol: libc::ETH_P_ALL as u16 };
 
-const ALL: u16 = libc::ETH_P_ALL as u16;
 const ARP: u16 = libc::ETH_P_ARP as u16;
 const IPV4: u16 = libc::ETH_P_IP as u16;
 const IPV6: u16 = libc::ETH_P_IPV6 as u16;
 
-/// Packets of a kind: a place among the filters, a protocol, and patterns of which any will do.
-type Kind = (u16, u16, &'static [&'static [Word]]);
+/// Priority and protocol of filters: the kernel asks those of a lower priority number first.
+#[derive(Clone, Copy)]
+struct Slot {
+    priority: u16,
+    protocol: u16,
+}
+
+/// Packets of a kind: those of a protocol that match any of some patterns.
+struct Kind {
+    slot: Slot,
+    patterns: &'static [&'static [Word]],
+}
 
 /// Four bytes at an offset from the network header.
 struct Word {
@@ -51,35 +60,32 @@ const FIRST: Word = word(4, 0x0000_1fff, 0);
 
 /// Answers to the host's own questions, which go to the host alone.
 const ANSWERS: [Kind; 2] = [
-    (
-        1,
-        IPV4,
-        &[
+    Kind {
+        slot: Slot { priority: 1, protocol: IPV4 },
+        patterns: &[
             &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0011_0000), word(20, ANSWER.0, ANSWER.1)],
             &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0006_0000), word(20, ANSWER.0, ANSWER.1)],
         ],
-    ),
-    (
-        2,
-        IPV6,
-        &[
+    },
+    Kind {
+        slot: Slot { priority: 2, protocol: IPV6 },
+        patterns: &[
             &[word(4, 0x0000_ff00, 0x0000_1100), word(40, ANSWER.0, ANSWER.1)],
             &[word(4, 0x0000_ff00, 0x0000_0600), word(40, ANSWER.0, ANSWER.1)],
         ],
-    ),
+    },
 ];
 
 /// Who has which address: for the host as well as for the guest.
 const NEIGHBOURS: [Kind; 2] = [
-    (3, ARP, &[&[]]),
-    (
-        4,
-        IPV6,
-        &[
+    Kind { slot: Slot { priority: 3, protocol: ARP }, patterns: &[&[]] },
+    Kind {
+        slot: Slot { priority: 4, protocol: IPV6 },
+        patterns: &[
             &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8700_0000)],
             &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8800_0000)],
         ],
-    ),
+    },
 ];
 
 /// What becomes of a packet.
@@ -125,7 +131,7 @@ pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
 
 fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
     // Nothing to match: even a mask of zeros passes over packets that are shorter than it.
-    add_filter(socket, from, (LAST, ALL), &[], Fate::Redirect(to))
+    add_filter(socket, from, EVERYTHING, &[], Fate::Redirect(to))
 }
 
 /// Gives the host what it waits for itself.
@@ -135,9 +141,9 @@ fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
 pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
     let kinds = ANSWERS.iter().map(|kind| (kind, Fate::Pass));
     let kinds = kinds.chain(NEIGHBOURS.iter().map(|kind| (kind, Fate::Copy(tap))));
-    for ((place, protocol, patterns), fate) in kinds {
-        for pattern in *patterns {
-            if let Err(error) = add_filter(socket, link, (*place, *protocol), pattern, fate) {
+    for (kind, fate) in kinds {
+        for pattern in kind.patterns {
+            if let Err(error) = add_filter(socket, link, kind.slot, pattern, fate) {
                 let _ = give(socket, link);
                 return Err(error).context("filter what is for the host's own resolver");
             }
@@ -152,7 +158,7 @@ pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
 /// The first filter that stays.
 pub fn give(socket: &mut Socket, link: u32) -> io::Result<()> {
     let found = filters(socket, link)?;
-    remove_ours(socket, link, &found, |filter| filter.place() != LAST)
+    remove_ours(socket, link, &found, |filter| filter.priority() != EVERYTHING.priority)
 }
 
 /// Removes what is ours of a link, if that leads to this tap or to nowhere. What others have there stays, and so does a
@@ -238,7 +244,7 @@ impl Filter {
         })
     }
 
-    fn place(&self) -> u16 {
+    fn priority(&self) -> u16 {
         (self.info >> 16) as u16
     }
 }
@@ -283,15 +289,9 @@ fn remove_qdisc(socket: &mut Socket, link: u32) -> io::Result<()> {
     socket.request(RouteNetlinkMessage::DelQueueDiscipline(at_link(link, INGRESS, TcHandle::INGRESS)), 0)
 }
 
-fn add_filter(
-    socket: &mut Socket,
-    link: u32,
-    (place, protocol): (u16, u16),
-    pattern: &[Word],
-    fate: Fate,
-) -> io::Result<()> {
+fn add_filter(socket: &mut Socket, link: u32, slot: Slot, pattern: &[Word], fate: Fate) -> io::Result<()> {
     let mut message = at_link(link, TcHandle::UNSPEC, INGRESS);
-    message.header.info = info(place, protocol);
+    message.header.info = info(slot);
     let mut options = vec![TcFilterU32Option::ClassId(MARK), TcFilterU32Option::Selector(selector(pattern))];
     options.extend(action(fate).map(|action| TcFilterU32Option::Action(vec![action])));
     message.attributes = vec![
@@ -302,8 +302,8 @@ fn add_filter(
 }
 
 /// The kernel wants the protocol as it is on the wire.
-fn info(place: u16, protocol: u16) -> u32 {
-    u32::from(place) << 16 | u32::from(protocol.to_be())
+fn info(slot: Slot) -> u32 {
+    u32::from(slot.priority) << 16 | u32::from(slot.protocol.to_be())
 }
 
 fn selector(pattern: &[Word]) -> TcU32Selector {

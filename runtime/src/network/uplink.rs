@@ -12,11 +12,11 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as M};
 
-use super::Files;
+use super::files::Files;
 use super::netlink::Socket;
 use super::tap;
 use crate::passt::MTU;
-use crate::plan::outside::{ADDRESS, GATEWAY, PREFIX};
+use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX};
 
 /// Its name.
 const NAME: &str = "eth0";

@@ -70,7 +70,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug)?;
         if !cards.late {
             devices.append(&mut nets);
         }

@@ -156,7 +156,7 @@ fn nothing_but_answers_is_kept() {
         let place = Place::new();
         // A link whose other end is the test.
         let mut namespace = place.namespace();
-        let far = tap::make(namespace.files.devices.as_ref().unwrap(), &namespace.socket).unwrap();
+        let far = tap::make(namespace.files.devices().unwrap(), &namespace.socket).unwrap();
         place.sh("ip link set runvm0 name eth0; ip link set eth0 up address 02:00:00:00:00:02");
         let link = named(namespace.scan().unwrap(), "eth0");
         let tap = namespace.wire(&link).unwrap();
