@@ -68,8 +68,8 @@ impl Networks {
         };
         network.take_back(&request.removed_nics)?;
         let namespace = open_namespace(&format!("/proc/{}/ns/net", owner.init.pid))?;
-        let (added, come) = network.hand_over(&request.added_nics, &namespace)?;
-        let names: Vec<&str> = come.iter().map(|nic| nic.name.as_str()).collect();
+        let (added, arrived) = network.hand_over(&request.added_nics, &namespace)?;
+        let names: Vec<&str> = arrived.iter().map(|nic| nic.name.as_str()).collect();
         let written = owner.write_sysctls(&request.sysctls, &names)?;
         let executed = all(&request.messages, |message| requests::execute(&network.netlink, message));
         let resolver = if request.resolver { network.serve_resolver(owner) } else { Ok(()) };
@@ -101,9 +101,10 @@ impl Networks {
 
 impl Owner<'_> {
     /// Writes the sysctls of the request, and those that waited for one of the interfaces that have come.
-    fn write_sysctls(&self, asked: &[KeyValue], come: &[&str]) -> Result<Result<()>> {
-        let has_come = |sysctl: &&KeyValue| sysctl::interface_of(&sysctl.key).is_some_and(|name| come.contains(&name));
-        let waited = self.interface_sysctls.iter().filter(has_come);
+    fn write_sysctls(&self, asked: &[KeyValue], arrived: &[&str]) -> Result<Result<()>> {
+        let has_arrived =
+            |sysctl: &&KeyValue| sysctl::interface_of(&sysctl.key).is_some_and(|name| arrived.contains(&name));
+        let waited = self.interface_sysctls.iter().filter(has_arrived);
         let sysctls: Vec<&KeyValue> = asked.iter().chain(waited).collect();
         match sysctls.is_empty() {
             true => Ok(Ok(())),
@@ -137,15 +138,15 @@ impl Network {
 
     /// Makes NICs interfaces of the container's; also gives those that were none before.
     fn hand_over<'a>(&mut self, nics: &'a [Nic], namespace: &OwnedFd) -> Result<(Result<()>, Vec<&'a Nic>)> {
-        let (own, mut come) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
+        let (own, mut arrived) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
         let done = all(nics, |nic| {
             let Some(index) = self.at_home(nic)? else { return Ok(()) };
             own.move_link(index, NewPlace { namespace: namespace.as_fd(), name: &nic.name, index: nic.index })?;
             self.nics.insert(nic.index, nic.device);
-            come.push(nic);
+            arrived.push(nic);
             Ok(())
         });
-        Ok((done, come))
+        Ok((done, arrived))
     }
 
     /// Index of a NIC's interface in the guest's own namespace; none if the container has the NIC already.

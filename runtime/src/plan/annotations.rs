@@ -89,7 +89,7 @@ pub fn kernel(spec: &Spec) -> anyhow::Result<Option<String>> {
 /// Names the annotation.
 pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
     match [KERNEL, MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
-        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which is there already"),
+        Some(name) => bail!("annotation {name}: the container joins the VM of {sandbox}, which exists already"),
         None => Ok(()),
     }
 }

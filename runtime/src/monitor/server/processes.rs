@@ -7,27 +7,23 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DRAIN_PATIENCE, Server};
-use crate::control::{Reply, Request};
+use crate::control::{Exec, Reply, Request};
+use crate::host::console;
 use crate::monitor::FORWARDED;
+use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
-use crate::monitor::wire::{receive, send};
-use crate::{console, log};
+use crate::{ipc, log};
 
 impl Server {
     /// The whole life of an exec'd process.
-    pub(super) async fn exec(
-        &self,
-        stream: &UnixStream,
-        mut process: protocol::Process,
-        files: [Option<OwnedFd>; 3],
-    ) -> anyhow::Result<Reply> {
+    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
+        let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
-        stdio.name_in(&mut process);
+        let mut stdio = Stdio::attach(self.pod.vm.vsock(), streams, &mut process)?;
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
-        let _ = send(stream, &Reply::Started).await;
+        let _ = ipc::send_async(stream, &Reply::Started).await;
         // One wait for the whole life: its answer is given once.
         let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
         let end = tokio::select! {
@@ -42,20 +38,28 @@ impl Server {
     /// Passes on what the proxy sends; when the proxy is gone, kills the process.
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
-            let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
-                Ok(Some((Request::Resize { rows, columns }, _))) => {
+            let done = match ipc::receive_async(stream).await {
+                Ok(Some(Request::Signal(number))) => self.signal_process(exec_id, number).await,
+                Ok(Some(Request::Resize { rows, columns })) => {
                     self.ask(self.agent.resize(exec_id, rows, columns)).await
                 }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
                 Ok(None) | Err(_) => {
-                    let _ = self.ask(self.agent.signal(exec_id, libc::SIGKILL as u32, false)).await;
+                    let _ = self.signal_process(exec_id, libc::SIGKILL as u32).await;
                     return;
                 }
             };
             if let Err(error) = done {
                 log::debug(&format!("{exec_id}: {error:#}"));
             }
+        }
+    }
+
+    /// Sends a signal to a process, which is the container's own if it has no name.
+    async fn signal_process(&self, exec_id: &str, number: u32) -> anyhow::Result<()> {
+        match exec_id {
+            "" => self.inbox.ask(lifecycle::Request::Signal(Signal { number, all: false })).await,
+            _ => self.ask(self.agent.signal(exec_id, number, false)).await,
         }
     }
 }
@@ -70,7 +74,7 @@ pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
         tokio::task::spawn_local(async move {
             while signals.recv().await.is_some() {
                 if !ignored {
-                    let _ = server.ask(server.agent.signal("", number as u32, false)).await;
+                    server.inbox.signal(Signal { number: number as u32, all: false });
                 }
             }
         });

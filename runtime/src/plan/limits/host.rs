@@ -45,8 +45,8 @@ pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> 
 pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
     match memory_limit(resources).map(|limit| limit >> 20) {
         Some(mib) if mib > u64::from(memory_mib) => bail!(
-            "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, which it got when it was \
-             created; the annotation io.runvm.memory-mib makes it larger then"
+            "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, fixed when it was \
+             created; annotation io.runvm.memory-mib creates a larger one"
         ),
         _ => Ok(()),
     }

@@ -19,7 +19,7 @@ const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 /// Names field and value.
 pub fn check(resources: &LinuxResources) -> anyhow::Result<()> {
     if let Some(limit) = memory_limit(resources).filter(|&limit| limit < LEAST_MEMORY) {
-        bail!("linux.resources.memory.limit {limit}: too low, a container needs {LEAST_MEMORY} bytes at least");
+        bail!("linux.resources.memory.limit {limit}: too low: a container needs at least {LEAST_MEMORY} bytes");
     }
     if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness())
         && swappiness > 100
@@ -48,7 +48,7 @@ fn check_cpu(cpu: &LinuxCpu) -> anyhow::Result<()> {
         && quota != 0
         && quota < *PERIODS.start()
     {
-        bail!("linux.resources.cpu.quota {quota}: {} microseconds is the least", PERIODS.start());
+        bail!("linux.resources.cpu.quota {quota}: at least {} microseconds are needed", PERIODS.start());
     }
     if let Some(idle) = cpu.idle().filter(|idle| !matches!(idle, 0 | 1)) {
         bail!("linux.resources.cpu.idle {idle} is neither 0 nor 1");

@@ -70,7 +70,7 @@ fn check(field: &str, mappings: &[LinuxIdMapping]) -> anyhow::Result<()> {
     disjoint(field, "containerID", mappings, LinuxIdMapping::container_id)?;
     disjoint(field, "hostID", mappings, LinuxIdMapping::host_id)?;
     if !mappings.iter().any(|mapping| mapping.container_id() == 0) {
-        bail!("{field} has no containerID 0: who sets the container up must be somebody in it");
+        bail!("{field} has no containerID 0, as which the container is set up");
     }
     Ok(())
 }

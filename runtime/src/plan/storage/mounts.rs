@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
         match &fact.kind {
             SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(Image { source, path, read_only }),
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
-            _ => bail!("{} is no regular file, and so no image of a disk", source.display()),
+            _ => bail!("{} is not a regular file, so it cannot be a disk image", source.display()),
         }
     }
 
@@ -224,13 +224,8 @@ impl<'a> Planner<'a> {
             let socket = self.socket(&path, &fact.canonical, node)?;
             return Ok(protocol::Mount { socket: Some(socket).into(), ..guest_mounts::bind(destination, options) });
         }
-        let source_is_dir = match &fact.kind {
-            SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
-            SourceKind::Directory | SourceKind::File if fact.file_system == FileSystemKind::Ordinary => {
-                fact.kind == SourceKind::Directory
-            }
-            _ => bail!("{} is {}", path.display(), reason(fact)),
-        };
+        check_data(&path, fact)?;
+        let source_is_dir = fact.kind == SourceKind::Directory;
         let cache = self.caches.take(destination, CachePlan::VOLUME);
         let share = self.share(&fact.canonical, options.read_only(), cache, Tree::of(options, ids));
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
@@ -240,7 +235,9 @@ impl<'a> Planner<'a> {
     fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
         if node.carries_messages {
             let given = given.display();
-            bail!("{given} is a socket of the host for messages (datagram or seqpacket): a VM gets streams only");
+            bail!(
+                "{given} is a datagram or seqpacket socket of the host: only stream sockets can be connected from a VM"
+            );
         }
         self.sockets.push(SocketPlan { source: canonical.to_owned() });
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
@@ -257,6 +254,15 @@ impl<'a> Planner<'a> {
         let name = wanted.name.clone();
         self.shares.push(wanted);
         name
+    }
+}
+
+/// Checks that a source is data, which can be shared.
+fn check_data(path: &Path, fact: &SourceFact) -> anyhow::Result<()> {
+    match &fact.kind {
+        SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
+        SourceKind::Directory | SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(()),
+        _ => bail!("{} is {}", path.display(), reason(fact)),
     }
 }
 
