@@ -414,7 +414,7 @@ mod tests {
         for _ in 0..2 {
             assert!(!state.all_done());
             assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
-            assert!(pool.take(NICS).is_none(), "somebody else could get the card");
+            assert!(pool.take(NICS).is_none(), "another container could get the NIC");
         }
         // A new link of the same container can: the guest does the one before the other.
         let slot = state.spare().unwrap();
