@@ -33,7 +33,7 @@ use tokio::net::UnixListener;
 
 use crate::control;
 use crate::handover::{Answer, Setup, VmTarget, inherited};
-use crate::network::{Files, Place, make_uplink};
+use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::{console, log};
 use confine::View;
 use network::Network;
@@ -184,12 +184,12 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     let witness = Witness::find(&setup.cgroups)?;
     // Before this process leaves the host's.
     let host = Arc::new(Files::open()?);
-    let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
+    let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
     if let Some(stream) = uplink {
-        passt_relay::start(make_uplink(&host)?, stream)?;
+        passt_relay::start(make_user_network(&host)?, stream)?;
     }
     let stays = matches!(&setup.home, VmTarget::Own(machine) if machine.network_stays);
-    let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
+    let network = Network::open(NetworkNamespace::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],

@@ -1,4 +1,4 @@
-//! Taps: what the guest's network devices read and write.
+//! Taps, which the guest's network devices read and write.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use super::links::{Link, TAP_PREFIX};
 use super::mirror::address_mode;
 use super::netlink::Socket;
 
-/// The largest that a tap can have; packets beyond it pass all the same.
+/// Largest MTU of a tap; larger packets pass all the same.
 const MAX_MTU: u32 = 65521;
 /// Packets that wait for the guest.
 const QUEUE: u32 = 1000;
@@ -26,7 +26,7 @@ pub struct Tap {
     pub index: u32,
 }
 
-/// The directory of the tun device; taps can be made with it where /dev is not seen.
+/// Opens the directory of the tun device, for making taps where /dev is not seen.
 ///
 /// # Errors
 /// There is none.
@@ -40,7 +40,7 @@ pub fn make(devices: &OwnedFd, socket: &Socket) -> anyhow::Result<Tap> {
     make_with(devices, socket, &format!("{TAP_PREFIX}%d"), libc::IFF_VNET_HDR)
 }
 
-/// The same of this name, for whoever wants nothing but whole frames with right checksums.
+/// Makes a tap with a name, for programs that handle only whole frames with valid checksums.
 pub fn make_plain(devices: &OwnedFd, socket: &Socket, name: &str) -> anyhow::Result<Tap> {
     make_with(devices, socket, name, 0)
 }
@@ -64,7 +64,7 @@ fn make_with(devices: &OwnedFd, socket: &Socket, name: &str, kind: libc::c_int) 
     Ok(Tap { file, index })
 }
 
-/// Makes a tap fit a link, and has it go up. The host has nothing to say on it: no addresses, no ARP.
+/// Sets a tap up to fit a link, without addresses and ARP: the host sends nothing by it.
 pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
     let mut quiet = LinkMessage::default();
     quiet.header.index = tap;
@@ -82,7 +82,7 @@ pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
     socket.request(RouteNetlinkMessage::SetLink(up), 0)
 }
 
-/// Removes a tap, whoever still has its descriptor.
+/// Removes a tap, even if somebody still has its descriptor.
 pub fn remove(socket: &mut Socket, tap: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = tap;

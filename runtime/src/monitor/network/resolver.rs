@@ -20,7 +20,7 @@ use vmm::virtio::vsock::Handle;
 
 use crate::log;
 use crate::monitor::streams::connections::open;
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 
 /// How long an answer is waited for: longer than who asks does.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -33,7 +33,7 @@ const TRIES: usize = 16;
 
 /// Whether the container's network has a resolver, and what serves questions to it.
 pub struct Announcement {
-    place: Place,
+    place: NetworkNamespace,
     there: Cell<bool>,
     made: Notify,
     /// One stream at a time.
@@ -43,7 +43,7 @@ pub struct Announcement {
 
 impl Announcement {
     /// There is none in this namespace yet.
-    pub fn new(place: Place) -> Self {
+    pub fn new(place: NetworkNamespace) -> Self {
         let (there, made) = (Cell::new(false), Notify::new());
         Self { place, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
     }
@@ -86,7 +86,7 @@ impl Announcement {
 
 struct Questions {
     waiting: Arc<Semaphore>,
-    place: Place,
+    place: NetworkNamespace,
     answers: Rc<Mutex<OwnedWriteHalf>>,
 }
 
@@ -111,7 +111,7 @@ impl Questions {
     }
 }
 
-async fn answer(place: Place, question: &[u8]) -> anyhow::Result<Vec<u8>> {
+async fn answer(place: NetworkNamespace, question: &[u8]) -> anyhow::Result<Vec<u8>> {
     let socket = tokio::task::spawn_blocking(move || place.run(|| Ok(bind()?))).await??;
     let socket = UdpSocket::from_std(socket)?;
     socket.connect(RESOLVER).await?;

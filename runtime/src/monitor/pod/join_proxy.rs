@@ -22,7 +22,7 @@ use crate::monitor::oom_trigger::Witness;
 use crate::monitor::streams::stdio;
 use crate::monitor::wire::{reply, send};
 use crate::monitor::{FORWARDED, Inherited, tell};
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::{console, log};
 
 /// What a container gets whose machine ended under it: as if it had been killed.
@@ -92,7 +92,7 @@ fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(
 /// This process's network namespace, unless the container has another one's.
 fn own_network(request: &CreateContainerRequest) -> anyhow::Result<Option<OwnedFd>> {
     let network = request.namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::NETWORK.into());
-    network.filter(|network| network.container_id.is_empty()).map(|_| Place::own()).transpose()
+    network.filter(|network| network.container_id.is_empty()).map(|_| NetworkNamespace::own()).transpose()
 }
 
 /// In the order in which the monitor expects them.

@@ -19,7 +19,7 @@ use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::wire::{arrange, send};
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::plan::CachePlan;
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
@@ -93,7 +93,7 @@ async fn live(
     (parts, membership): (Parts, &Membership),
 ) -> anyhow::Result<Reply> {
     let Parts { mut request, control, network, files, sockets, .. } = parts;
-    let place = network.map(Place::of);
+    let place = network.map(NetworkNamespace::of);
     let sockets = Sockets::new(&machine.files, sockets, place.clone().unwrap_or_default());
     let open = |place| Network::open(place, Arc::clone(&machine.files), true, sockets.resolver());
     let network = place.map(open).transpose()?;

@@ -22,7 +22,7 @@ use vmm::virtio::vsock::Handle;
 use super::connections::Connections;
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
-use crate::network::{Files, Place};
+use crate::network::{Files, NetworkNamespace};
 use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
@@ -42,12 +42,12 @@ struct Dialer {
     files: Arc<Files>,
     sockets: Vec<OwnedFd>,
     /// Where the resolver is.
-    place: Place,
+    place: NetworkNamespace,
 }
 
 impl Sockets {
     /// These, and the resolver if there will be one in this namespace.
-    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
+    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: NetworkNamespace) -> Self {
         let resolver = Rc::new(Announcement::new(place.clone()));
         let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
         Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
@@ -132,8 +132,11 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
-        let dialer =
-            Arc::new(Dialer { files: Arc::new(Files::open().unwrap()), sockets: opened, place: Place::default() });
+        let dialer = Arc::new(Dialer {
+            files: Arc::new(Files::open().unwrap()),
+            sockets: opened,
+            place: NetworkNamespace::default(),
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
         assert!(dialed(0).is_ok());

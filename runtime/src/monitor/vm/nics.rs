@@ -10,7 +10,7 @@ use vmm::Running;
 use vmm::virtio::Device;
 use vmm::virtio::net::{Counters, Net, TapHandle, Traffic};
 
-use crate::plan::CARDS;
+use crate::plan::NICS;
 
 /// All of them.
 pub struct Cards {
@@ -27,7 +27,7 @@ impl Cards {
     /// Makes them, as devices behind so many others. Their addresses only matter until they are connected to something.
     pub fn new(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
         let (mut devices, mut taps, mut counters) = (Vec::<Box<dyn Device>>::new(), Vec::new(), Vec::new());
-        for number in (0..=u8::MAX).take(CARDS) {
+        for number in (0..=u8::MAX).take(NICS) {
             let (device, tap) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
             counters.push(device.counters());
             devices.push(Box::new(device));
@@ -78,7 +78,7 @@ pub struct Pool(Arc<Mutex<BTreeSet<usize>>>);
 impl Default for Pool {
     /// All numbers.
     fn default() -> Self {
-        Self(Arc::new(Mutex::new((0..CARDS).collect())))
+        Self(Arc::new(Mutex::new((0..NICS).collect())))
     }
 }
 
@@ -118,12 +118,12 @@ mod tests {
     #[test]
     fn all_that_are_wanted_or_none() {
         let pool = Pool::default();
-        let most = pool.take(CARDS - 1).unwrap();
+        let most = pool.take(NICS - 1).unwrap();
         assert!(pool.take(2).is_none());
         let last = pool.take(1).unwrap();
-        assert_eq!(last[0].number, CARDS - 1);
+        assert_eq!(last[0].number, NICS - 1);
         assert!(pool.take(1).is_none() && pool.take(0).is_some());
         drop(most);
-        assert_eq!(pool.take(CARDS - 1).unwrap()[0].number, 0);
+        assert_eq!(pool.take(NICS - 1).unwrap()[0].number, 0);
     }
 }

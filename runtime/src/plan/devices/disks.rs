@@ -19,8 +19,8 @@ use crate::plan::{annotations, guest_path};
 
 /// Number of devices that every VM has: file system, vsock, random numbers, balloon.
 pub const OWN_DEVICES: usize = 4;
-/// Network cards of a VM, each for a link of the container's network namespace.
-pub const CARDS: usize = 4;
+/// Number of NICs of a VM, each for a link of a container's network namespace.
+pub const NICS: usize = 4;
 /// Most disks of a VM: as many as interrupts are left.
 pub const MAX_DISKS: usize = 11;
 

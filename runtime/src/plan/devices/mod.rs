@@ -5,5 +5,5 @@ mod filter;
 mod nodes;
 mod rules;
 
-pub use disks::{CARDS, Destinations, DiskPlan, Image, MAX_DISKS, OWN_DEVICES};
+pub use disks::{Destinations, DiskPlan, Image, MAX_DISKS, NICS, OWN_DEVICES};
 pub use nodes::{plan, pseudo};

@@ -224,13 +224,8 @@ impl<'a> Planner<'a> {
             let socket = self.socket(&path, &fact.canonical, node)?;
             return Ok(protocol::Mount { socket: Some(socket).into(), ..guest_mounts::bind(destination, options) });
         }
-        let source_is_dir = match &fact.kind {
-            SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
-            SourceKind::Directory | SourceKind::File if fact.file_system == FileSystemKind::Ordinary => {
-                fact.kind == SourceKind::Directory
-            }
-            _ => bail!("{} is {}", path.display(), reason(fact)),
-        };
+        check_data(&path, fact)?;
+        let source_is_dir = fact.kind == SourceKind::Directory;
         let cache = self.caches.take(destination, CachePlan::VOLUME);
         let share = self.share(&fact.canonical, options.read_only(), cache, Tree::of(options, ids));
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
@@ -257,6 +252,15 @@ impl<'a> Planner<'a> {
         let name = wanted.name.clone();
         self.shares.push(wanted);
         name
+    }
+}
+
+/// Checks that a source is data, which can be shared.
+fn check_data(path: &Path, fact: &SourceFact) -> anyhow::Result<()> {
+    match &fact.kind {
+        SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", path.display()),
+        SourceKind::Directory | SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(()),
+        _ => bail!("{} is {}", path.display(), reason(fact)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A link of our own making, for a namespace that no engine fills: a tap that leads to a program.
+//! The link of a user-mode network, for a namespace that no engine fills: a tap that leads to passt(1).
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -18,14 +18,14 @@ use super::tap;
 use crate::passt::MTU;
 use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX};
 
-/// Its name.
+/// Name of the link.
 const NAME: &str = "eth0";
 
-/// Makes the link in the calling thread's namespace, with address and route. It is there as long as the descriptor, from
-/// which frames are read and to which they are written, plain Ethernet ones.
+/// Makes the link in the calling thread's namespace, with address and route. Returns its descriptor, which carries plain Ethernet
+/// frames; closing it removes the link.
 ///
 /// # Errors
-/// The kernel's; then there is no link.
+/// The kernel refuses; then there is no link.
 pub fn make(files: &Files) -> anyhow::Result<OwnedFd> {
     let mut socket = Socket::open().context("open a netlink socket")?;
     let tap = tap::make_plain(files.devices()?, &socket, NAME)?;

@@ -1,4 +1,4 @@
-//! Network namespaces as places where something is done.
+//! Network namespaces, and running code inside of one.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,17 +7,17 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use nix::sched::{CloneFlags, setns};
 
-/// The network namespace of this process, or another one.
+/// Handle of a network namespace; the default is the one of this process.
 #[derive(Clone, Default)]
-pub struct Place(Option<Arc<OwnedFd>>);
+pub struct NetworkNamespace(Option<Arc<OwnedFd>>);
 
-impl Place {
-    /// The one that a descriptor names.
+impl NetworkNamespace {
+    /// Handle for the namespace of a descriptor.
     pub fn of(namespace: OwnedFd) -> Self {
         Self(Some(Arc::new(namespace)))
     }
 
-    /// That of this process, as a descriptor to be handed on.
+    /// Descriptor of this process's namespace, to be handed on.
     ///
     /// # Errors
     /// There is no /proc.
@@ -26,10 +26,10 @@ impl Place {
         File::open(OWN).map(OwnedFd::from).with_context(|| format!("open {OWN}"))
     }
 
-    /// Does something there, and waits until it is done. What is opened there stays there.
+    /// Runs `work` in the namespace, and waits for it. Sockets that it opens belong to that namespace.
     ///
     /// # Errors
-    /// The namespace cannot be entered, or those of the work.
+    /// The namespace cannot be entered, or `work` fails.
     pub fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
@@ -41,7 +41,10 @@ impl Place {
     }
 }
 
-/// Does something in a network namespace, on a thread that nobody needs afterwards, since it stays there.
+/// Runs `work` in a network namespace, on a thread of its own: a thread cannot leave the namespace again.
+///
+/// # Errors
+/// The namespace cannot be entered, or `work` fails.
 pub fn inside<T: Send + 'static>(
     namespace: impl AsFd + Send + 'static,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
