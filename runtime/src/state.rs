@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Whether a container lives is never stored: it does as long as the process `pid` with start time `pid_start`. So a monitor that
-//! dies in whatever way reads as a stopped container.
+//! dies in whatever way reads as a stopped container. Whether a living one was started or is paused only its monitor knows; see
+//! [`crate::status`].
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -34,7 +35,7 @@ pub enum Status {
     Created,
     /// The process was started.
     Running,
-    /// The VM is paused.
+    /// Nothing in the container runs.
     Paused,
     /// The monitor is gone.
     Stopped,
@@ -53,6 +54,17 @@ impl Status {
     }
 }
 
+/// What of that the file and the monitor's pid tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// `create` has not finished.
+    Creating,
+    /// The monitor lives.
+    Alive,
+    /// The monitor is gone.
+    Stopped,
+}
+
 /// Everything the commands know of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -60,10 +72,8 @@ pub struct State {
     pub oci_version: String,
     /// Id of the container.
     pub id: String,
-    /// Status that `create` and `start` have reached; [`State::status`] gives the present one.
-    pub reached: Status,
-    /// Whether the container was paused after that.
-    pub paused: bool,
+    /// Whether `create` has finished.
+    pub complete: bool,
     /// Pid of the monitor; 0 before it was started.
     pub pid: i32,
     /// Start time of the monitor, which with the pid identifies the process.
@@ -101,13 +111,13 @@ pub struct State {
 }
 
 impl State {
-    /// Present status.
-    pub fn status(&self) -> Status {
+    /// Whether the container lives now.
+    pub fn life(&self) -> Life {
         match self.pid {
-            0 if self.reached == Status::Creating => Status::Creating,
-            pid if process_start(pid) != Some(self.pid_start) => Status::Stopped,
-            _ if self.paused => Status::Paused,
-            _ => self.reached,
+            0 => Life::Creating,
+            pid if process_start(pid) != Some(self.pid_start) => Life::Stopped,
+            _ if self.complete => Life::Alive,
+            _ => Life::Creating,
         }
     }
 
@@ -127,8 +137,8 @@ impl State {
     }
 
     /// The OCI state with what runc adds for people: rootfs, created and owner.
-    pub fn for_people(&self) -> serde_json::Value {
-        let mut value = self.oci(self.status());
+    pub fn for_people(&self, status: Status) -> serde_json::Value {
+        let mut value = self.oci(status);
         value["rootfs"] = serde_json::json!(self.rootfs);
         value["created"] = serde_json::json!(self.created);
         value["owner"] = serde_json::json!(self.owner);
@@ -221,7 +231,7 @@ impl Dir {
                 }
                 Err(error) => {
                     let path = self.path.display();
-                    return Err(error).with_context(|| format!("another command still works on {path}"));
+                    return Err(error).with_context(|| format!("another command is still using {path}"));
                 }
             }
         }
@@ -236,13 +246,15 @@ impl Dir {
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
         };
         let state = serde_json::from_slice(&text);
-        state.map(Some).with_context(|| format!("{} is damaged; delete --force cleans it up", file.display()))
+        state
+            .map(Some)
+            .with_context(|| format!("{} is damaged; remove the container with delete --force", file.display()))
     }
 
     /// Reads the state of a container that must have one.
     pub fn state(&self) -> anyhow::Result<State> {
         let id = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.load()?.with_context(|| format!("container {} was not fully created; delete --force cleans it up", id()))
+        self.load()?.with_context(|| format!("container {} was not fully created; remove it with delete --force", id()))
     }
 
     /// Writes the state: temporary file, then rename, so that no reader sees half of it.

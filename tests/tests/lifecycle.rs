@@ -252,6 +252,30 @@ fn list_shows_every_container() {
     second.end(&waiting);
 }
 
+#[test]
+fn vm_a_monitor_that_does_not_answer_hangs_no_command() {
+    let scene = Scene::new();
+    let (mut stopped, mut waiting) = (scene.container(), scene.container());
+    let (up, created) = (stopped.idle(), waiting.create());
+    process::signal(up.pid, Signal::STOP);
+    // All that is known of it: its process lives.
+    assert_eq!(stopped.status(), "running");
+    assert_eq!(stopped.state()["pid"], up.pid);
+    let entries: Value = serde_json::from_str(&list(&scene, &["-f", "json"])).unwrap();
+    let status =
+        |id: &str| entries.as_array().unwrap().iter().find(|entry| entry["id"] == id).unwrap()["status"].clone();
+    assert_eq!((status(&stopped.id), status(&waiting.id)), ("running".into(), "created".into()));
+    scene.refused(&stopped.kill("TERM"), &["no answer from the container's monitor"]);
+    scene.refused(&stopped.delete(), &["not stopped"]);
+    stopped.kill("KILL").success();
+    assert_eq!(wait_orphan(up.pid), 137);
+    assert_eq!(stopped.status(), "stopped");
+    stopped.delete().success();
+    waiting.end(&created);
+    drop((stopped, waiting));
+    scene.check();
+}
+
 fn list(scene: &Scene, flags: &[&str]) -> String {
     run(scene.runtime().arg("list").args(flags)).success().stdout
 }

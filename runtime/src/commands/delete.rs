@@ -8,7 +8,7 @@ use super::kill;
 use crate::cli::{DeleteArgs, Global};
 use crate::host::hooks::{self, Kind};
 use crate::state::{Dir, State, Status};
-use crate::{log, network, sandbox};
+use crate::{log, network, sandbox, status};
 
 /// Time to wait for the lock: longer than any command holds it, unless it is stopped itself.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,16 +32,17 @@ pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
     match state {
         Some(state) => stop_and_remove(&dir, &state, args.force)?,
         None if args.force => dir.remove()?,
-        None => bail!("container {} was not fully created; delete --force cleans it up", args.id),
+        None => bail!("container {} was not fully created; remove it with delete --force", args.id),
     }
     Ok(0)
 }
 
 fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> {
-    match state.status() {
+    // A monitor that is to be killed need not be asked.
+    let status = if force { Status::Created } else { status::of(dir, state) };
+    match status {
         Status::Stopped => {}
         Status::Created => kill::kill_monitor(state)?,
-        _ if force => kill::kill_monitor(state)?,
         status => bail!("cannot delete container {} that is not stopped: {}", state.id, status.as_str()),
     }
     remove(dir, state)
@@ -49,7 +50,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
 
 /// Undoes the effects on the host of a container whose monitor is gone.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
-    sandbox::left(dir, state);
+    sandbox::wait_detached(dir, state);
     network::clean_after(state);
     if let Some(cgroup) = &state.cgroup {
         cgroup.remove()?;

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::cli::{EventsArgs, Global};
 use crate::control::{self, Reply, Request};
-use crate::state::{Dir, Status};
+use crate::state::{Dir, Life, Status};
+use crate::status;
 
 /// Time for the monitor's answer: the guest only reads a few files.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,10 +23,8 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// time that the container runs out of memory.
 pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
-    let status = || dir.state().map(|state| state.status());
-    match status()? {
-        Status::Created | Status::Running | Status::Paused => {}
-        Status::Stopped | Status::Creating => bail!("container with id {} is not running", args.id),
+    if dir.state()?.life() != Life::Alive {
+        bail!("container with id {} is not running", args.id);
     }
     if args.stats {
         return print(&args.id, "stats", Some(stats(dir.path())?)).map(|()| 0);
@@ -40,7 +39,7 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
         let data = stats(dir.path());
         match (data, dir.load()) {
             (Ok(data), _) => print(&args.id, "stats", Some(data))?,
-            (Err(_), Ok(Some(state))) if state.status() == Status::Paused => {}
+            (Err(_), Ok(Some(state))) if status::of(&dir, &state) == Status::Paused => {}
             (Err(_), _) if ends(&dir) => return Ok(0),
             (Err(error), _) => return Err(error),
         }
@@ -53,7 +52,7 @@ fn ends(dir: &Dir) -> bool {
     loop {
         match dir.load() {
             Ok(None) => return true,
-            Ok(Some(state)) if state.status() == Status::Stopped => return true,
+            Ok(Some(state)) if state.life() == Life::Stopped => return true,
             _ if begin.elapsed() > PATIENCE => return false,
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
@@ -65,7 +64,7 @@ fn stats(dir: &Path) -> anyhow::Result<Value> {
     let names = stats::FILES.iter().map(|name| (*name).to_owned()).collect();
     match control::call(dir, &Request::ReadCgroup(names), PATIENCE)? {
         Reply::Files(files) => Ok(stats::stats(&files)),
-        _ => bail!("the container's monitor answered something else than files"),
+        _ => bail!("unexpected reply from the container's monitor: not files"),
     }
 }
 

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::cli::{Global, KillArgs};
 use crate::control::{self, Request};
-use crate::state::{Dir, State, Status};
+use crate::state::{Dir, Life, State};
 
 /// Time that the guest may take to deliver a signal before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,11 +17,11 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let signal = parse(&args.signal)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running | Status::Paused => {}
+    match state.life() {
+        Life::Alive => {}
         // runc: --all on a stopped container is no error, engines use it to sweep up.
-        Status::Stopped if args.all => return Ok(0),
-        Status::Stopped | Status::Creating => bail!("container not running"),
+        Life::Stopped if args.all => return Ok(0),
+        Life::Stopped | Life::Creating => bail!("container not running"),
     }
     if signal == 0 {
         // As kill(2): nothing is sent, the container is there.
@@ -29,14 +29,10 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
     }
     let sent = control::call(dir.path(), &Request::Kill { signal, all: args.all }, PATIENCE);
     match sent {
-        Err(error) if state.status() == Status::Stopped => Err(error.context("container not running")),
-        Err(_) if signal == libc::SIGKILL as u32 && lives(&state) => kill_monitor(&state).map(|()| 0),
+        Err(error) if state.life() == Life::Stopped => Err(error.context("container not running")),
+        Err(_) if signal == libc::SIGKILL as u32 => kill_monitor(&state).map(|()| 0),
         other => other.map(|_| 0),
     }
-}
-
-fn lives(state: &State) -> bool {
-    matches!(state.status(), Status::Created | Status::Running | Status::Paused)
 }
 
 /// Kills the monitor, and so the VM: the effect of SIGKILL when the guest does not answer.
@@ -49,7 +45,7 @@ pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         opened => opened.with_context(failed)?,
     };
-    if state.status() == Status::Stopped {
+    if state.life() == Life::Stopped {
         return Ok(());
     }
     match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {

@@ -12,7 +12,7 @@ use crate::cli::{Global, UpdateArgs};
 use crate::control::{self, Request};
 use crate::plan::HostLimits;
 use crate::state::{Dir, Status};
-use crate::{log, plan};
+use crate::{log, plan, status};
 
 /// Time for the monitor's answer: the guest only writes a few files.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let _lock = dir.lock(PATIENCE)?;
     let state = dir.state()?;
-    match state.status() {
+    match status::of(&dir, &state) {
         Status::Created | Status::Running => {}
         Status::Paused => bail!("cannot update a paused container"),
         Status::Stopped | Status::Creating => bail!("container not running"),

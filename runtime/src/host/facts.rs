@@ -8,12 +8,12 @@ use anyhow::Context;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 
 use crate::bundle::Bundle;
+use crate::host::sockets;
 use crate::plan::facts::{
     DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
-use crate::sockets;
-use crate::state::{self, State, Status};
+use crate::state::{self, Life, State};
 
 /// Gathers facts about everything that the bundle refers to; `root` is the directory of the containers' state.
 ///
@@ -79,7 +79,7 @@ fn disk(path: &Path, number: (i64, i64)) -> DiskFact {
 }
 
 fn peers(root: &Path) -> anyhow::Result<Vec<Peer>> {
-    let lives = |state: &State| !matches!(state.status(), Status::Creating | Status::Stopped);
+    let lives = |state: &State| state.life() == Life::Alive;
     let peer = |state: State| Peer {
         network: identity(format!("/proc/{}/ns/net", state.pid)),
         sandbox: state.sandbox.unwrap_or_else(|| state.id.clone()),
