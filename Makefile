@@ -44,9 +44,13 @@ demo: ## set everything up and run a Debian container in a microVM
 test: ## every test: units on this machine, the rest in the lab
 	@tools/test
 
-check: deps ## rustfmt, clippy and rustdoc without warnings
+check: deps ## rustfmt, clippy and rustdoc without warnings; licences of dependencies
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+	@cargo test --quiet -p tests --test dependencies
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
+		else echo "cargo-deny is not here (cargo install --locked cargo-deny): deny.toml was held against licences and sources only"; fi
 
 bench: lab build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Firecracker
 	@bench/run

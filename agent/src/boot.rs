@@ -1,7 +1,8 @@
 //! The first things PID 1 does: mounts, limits, the loopback interface.
 
-use crate::rootfs::Places;
-use crate::{log, sys};
+use crate::guest_paths::GuestPaths;
+use crate::log;
+use crate::sys;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 const DEV_NULL_FLAGS: u64 = libc::MS_NOSUID | libc::MS_NOEXEC;
 const PSEUDO: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// What is mounted, in order: source and type, target, flags, options.
+/// Mounts, in order: source and type, target, flags, options.
 const MOUNTS: [(&str, &str, u64, &str); 7] = [
     ("proc", "/proc", PSEUDO, ""),
     ("sysfs", "/sys", PSEUDO, ""),
@@ -25,9 +26,9 @@ const MOUNTS: [(&str, &str, u64, &str); 7] = [
 /// process of a container may raise its own limit.
 const MAX_DESCRIPTORS: (u64, u64) = (1 << 16, 1 << 20);
 
-/// Where things are in the guest.
-pub fn places() -> Places {
-    Places {
+/// Directories of a guest that this module has prepared.
+pub fn paths() -> GuestPaths {
+    GuestPaths {
         shares: PathBuf::from("/run/shares"),
         shares_tag: Some("shares".into()),
         rootfs: PathBuf::from("/run/rootfs"),
@@ -46,8 +47,8 @@ pub fn prepare() {
     }
     log::init();
     report("leave initramfs", root);
-    let places = places();
-    for directory in [&places.shares, &places.rootfs, &places.sockets] {
+    let paths = paths();
+    for directory in [&paths.shares, &paths.rootfs, &paths.sockets] {
         report("mkdir", rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755)));
     }
     // The kernel's threads have the same root and working directory otherwise, and setns(2) would change theirs.
@@ -67,8 +68,8 @@ fn leave_initramfs() -> Result<(), Errno> {
     rustix::process::chdir("/")
 }
 
-/// Of all processes the agent is the last to go, and none in a container may look into it or into a
-/// child of it that has not executed its program yet.
+/// Makes the agent the last process to go when memory runs out, and keeps processes of containers from looking into it
+/// or into a child of it that has not executed its program yet.
 fn protect() {
     let score = sys::write_file("/proc/self/oom_score_adj", "-1000");
     report("oom_score_adj", score.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)));

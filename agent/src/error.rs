@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::fmt::Display;
 
-/// What kind of failure it is, beside its sentence.
+/// Kind of a failure, beside its sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// No such container or process.
@@ -18,7 +18,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// One byte, for the way from a child process to the agent.
+    /// Encodes the kind as a byte, for the way from a child process to the agent.
     pub fn to_byte(self) -> u8 {
         match self {
             Kind::NotFound => 1,
@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    /// The reverse of [`Kind::to_byte`]; what is not known is internal.
+    /// Decodes what [`Kind::to_byte`] gave; an unknown byte is internal.
     pub fn from_byte(byte: u8) -> Self {
         match byte {
             1 => Kind::NotFound,
@@ -39,12 +39,12 @@ impl Kind {
     }
 }
 
-/// A failed call.
+/// Failure of a call, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// Which status code the caller gets.
+    /// Kind of the failure, which decides on the status code that the caller gets.
     pub kind: Kind,
-    /// The sentence.
+    /// Sentence for the user.
     pub message: String,
 }
 
@@ -57,7 +57,7 @@ impl Error {
         Self { kind: Kind::NotFound, message: message.into() }
     }
 
-    /// Wrong state.
+    /// Wrong state for the call.
     pub fn precondition(message: impl Into<String>) -> Self {
         Self { kind: Kind::Precondition, message: message.into() }
     }
@@ -67,7 +67,7 @@ impl Error {
         Self { kind: Kind::Invalid, message: message.into() }
     }
 
-    /// Everything else.
+    /// A failure of another kind.
     pub fn internal(message: impl Into<String>) -> Self {
         Self { kind: Kind::Internal, message: message.into() }
     }
@@ -98,7 +98,7 @@ pub fn errno_text(errno: Errno) -> String {
 
 /// Turns an error number into a sentence that says what was being done.
 pub trait Context<T> {
-    /// `what: text of the error`.
+    /// Gives an error that reads `what: text of the error number`.
     fn context<D: Display>(self, what: impl FnOnce() -> D) -> Result<T>;
 }
 

@@ -2,78 +2,50 @@
 //! looks after its processes.
 //!
 //! ```text
-//!            service ── create, exec ── container (the table) ── reaper
-//!               │            │ ├─ disks
-//!               │            │ ├─ cgroup ─ device_filter
-//!               │            │ ├─ scheduling
-//!               │            │ ├─ visit
-//!               │            │ ├─ files
-//!               │            │ ├─ sockets ─ relay
-//!               ├─ ports ─ relay
-//!               ├─ network ─ channels, netlink, resolver ─ nat
-//!               │            │ fork
-//!            streams         ▼ in the child
-//!               │       rootfs ─ mounts ─ devices ─ path
-//!             stdio     process ─ capabilities ─ lookup
-//!               │
-//!             pump ═══ pipes and terminals
+//!  main ── boot                 service: one call of the host, one function
+//!                                  │
+//!                     ┌────────────┴───────────┐
+//!                 container ───────────────▶ network
+//!                  │     └──────────┐        │   │
+//!                  ▼                ▼        │   │
+//!               storage          process ◀───┘   │
+//!                                   └────▶ host ◀┘
+//!
+//!  below all of them: guest · guest_paths · sys · event · log · error
 //! ```
+//!
+//! The arrows are the allowed directions between the rooms; no two files use each other. `container` has the table of
+//! containers and what creates and ends them, `process` what turns a forked child into a container's process, `storage`
+//! its files, `network` its NICs and ports, `host` the streams to the monitor.
 //!
 //! One thread and one event loop: fork, clone3 and setns are safe, and nothing here may block for
 //! long. Nothing may panic either: the guest dies with its PID 1.
 
 pub mod boot;
-mod capabilities;
-mod cgroup;
-mod channels;
 mod container;
-mod copy_up;
-mod create;
-mod device_filter;
-mod devices;
-mod disks;
 mod error;
 mod event;
-mod exec;
-mod files;
-mod link;
+mod guest;
+mod guest_paths;
+mod host;
 pub mod log;
-mod lookup;
-mod machine;
-mod mounts;
-mod namespaces;
-mod nat;
-mod netlink;
 mod network;
-mod path;
-mod ports;
 mod process;
-mod processes;
-mod pump;
-mod reaper;
-mod relay;
-mod resolver;
-pub mod rootfs;
-mod scheduling;
 mod service;
-mod sockets;
-mod stdio;
-mod streams;
+mod storage;
 pub mod sys;
-mod terminal;
-mod visit;
-pub mod vsock;
 
 pub use error::{Error, Result};
+pub use guest_paths::GuestPaths;
+pub use host::vsock;
 
-use rootfs::Places;
 use rustix::fd::OwnedFd;
 use service::Service;
 use std::sync::Arc;
 
-/// What [`serve`] needs: made before the host is told that the agent is ready.
+/// Listeners for [`serve`], made before the agent tells the host that it is ready.
 pub struct Listeners {
-    /// With the listener for calls added.
+    /// Server that has the listener for calls added.
     pub calls: ttrpc::r#async::Server,
     /// Non-blocking listener for streams.
     pub streams: OwnedFd,
@@ -82,9 +54,9 @@ pub struct Listeners {
 }
 
 /// Serves calls and streams and reaps processes, for ever; returns only an error.
-pub async fn serve(listeners: Listeners, places: Places) -> Result<()> {
-    let service = Arc::new(Service::new(places));
-    let reaper = reaper::run(listeners.children, service.containers.clone());
+pub async fn serve(listeners: Listeners, paths: GuestPaths) -> Result<()> {
+    let service = Arc::new(Service::new(paths));
+    let reaper = container::reaper::run(listeners.children, service.containers.clone());
     let streams = service.streams.clone().serve(listeners.streams);
     let mut server = listeners.calls.register_service(protocol::create_agent(service));
     server.start().await.map_err(|error| Error::internal(format!("serve calls: {error}")))?;

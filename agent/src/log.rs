@@ -13,12 +13,12 @@ pub fn init() {
     DEBUG.store(words.split_whitespace().any(|word| word == "agent.debug"), Ordering::Relaxed);
 }
 
-/// Something went wrong that no caller is told.
+/// Logs a failure that no caller is told.
 pub fn error(text: &str) {
     write(3, text);
 }
 
-/// Only with `agent.debug`.
+/// Logs a text when the kernel's command line has `agent.debug`.
 pub fn debug(text: impl FnOnce() -> String) {
     if DEBUG.load(Ordering::Relaxed) {
         write(6, &text());

@@ -20,7 +20,7 @@ fn run(main_us: u32) -> Result<()> {
     runtime.map_err(failed("event loop"))?.block_on(async {
         let listeners = listen()?;
         say_hello(main_us);
-        agent::serve(listeners, boot::places()).await
+        agent::serve(listeners, boot::paths()).await
     })
 }
 
@@ -36,7 +36,7 @@ fn listen() -> Result<Listeners> {
     Ok(Listeners { calls, streams, children })
 }
 
-/// A host that does not hear it will notice by itself.
+/// Tells the host that the agent is ready. A host that does not hear that notices by itself.
 fn say_hello(main_us: u32) {
     let hello = Hello { version: VERSION, main_us, ready_us: sys::boottime_us() };
     let told = vsock::connect_host(READY_PORT).and_then(|host| rustix::io::write(&host, &hello.to_bytes()));

@@ -1,11 +1,15 @@
 //! The calls of the protocol, each handed to whoever does the work.
 
-use crate::container::{Containers, Process};
+use crate::container::table::Containers;
+use crate::container::{create, exec};
 use crate::error::{Error, Result};
-use crate::network::Networks;
-use crate::rootfs::Places;
-use crate::streams::Streams;
-use crate::{create, exec, machine, network, ports, processes};
+use crate::guest;
+use crate::guest_paths::GuestPaths;
+use crate::host::streams::Streams;
+use crate::network::nics::{Networks, Owner};
+use crate::network::{ports, sysctl};
+use crate::process::handle::Process;
+use crate::process::list;
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -13,37 +17,49 @@ use std::sync::Arc;
 use std::time::Duration;
 use ttrpc::r#async::TtrpcContext;
 
-/// How long killed containers are waited for.
+/// Longest wait for the end of killed containers.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The agent as its caller sees it.
+/// The agent's end of the protocol.
 pub struct Service {
-    /// Shared with the reaper.
+    /// Table of containers, shared with the reaper.
     pub containers: Arc<Containers>,
-    /// Who has which of the guest's network cards.
+    /// Networks of the containers, and which NICs of the guest they have.
     pub networks: Arc<Networks>,
-    /// Shared with the one who accepts them.
+    /// Streams that the host has opened, shared with the task that accepts them.
     pub streams: Arc<Streams>,
 }
 
 impl Service {
-    /// Nothing there yet.
-    pub fn new(places: Places) -> Self {
-        Self { containers: Arc::new(Containers::new(places)), networks: Arc::default(), streams: Arc::default() }
+    /// A service of a guest without containers.
+    pub fn new(paths: GuestPaths) -> Self {
+        Self { containers: Arc::new(Containers::new(paths)), networks: Arc::default(), streams: Arc::default() }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
-        network::check_sysctls(&self.containers, id)?;
-        let (gate, shape) = self.containers.take_gate(id)?;
-        gate.start().await?;
-        if shape.online_cpus > 1 {
-            let (networks, cpus) = (self.networks.clone(), shape.online_cpus);
+        let config = self.containers.config(id)?;
+        if !config.interface_sysctls.is_empty() {
+            sysctl::check(&config.interface_sysctls, &*self.containers.running_init(id)?)?;
+        }
+        self.containers.take_start_barrier(id)?.start().await?;
+        if config.online_cpus > 1 {
+            let (networks, cpus) = (self.networks.clone(), config.online_cpus);
             tokio::spawn(async move {
-                machine::bring_up_cpus(cpus).await;
+                guest::bring_up_cpus(cpus).await;
                 networks.use_cpus(cpus);
             });
         }
         Ok(())
+    }
+
+    fn set_network(&self, request: &SetNetworkRequest) -> Result<()> {
+        let id = &request.container_id;
+        let (init, config) = (self.containers.running_init(id)?, self.containers.config(id)?);
+        if !config.namespaces.makes(libc::CLONE_NEWNET) {
+            return Err(Error::precondition(format!("container {id} has no network namespace of its own")));
+        }
+        let socket_client = self.containers.socket_client(id)?;
+        self.networks.set(request, &Owner { init: &init, interface_sysctls: &config.interface_sysctls, socket_client })
     }
 
     async fn delete(&self, id: &str) -> Result<()> {
@@ -51,9 +67,9 @@ impl Service {
         // What can't be killed must not keep the others waiting. Nothing has to be written back: what a process writes
         // is on the host, what it has mapped is when it unmaps it.
         let _ = tokio::time::timeout(KILL_PATIENCE, gone(killed)).await;
-        self.networks.leave(id).await;
+        self.networks.remove(id).await;
         match self.containers.remove(id) {
-            Some(shape) => shape.cgroup.remove().await,
+            Some(config) => config.cgroup.remove().await,
             None => Ok(()),
         }
     }
@@ -74,10 +90,10 @@ async fn gone(killed: Vec<Arc<Process>>) {
     }
 }
 
-/// What a handler gives back.
+/// Answer of a handler.
 type Reply<T> = ttrpc::Result<T>;
 
-/// A pid on the wire.
+/// A pid as the protocol has it.
 fn wire(pid: i32) -> u32 {
     pid.unsigned_abs()
 }
@@ -85,7 +101,7 @@ fn wire(pid: i32) -> u32 {
 #[async_trait]
 impl Agent for Service {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> Reply<Empty> {
-        machine::configure(&request)?;
+        guest::configure(&request)?;
         Ok(Empty::new())
     }
 
@@ -124,19 +140,19 @@ impl Agent for Service {
     }
 
     async fn list_processes(&self, _: &TtrpcContext, request: ListProcessesRequest) -> Reply<ListProcessesResponse> {
-        let pids = self.containers.pids(&request.container_id)?;
+        let pids = self.containers.config(&request.container_id)?.cgroup.pids();
         let proc = Path::new("/proc");
-        let (uptime, processes) = (processes::uptime(proc), processes::list(proc, &pids));
-        Ok(ListProcessesResponse { uptime, processes, memory: processes::memory(), ..Default::default() })
+        let (uptime, processes) = (list::uptime(proc), list::list(proc, &pids));
+        Ok(ListProcessesResponse { uptime, processes, memory: list::memory(), ..Default::default() })
     }
 
     async fn read_cgroup(&self, _: &TtrpcContext, request: ReadCgroupRequest) -> Reply<ReadCgroupResponse> {
-        let files = self.containers.read_cgroup(&request.container_id, &request.files)?;
+        let files = self.containers.config(&request.container_id)?.cgroup.read(&request.files)?;
         Ok(ReadCgroupResponse { files, ..Default::default() })
     }
 
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
-        let events = self.containers.memory_events(&request.container_id)?;
+        let events = self.containers.config(&request.container_id)?.cgroup.memory_events()?;
         let init = self.containers.process(&request.container_id, "")?;
         // Nobody is told of the removal of a cgroup.
         let kills = tokio::select! {
@@ -147,22 +163,23 @@ impl Agent for Service {
     }
 
     async fn accept_socket(&self, _: &TtrpcContext, request: AcceptSocketRequest) -> Reply<AcceptSocketResponse> {
-        let queue = self.containers.socket_queue(&request.container_id)?;
+        let queue = self.containers.connection_queue(&request.container_id)?;
         Ok(queue.next().await?)
     }
 
     async fn connect_port(&self, _: &TtrpcContext, request: ConnectPortRequest) -> Reply<ConnectPortResponse> {
-        let stream = ports::connect(&self.containers, &self.streams, &request).await?;
+        let init = self.containers.running_init(&request.container_id)?;
+        let stream = ports::connect(init, &self.streams, &request).await?;
         Ok(ConnectPortResponse { stream, ..Default::default() })
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> Reply<Empty> {
-        network::set(&self.containers, &self.networks, &request)?;
+        Service::set_network(self, &request)?;
         Ok(Empty::new())
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Reply<Empty> {
-        self.containers.update(&request.container_id, &request.cgroup_files)?;
+        self.containers.config(&request.container_id)?.cgroup.apply(&request.cgroup_files)?;
         Ok(Empty::new())
     }
 
@@ -174,8 +191,8 @@ impl Agent for Service {
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
         // What can't be killed must not keep the machine from ending.
         let _ = tokio::time::timeout(KILL_PATIENCE, gone(self.containers.kill_all())).await;
-        machine::sync();
-        tokio::spawn(machine::end());
+        guest::sync();
+        tokio::spawn(guest::end());
         Ok(Empty::new())
     }
 }

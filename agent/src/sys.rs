@@ -14,7 +14,7 @@ pub fn check(result: i64) -> Result<i64, Errno> {
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// A string for the kernel; one with a NUL inside is `EINVAL`.
+/// Makes a string for the kernel; one with a NUL inside is `EINVAL`.
 pub fn c_string(text: impl AsRef<[u8]>) -> Result<CString, Errno> {
     CString::new(text.as_ref()).map_err(|_| Errno::INVAL)
 }
@@ -32,13 +32,13 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: u64, data: &str) -> 
     check(result.into()).map(drop)
 }
 
-/// A copy of the mount at this path, without those below it; mounted nowhere.
+/// Copies the mount at this path, without those below it; the copy is mounted nowhere.
 pub fn copy_mount(path: &str) -> Result<OwnedFd, Errno> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
-/// Mounts such a copy here.
+/// Mounts a copy that [`copy_mount`] made at `place`.
 pub fn place_mount(copy: impl AsFd, place: impl AsFd) -> Result<(), Errno> {
     use rustix::mount::{MoveMountFlags, move_mount};
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -56,11 +56,11 @@ pub struct SpawnArgs<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// A child just made.
+/// A child of the agent.
 pub struct Spawned {
-    /// Its pid in the agent's pid namespace.
+    /// Pid of the child in the agent's pid namespace.
     pub pid: i32,
-    /// Refers to it for as long as it is held, even when the pid has been used again.
+    /// Reference to the child that stays right when the pid is used again.
     pub pidfd: OwnedFd,
 }
 

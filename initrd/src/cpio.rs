@@ -70,14 +70,17 @@ impl Archive {
 }
 
 #[cfg(test)]
+pub use tests::entries;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     /// Name, mode, data and device.
-    type Parsed = (String, u32, Vec<u8>, (u32, u32));
+    pub type Parsed = (String, u32, Vec<u8>, (u32, u32));
 
     /// All entries but the trailer.
-    fn entries(mut bytes: &[u8]) -> Vec<Parsed> {
+    pub fn entries(mut bytes: &[u8]) -> Vec<Parsed> {
         let mut all = Vec::new();
         loop {
             assert_eq!(&bytes[..6], b"070701");

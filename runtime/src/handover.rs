@@ -20,7 +20,7 @@ pub struct Setup {
     /// Name of the container.
     pub id: String,
     /// Where the container goes.
-    pub home: Home,
+    pub home: VmTarget,
     /// `protocol::CreateContainerRequest`, encoded.
     pub container: Vec<u8>,
     /// Roots of the shares.
@@ -51,11 +51,11 @@ pub struct Setup {
 
 /// A virtual machine.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Home {
+pub enum VmTarget {
     /// One of its own.
-    Machine(MachineSetup),
+    Own(MachineSetup),
     /// Another container's: a connection to its monitor.
-    Sandbox(RawFd),
+    Joined(RawFd),
 }
 
 /// How a machine is made.
@@ -147,13 +147,13 @@ pub struct Numbers {
     pub ready: RawFd,
     /// Slave of the container's terminal.
     pub terminal: Option<RawFd>,
-    /// What its [`Home`] names: KVM, or a connection to another container's monitor.
+    /// What its [`VmTarget`] names: KVM, or a connection to another container's monitor.
     pub home: RawFd,
 }
 
 impl Pipes {
     /// Gives the go signal.
-    pub fn go(&self, plan: &Plan, home: Home, cgroups: Vec<PathBuf>, timeline: Timeline) -> anyhow::Result<()> {
+    pub fn go(&self, plan: &Plan, home: VmTarget, cgroups: Vec<PathBuf>, timeline: Timeline) -> anyhow::Result<()> {
         let share = |(plan, &fd): (&plan::SharePlan, &RawFd)| ShareFd {
             name: plan.name.clone(),
             read_only: plan.read_only,

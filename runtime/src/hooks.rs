@@ -113,7 +113,7 @@ impl Hook {
             command.current_dir(bundle);
         }
         // SAFETY: between fork and exec only a system call is made, with no memory of the parent's.
-        unsafe { command.pre_exec(crate::stub::unblock) };
+        unsafe { command.pre_exec(crate::exec_proxy::unblock) };
         command.stdin(stdin(state)?).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     }
 }

@@ -19,7 +19,7 @@ use crate::bundle::{self, Bundle};
 use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
-use crate::handover::{Home, MachineSetup, Numbers, Pipes, pipe};
+use crate::handover::{MachineSetup, Numbers, Pipes, VmTarget, pipe};
 use crate::hooks::{self, Kind};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::spawn::{self, Process};
@@ -138,9 +138,9 @@ impl Destination {
         }
     }
 
-    fn home(&self, plan: &Plan) -> Home {
+    fn home(&self, plan: &Plan) -> VmTarget {
         match self {
-            Self::Machine { kernel, initrd, kvm } => Home::Machine(MachineSetup {
+            Self::Machine { kernel, initrd, kvm } => VmTarget::Own(MachineSetup {
                 plan: plan.machine.clone(),
                 kernel: kernel.clone(),
                 initrd: initrd.clone(),
@@ -148,7 +148,7 @@ impl Destination {
                 network_stays: matches!(plan.network, NetworkPlan::Path(_)),
                 kvm: kvm.as_raw_fd(),
             }),
-            Self::Sandbox { monitor, .. } => Home::Sandbox(monitor.as_raw_fd()),
+            Self::Sandbox { monitor, .. } => VmTarget::Joined(monitor.as_raw_fd()),
         }
     }
 }

@@ -18,6 +18,7 @@ mod commands;
 mod console;
 mod control;
 mod disks;
+mod exec_proxy;
 mod facts;
 mod handover;
 mod hooks;
@@ -33,7 +34,6 @@ mod shares;
 mod sockets;
 mod spawn;
 mod state;
-mod stub;
 mod timeline;
 
 use std::process::ExitCode;

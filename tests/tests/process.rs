@@ -246,6 +246,18 @@ fn vm_an_exec_has_the_containers_place_or_its_own() {
 }
 
 #[test]
+fn vm_other_cpus_come_up_after_the_start() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    let up = container.idle();
+    // A little later, so that a process that does little needn't share the one CPU with that work.
+    let script = "until [ $(nproc) = 2 ]; do sleep 0.1; done; cat /sys/devices/system/cpu/online";
+    assert_eq!(container.exec_sh(script).success().line(), "0-1");
+    container.end(&up);
+}
+
+#[test]
 fn vm_a_place_that_does_not_exist_is_refused() {
     let scene = Scene::new();
     let refused = |field: &str, value: serde_json::Value, words: &[&str]| {

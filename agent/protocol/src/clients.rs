@@ -1,10 +1,10 @@
 //! Clients of a published UDP port.
 
-/// The clients that were heard of last, each by what tells it from others, with what is known of it. Host and guest have
-/// heard of the same ones, and forget the same.
+/// Clients that sent a datagram last, by a key that tells them apart, with a value for each. Host and guest enter the same
+/// clients in the same order, so they forget the same ones.
 #[derive(Debug)]
 pub struct Clients<K, V> {
-    /// The latest last.
+    /// Keys and values, the client heard of last at the end.
     entries: Vec<(K, V)>,
 }
 
@@ -15,10 +15,10 @@ impl<K, V> Default for Clients<K, V> {
 }
 
 impl<K: PartialEq, V> Clients<K, V> {
-    /// How many are known.
+    /// Number of clients that are remembered.
     pub const MOST: usize = 256;
 
-    /// What is known of a client that is heard of again.
+    /// Value of a client that is heard of again; `None` for a new one.
     pub fn hear(&mut self, key: &K) -> Option<&V> {
         let at = self.entries.iter().rposition(|(known, _)| known == key)?;
         let entry = self.entries.remove(at);
@@ -26,7 +26,8 @@ impl<K: PartialEq, V> Clients<K, V> {
         self.entries.last().map(|(_, value)| value)
     }
 
-    /// Enters one that is heard of for the first time. The one that was not heard of for longest may be forgotten.
+    /// Enters a client that is heard of for the first time, in place of the one not heard of for longest if there are
+    /// [`Clients::MOST`].
     pub fn enter(&mut self, key: K, value: V) {
         if self.entries.len() >= Self::MOST {
             self.entries.remove(0);
@@ -34,7 +35,7 @@ impl<K: PartialEq, V> Clients<K, V> {
         self.entries.push((key, value));
     }
 
-    /// Who has this; who was heard of last stays that.
+    /// Key of the first client whose value `is_it` accepts. The order stays.
     pub fn find(&self, is_it: impl Fn(&V) -> bool) -> Option<&K> {
         self.entries.iter().find(|(_, value)| is_it(value)).map(|(key, _)| key)
     }

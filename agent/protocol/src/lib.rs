@@ -51,29 +51,30 @@ pub const RPC_PORT: u32 = 1024;
 /// vsock port of the guest where the agent takes streams.
 pub const STREAM_PORT: u32 = 1025;
 
-/// Streams whose ids have this bit are connections to sockets of the host or to published ports; the agent chose the id.
+/// Bit in the ids of streams that are connections to sockets of the host or to published ports; the agent chooses these
+/// ids.
 pub const SOCKET_STREAM: u64 = 1 << 63;
 
-/// How many connections to sockets of the host one container may have at a time. More wait.
+/// Number of connections to sockets of the host that one container may have at a time. More wait.
 pub const MAX_SOCKET_CONNECTIONS: usize = 256;
 
-/// In the place of a socket's number: the resolver of the container's network, by TCP. Its address here and there is
-/// [`RESOLVER`].
+/// Number, in place of a socket's, for connections by TCP to the resolver of the container's network, which has the
+/// address [`RESOLVER`] here and there.
 pub const RESOLVER_STREAM: u32 = u32::MAX;
 
-/// The same by UDP: the stream carries datagrams of all processes, each with a [`DatagramHeader`], to the resolver and
-/// back from it.
+/// Number, in place of a socket's, for a stream that carries datagrams of all processes, each with a [`DatagramHeader`],
+/// to the resolver and back.
 pub const RESOLVER_DATAGRAMS: u32 = u32::MAX - 1;
 
-/// Where the resolver of a user-defined network is, in a namespace of Docker's.
+/// Address of the resolver of a user-defined network, in a namespace of Docker's.
 pub const RESOLVER: std::net::SocketAddrV4 = std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(127, 0, 0, 11), 53);
 
-/// Before each datagram.
+/// Header before each datagram on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramHeader {
-    /// Bytes that follow.
+    /// Number of bytes that follow.
     pub length: u16,
-    /// Whose it is: an answer has that of its question, all of one client's datagrams have the same.
+    /// Number of the asker or client: an answer has that of its question, all datagrams of one client have the same.
     pub tag: u16,
 }
 
@@ -81,26 +82,26 @@ impl DatagramHeader {
     /// Size on the wire in bytes.
     pub const SIZE: usize = 4;
 
-    /// Encodes, little endian.
+    /// Encodes as length and tag, little endian.
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let ([a, b], [c, d]) = (self.length.to_le_bytes(), self.tag.to_le_bytes());
         [a, b, c, d]
     }
 
-    /// Decodes.
+    /// Decodes what [`Self::to_bytes`] gave.
     pub fn from_bytes([a, b, c, d]: [u8; Self::SIZE]) -> Self {
         Self { length: u16::from_le_bytes([a, b]), tag: u16::from_le_bytes([c, d]) }
     }
 }
 
-/// What the agent sends to [`READY_PORT`]: fixed 16 bytes, then it closes.
+/// Message of 16 bytes that the agent sends to [`READY_PORT`] before it closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The agent's [`VERSION`].
     pub version: u32,
     /// `CLOCK_BOOTTIME` in microseconds when the agent's `main` began.
     pub main_us: u32,
-    /// The same when the agent was ready for calls.
+    /// `CLOCK_BOOTTIME` in microseconds when the agent was ready for calls.
     pub ready_us: u32,
 }
 
@@ -128,7 +129,7 @@ impl Hello {
     }
 }
 
-/// First bytes on a stream connection: which stream this is.
+/// First bytes on a stream connection, which say what stream this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
     /// The id used in [`Process::stdin`], [`Process::stdout`], [`Process::stderr`], or one of a connection to a socket
@@ -145,7 +146,7 @@ impl StreamHeader {
         self.id.to_le_bytes()
     }
 
-    /// Decodes.
+    /// Decodes what [`Self::to_bytes`] gave.
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
         Self { id: u64::from_le_bytes(bytes) }
     }

@@ -1,6 +1,6 @@
 //! Starts an agent and plays the monitor.
 
-use agent::{Listeners, rootfs::Places, sys};
+use agent::{GuestPaths, Listeners, sys};
 use protocol::*;
 use rustix::process::Signal;
 use std::future::Future;
@@ -33,8 +33,8 @@ pub fn busybox() -> Option<PathBuf> {
     })
 }
 
-fn places(directory: &Path) -> Places {
-    Places {
+fn paths(directory: &Path) -> GuestPaths {
+    GuestPaths {
         shares: directory.join("shares"),
         shares_tag: None,
         rootfs: directory.join("rootfs"),
@@ -51,28 +51,9 @@ pub fn serve(directory: &Path) -> ! {
         let streams = UnixListener::bind(directory.join("streams")).unwrap();
         streams.set_nonblocking(true).unwrap();
         let calls = ttrpc::r#async::Server::new().bind(&address(directory)).unwrap();
-        agent::serve(Listeners { calls, streams: streams.into(), children }, places(directory)).await
+        agent::serve(Listeners { calls, streams: streams.into(), children }, paths(directory)).await
     });
     panic!("{result:?}");
-}
-
-/// The variable that says where the guest's agent, our parent, listens.
-const IN_GUEST: &str = "AGENT_TEST_IN_GUEST";
-
-/// Whether the agent is our parent, PID 1 of a machine.
-pub fn in_guest() -> bool {
-    std::env::var_os(IN_GUEST).is_some()
-}
-
-/// PID 1 of a real guest: boots as the agent does and serves a child that runs the cases.
-// The reaper waits for it.
-#[allow(clippy::zombie_processes)]
-pub fn serve_as_guest() -> ! {
-    agent::boot::prepare();
-    let directory = PathBuf::from("/run/agent-test");
-    make_directories(&directory);
-    Command::new("/proc/self/exe").env(IN_GUEST, &directory).spawn().unwrap();
-    serve(&directory)
 }
 
 fn make_directories(directory: &Path) -> PathBuf {
@@ -95,15 +76,12 @@ pub struct Host {
     /// The share "root", a busybox system.
     pub root: PathBuf,
     directory: PathBuf,
-    agent: Option<Child>,
+    agent: Child,
     containers: Vec<String>,
 }
 
 impl Host {
     pub async fn start() -> Self {
-        if let Some(directory) = std::env::var_os(IN_GUEST) {
-            return Self::connect(directory.into(), None).await;
-        }
         let directory = super::scratch();
         make_directories(&directory);
         let mut agent = Command::new("unshare");
@@ -116,10 +94,6 @@ impl Host {
             .env("AGENT_TEST_SERVE", &directory)
             .spawn()
             .unwrap();
-        Self::connect(directory, Some(agent)).await
-    }
-
-    async fn connect(directory: PathBuf, agent: Option<Child>) -> Self {
         let client = loop {
             match ttrpc::r#async::Client::connect(&address(&directory)).await {
                 Ok(client) => break client,
@@ -132,8 +106,7 @@ impl Host {
 
     /// Descriptors that the agent has open.
     pub fn agent_descriptors(&self) -> usize {
-        let Some(agent) = &self.agent else { return std::fs::read_dir("/proc/1/fd").unwrap().count() };
-        let pid = agent.id();
+        let pid = self.agent.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         std::fs::read_dir(format!("/proc/{}/fd", children.trim())).unwrap().count()
     }
@@ -279,9 +252,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // The namespaces' PID 1 and with it everything in them dies with unshare.
-        let Some(agent) = &mut self.agent else { return };
-        let _ = agent.kill();
-        let _ = agent.wait();
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
         std::thread::sleep(Duration::from_millis(50));
         for name in &self.containers {
             let _ = std::fs::remove_dir(cgroup2().unwrap().join(name));

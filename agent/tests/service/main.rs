@@ -5,11 +5,7 @@
 //!  this process: the host's part ── calls, streams ──▶ the same program again, as PID 1 under unshare(1)
 //! ```
 //!
-//! As PID 1 of a real guest (`agent/tests/in-guest`) it is both: the agent itself, booted as in
-//! production, and a child of it that plays the host; everything runs in that one agent then.
-//!
-//! Needs root, cgroup2 mounted somewhere and a static busybox. Without them it says so and fails
-//! unless `AGENT_TEST_SKIP` is set.
+//! Needs root, cgroup2 mounted somewhere and a static busybox. Without them the suite says so and fails.
 
 mod cases;
 mod harness;
@@ -23,29 +19,22 @@ fn main() {
     if let Some(directory) = std::env::var_os("AGENT_TEST_SERVE") {
         harness::serve(Path::new(&directory));
     }
-    if rustix::process::getpid().is_init() {
-        harness::serve_as_guest();
-    }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     if let Err(missing) = requirements() {
-        let skip = std::env::var_os("AGENT_TEST_SKIP").is_some();
-        eprintln!("{}: {missing}", if skip { "skipped 1 suite" } else { "can't run" });
-        std::process::exit(if skip { 0 } else { 1 });
+        eprintln!("the agent's service tests need {missing}");
+        std::process::exit(1);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let failed = runtime.block_on(run(filter.as_deref().unwrap_or("")));
-    if harness::in_guest() {
-        let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
-    }
     std::process::exit(i32::from(failed));
 }
 
-fn requirements() -> Result<(), String> {
+fn requirements() -> Result<(), &'static str> {
     if !rustix::process::geteuid().is_root() {
-        return Err("needs root".into());
+        return Err("root");
     }
-    harness::cgroup2().ok_or("needs cgroup2")?;
-    harness::busybox().map(drop).ok_or("needs a static busybox".into())
+    harness::cgroup2().ok_or("a cgroup2 mount")?;
+    harness::busybox().map(drop).ok_or("a static busybox")
 }
 
 /// Runs the cases whose name contains `filter`, each with an agent of its own; whether one failed.

@@ -11,10 +11,10 @@ use protobuf::Message;
 
 use crate::cli::{ExecArgs, Global};
 use crate::console::{self, Pty};
+use crate::exec_proxy::{Attachment, Signals, TerminalCopy};
 use crate::launch::write_pid_file;
 use crate::state::{Dir, State, Status};
-use crate::stub::{Attachment, Signals, TerminalCopy};
-use crate::{bundle, log, plan, stub};
+use crate::{bundle, exec_proxy, log, plan};
 
 /// runc's exit code for an exec that did not happen: told apart from what a program may exit with.
 const EXEC_FAILED: u8 = 255;
@@ -124,7 +124,7 @@ fn foreground(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals:
         None => Ok(()),
     };
     if !process.terminal {
-        return stub::exec(dir, process.write_to_bytes()?, standard_streams()?, signals, started);
+        return exec_proxy::exec(dir, process.write_to_bytes()?, standard_streams()?, signals, started);
     }
     let Pty { master, slave, .. } = console::open()?;
     console::copy_size(rustix::stdio::stdin(), &master);
@@ -132,19 +132,19 @@ fn foreground(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals:
     let copy = TerminalCopy::start(&master)?;
     let size_of = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let attachment = Attachment { fds: vec![slave], streams: [true, true, false], size_of: Some(size_of) };
-    let code = stub::exec(dir, sized.write_to_bytes()?, attachment, signals, started);
+    let code = exec_proxy::exec(dir, sized.write_to_bytes()?, attachment, signals, started);
     drop(copy);
     code
 }
 
-/// Forks the stub that stays, and leaves once the process runs.
+/// Forks the proxy that stays, and leaves once the process runs.
 fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals) -> anyhow::Result<u8> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: this process has a single thread, so the child may go on with ordinary code.
     match unsafe { nix::unistd::fork() }.context("fork")? {
         ForkResult::Child => {
             drop(read);
-            std::process::exit(i32::from(stub(dir, process, args, signals, write)))
+            std::process::exit(i32::from(proxy(dir, process, args, signals, write)))
         }
         ForkResult::Parent { child } => {
             drop(write);
@@ -162,14 +162,14 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
 }
 
 /// The child's whole life; tells the parent through the pipe how the start went.
-fn stub(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
+fn proxy(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
     let mut report = Some(std::fs::File::from(report));
     let result = detached(process, args).and_then(|(process, attachment)| {
         let started = || {
             let told = report.take().map(|mut pipe| pipe.write_all(b"started"));
             told.transpose().map(|_| ()).context("report the start")
         };
-        stub::exec(dir, process.write_to_bytes()?, attachment, signals, started)
+        exec_proxy::exec(dir, process.write_to_bytes()?, attachment, signals, started)
     });
     match (result, report) {
         (Ok(code), _) => code,
@@ -220,7 +220,7 @@ fn standard_streams() -> anyhow::Result<Attachment> {
     Ok(Attachment { fds, streams, size_of: None })
 }
 
-/// The engine waits until nobody holds the process's pipes: the stub must not.
+/// The engine waits until nobody holds the process's pipes: the proxy must not.
 fn forget_standard_streams() -> anyhow::Result<()> {
     use rustix::fs::{Mode, OFlags};
     let null =

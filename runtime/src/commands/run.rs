@@ -6,8 +6,8 @@ use super::{delete, start};
 use crate::cli::{Global, RunArgs};
 use crate::console;
 use crate::control::{self, Request};
+use crate::exec_proxy::{Signals, TerminalCopy};
 use crate::launch::{self, Launch, Terminal};
-use crate::stub::{Signals, TerminalCopy};
 
 /// Creates and starts; unless detached, stays, forwards signals, and exits with the container's code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {

@@ -12,25 +12,13 @@
 //! It waits for its set-up, so that the engine's hooks can work on its pid before anything runs. It ends
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
-mod agent_client;
-mod cards;
-mod clock;
 mod confine;
-mod connections;
-mod datagrams;
 mod lifecycle;
-mod machine;
-mod members;
-mod motion;
 mod network;
-mod oom;
-mod ports;
-mod resolver;
+mod oom_trigger;
+mod pod;
 mod server;
-mod sockets;
-mod stand_in;
-mod stdio;
-mod uplink;
+mod streams;
 mod vm;
 mod wire;
 
@@ -44,19 +32,20 @@ use protobuf::Message;
 use tokio::net::UnixListener;
 
 use crate::control;
-use crate::handover::{Answer, Home, Setup, inherited};
+use crate::handover::{Answer, Setup, VmTarget, inherited};
 use crate::network::{Files, Place, make_uplink};
 use crate::{console, log};
-use agent_client::Agent;
 use confine::View;
-use machine::Machine;
 use network::Network;
-use oom::Witness;
-use ports::{Port, Ports};
+use network::passt_relay;
+use network::published_ports::{Port, Ports};
+use oom_trigger::Witness;
+use pod::{Machine, join_proxy};
 use server::Server;
-use sockets::Sockets;
-use stdio::Stdio;
+use streams::host_sockets::Sockets;
+use streams::stdio::{self, Stdio};
 use vm::Vm;
+use vm::agent_client::Agent;
 use vmm::virtio::block::Disk;
 use vmm::virtio::fs::Share;
 
@@ -93,8 +82,8 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     let tasks = tokio::task::LocalSet::new();
     let code = tasks.block_on(&runtime, async {
         match setup.home {
-            Home::Sandbox(_) => stand_in::live(setup, inherited).await,
-            Home::Machine(_) => live(setup, inherited).await,
+            VmTarget::Joined(_) => join_proxy::live(setup, inherited).await,
+            VmTarget::Own(_) => live(setup, inherited).await,
         }
     });
     // Threads and devices end with the process; the exit status must not wait for them.
@@ -139,8 +128,8 @@ impl Inherited {
             ready: Some(take(setup.ready)?),
             terminal: setup.terminal.map(take).transpose()?,
             home: match &setup.home {
-                Home::Sandbox(fd) => take(*fd)?,
-                Home::Machine(machine) => take(machine.kvm)?,
+                VmTarget::Joined(fd) => take(*fd)?,
+                VmTarget::Own(machine) => take(machine.kvm)?,
             },
         };
         Ok(taken)
@@ -197,9 +186,9 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     let host = Arc::new(Files::open()?);
     let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
     if let Some(stream) = uplink {
-        uplink::start(make_uplink(&host)?, stream)?;
+        passt_relay::start(make_uplink(&host)?, stream)?;
     }
-    let stays = matches!(&setup.home, Home::Machine(machine) if machine.network_stays);
+    let stays = matches!(&setup.home, VmTarget::Own(machine) if machine.network_stays);
     let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {

@@ -15,15 +15,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::agent_client::{Agent, End};
 use super::lifecycle::{self, Event, Phase};
-use super::machine::Machine;
-use super::members;
 use super::network::Network;
-use super::oom::Witness;
-use super::ports::{Guest, Ports};
-use super::sockets::Sockets;
-use super::stdio::Stdio;
+use super::network::published_ports::{Guest, Ports};
+use super::oom_trigger::Witness;
+use super::pod::Machine;
+use super::pod::joined;
+use super::streams::host_sockets::Sockets;
+use super::streams::stdio::Stdio;
+use super::vm::agent_client::{Agent, End};
 use super::wire::{arrange, receive, send};
 use crate::control::{Reply, Request};
 use crate::log;
@@ -260,7 +260,7 @@ impl Server {
                 let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
                 self.exec(stream, process, arrange(fds, streams)?).await
             }
-            Request::Join(join) => members::join(&self.machine, &self.agent, stream, (join, fds)).await,
+            Request::Join(join) => joined::join(&self.machine, &self.agent, stream, (join, fds)).await,
             Request::Left(id) => {
                 self.machine.left(&id).await;
                 Ok(Reply::Done)

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DRAIN_PATIENCE, Server};
 use crate::control::{Reply, Request};
 use crate::monitor::FORWARDED;
-use crate::monitor::stdio::Stdio;
+use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::wire::{receive, send};
 use crate::{console, log};
 
@@ -26,7 +26,7 @@ impl Server {
         let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
         stdio.name_in(&mut process);
         self.ask(self.agent.exec(&exec_id, process)).await?;
-        // The stub may be gone already; then the first read below says so.
+        // The exec proxy may be gone already; then the first read below says so.
         let _ = send(stream, &Reply::Started).await;
         // One wait for the whole life: its answer is given once.
         let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
@@ -39,7 +39,7 @@ impl Server {
         Ok(Reply::Exited(end.code))
     }
 
-    /// Passes on what the stub sends; when the stub is gone, kills the process.
+    /// Passes on what the proxy sends; when the proxy is gone, kills the process.
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
             let done = match receive(stream).await {

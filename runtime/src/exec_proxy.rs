@@ -1,0 +1,176 @@
+//! The command that stays in the foreground: it stands for a process in the guest.
+//!
+//! Signals that arrive here go to that process, a new size of the terminal goes to its pty, and its exit
+//! code becomes ours. For `exec --detach` a forked child of the command is the proxy: its pid is what the
+//! engine waits for, and killing it kills the process in the guest.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::console::{self, RawTerminal};
+use crate::control::{self, Reply, Request};
+
+/// The monitor answers an exec when the guest has executed the program.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The signals a user or an engine may send to a process; blocked here and read from a descriptor.
+const FORWARDED: [Signal; 9] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGWINCH,
+    Signal::SIGCHLD,
+];
+
+/// Unblocks every signal: for between fork and exec, since a child started through `std::process` inherits
+/// what [`Signals::block`] blocked.
+pub fn unblock() -> std::io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// The signals of this process as a descriptor, blocked from now on.
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks the signals. Call it before threads exist; children need [`unblock`].
+    pub fn block() -> anyhow::Result<Self> {
+        let set = SigSet::from_iter(FORWARDED);
+        set.thread_block().context("block signals")?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+        Ok(Self(fd.context("make a signal descriptor")?))
+    }
+
+    /// The next signal that has arrived.
+    fn next(&self) -> Option<i32> {
+        self.0.read_signal().ok().flatten().map(|info| info.ssi_signo as i32)
+    }
+
+    /// Waits for a signal or for `other` to be readable; calls `signal` with each that came.
+    pub fn wait(&self, other: Option<&UnixStream>, mut signal: impl FnMut(i32)) -> anyhow::Result<bool> {
+        let mut fds = vec![PollFd::new(&self.0, PollFlags::IN)];
+        fds.extend(other.map(|stream| PollFd::new(stream, PollFlags::IN)));
+        match rustix::event::poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            polled => polled.context("wait for signals")?,
+        };
+        let readable = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+        while let Some(number) = self.next() {
+            signal(number);
+        }
+        Ok(readable)
+    }
+}
+
+/// What the process in the guest is attached to.
+pub struct Attachment {
+    /// The descriptors handed to the monitor.
+    pub fds: Vec<OwnedFd>,
+    /// Which of stdin, stdout, stderr they are.
+    pub streams: [bool; 3],
+    /// The terminal whose size the guest's pty follows.
+    pub size_of: Option<OwnedFd>,
+}
+
+/// Runs a process in the container and stands for it. Calls `started` once it runs; returns its code.
+pub fn exec(
+    dir: &Path,
+    process: Vec<u8>,
+    attachment: Attachment,
+    signals: &Signals,
+    started: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
+    let stream = control::connect(dir, PATIENCE)?;
+    let fds: Vec<_> = attachment.fds.iter().map(AsFd::as_fd).collect();
+    control::send(&stream, &Request::Exec { process, streams: attachment.streams }, &fds)?;
+    match control::receive::<Reply>(&stream).context("no answer from the container's monitor")? {
+        Some((Reply::Started, _)) => started()?,
+        Some((Reply::Failed(why), _)) => bail!("{why}"),
+        _ => bail!("container not running"),
+    }
+    let Attachment { fds, size_of, .. } = attachment;
+    // The monitor has them now; kept here they would keep the engine's pipes open.
+    drop(fds);
+    stream.set_read_timeout(None)?;
+    attend(&stream, signals, size_of.as_ref())
+}
+
+fn attend(stream: &UnixStream, signals: &Signals, size_of: Option<&OwnedFd>) -> anyhow::Result<u8> {
+    loop {
+        let forward = |signal: i32| {
+            let request = match (signal, size_of) {
+                (libc::SIGCHLD, _) => return,
+                (libc::SIGWINCH, Some(terminal)) => {
+                    let (rows, columns) = console::size(terminal);
+                    Request::Resize { rows, columns }
+                }
+                (libc::SIGWINCH, None) => return,
+                (signal, _) => Request::Signal(signal as u32),
+            };
+            // A monitor that is gone is noticed on the reading side.
+            let _ = control::send(stream, &request, &[]);
+        };
+        if !signals.wait(Some(stream), forward)? {
+            continue;
+        }
+        return match control::receive::<Reply>(stream) {
+            Ok(Some((Reply::Exited(code), _))) => Ok(code),
+            Ok(Some((Reply::Failed(why), _))) => bail!("{why}"),
+            // The VM is gone, and with it the process: as if it had been killed.
+            _ => Ok(128 + libc::SIGKILL as u8),
+        };
+    }
+}
+
+/// Copies between the user's terminal, made raw, and the master of a pty, until dropped.
+pub struct TerminalCopy {
+    output: Option<JoinHandle<()>>,
+    _raw: Option<RawTerminal>,
+}
+
+impl TerminalCopy {
+    /// Starts copying. The thread that reads the user's terminal ends with this process.
+    pub fn start(master: &OwnedFd) -> anyhow::Result<Self> {
+        let raw = RawTerminal::stdin();
+        let (input, output) = (master.try_clone()?, master.try_clone()?);
+        std::thread::spawn(move || copy(rustix::stdio::stdin(), &input));
+        let output = std::thread::spawn(move || copy(&output, rustix::stdio::stdout()));
+        Ok(Self { output: Some(output), _raw: raw })
+    }
+}
+
+impl Drop for TerminalCopy {
+    fn drop(&mut self) {
+        // The slave is closed with the process, so the copy of its output ends with the last byte.
+        let _ = self.output.take().map(JoinHandle::join);
+    }
+}
+
+fn copy(from: impl AsFd, to: impl AsFd) {
+    let mut buffer = [0; 4096];
+    loop {
+        let mut bytes = match rustix::io::read(&from, &mut buffer) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(_) => return,
+            Ok(got) => buffer.get(..got).unwrap_or_default(),
+        };
+        while !bytes.is_empty() {
+            match rustix::io::write(&to, bytes) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Connections of a container's processes to sockets of the host, and to the resolver of its network.
+//!
+//! The guest names a socket by its number among those that the bundle mounts, and a stream; what is dialed here becomes
+//! that stream, and from then on is the vsock device's alone. So nothing of a connection passes through this thread.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use protocol::{
+    AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT,
+    StreamHeader,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use vmm::virtio::vsock::Handle;
+
+use super::connections::Connections;
+use crate::monitor::network::resolver::Announcement;
+use crate::monitor::vm::agent_client::Agent;
+use crate::network::{Files, Place};
+use crate::{log, sockets};
+
+/// How long the resolver may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The sockets of one container. When this is dropped its connections end.
+pub struct Sockets {
+    dialer: Arc<Dialer>,
+    connections: Rc<Connections>,
+    /// Whether the container's network has a resolver.
+    resolver: Rc<Announcement>,
+}
+
+/// What the threads that connect have in common.
+struct Dialer {
+    /// The monitor sees none of them once it is confined.
+    files: Arc<Files>,
+    sockets: Vec<OwnedFd>,
+    /// Where the resolver is.
+    place: Place,
+}
+
+impl Sockets {
+    /// These, and the resolver if there will be one in this namespace.
+    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
+        let resolver = Rc::new(Announcement::new(place.clone()));
+        let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
+        Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
+    }
+
+    /// To be told once the container's network has a resolver.
+    pub fn resolver(&self) -> Rc<Announcement> {
+        Rc::clone(&self.resolver)
+    }
+
+    /// Connects whoever wants to be connected; until the container's end, or until this is dropped.
+    pub async fn serve(self, vsock: Handle, agent: Agent) {
+        if self.dialer.sockets.is_empty() {
+            self.resolver.made().await;
+        }
+        let mut answers = JoinSet::new();
+        loop {
+            let Some(permit) = self.connections.room().await else { return };
+            let wish = match agent.accept_socket().await {
+                Ok(wish) => wish,
+                Err(error) => return log::debug(&format!("connections to sockets of the host: {error:#}")),
+            };
+            while answers.try_join_next().is_some() {}
+            if wish.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
+                log::debug("the guest asks for a resolver that there is not");
+                continue;
+            }
+            if wish.socket == RESOLVER_DATAGRAMS {
+                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), wish.stream));
+                continue;
+            }
+            let (dialer, connections) = (Arc::clone(&self.dialer), Rc::clone(&self.connections));
+            answers.spawn_local(answer(vsock.clone(), dialer, connections, (wish, permit)));
+        }
+    }
+}
+
+async fn answer(
+    vsock: Handle,
+    dialer: Arc<Dialer>,
+    connections: Rc<Connections>,
+    (wish, permit): (AcceptSocketResponse, OwnedSemaphorePermit),
+) {
+    let joined = match dial(dialer, wish.socket).await {
+        Ok(stream) => connections.join(&vsock, (stream, permit), wish.stream),
+        Err(error) => {
+            log::debug(&format!("connect to socket {} of the host: {error:#}", wish.socket));
+            // A stream that is at its end.
+            let header = StreamHeader { id: wish.stream }.to_bytes();
+            vsock.connect(STREAM_PORT).and_then(|mut stream| stream.write_all(&header))
+        }
+    };
+    if let Err(error) = joined {
+        log::debug(&format!("open a stream to the guest: {error}"));
+    }
+}
+
+async fn dial(dialer: Arc<Dialer>, number: u32) -> anyhow::Result<OwnedFd> {
+    let dial = move || {
+        if number == RESOLVER_STREAM {
+            let connect = || Ok(TcpStream::connect_timeout(&SocketAddr::V4(RESOLVER), PATIENCE)?);
+            let connected = dialer.place.run(connect).context("connect to the resolver of the container's network");
+            return connected.map(OwnedFd::from);
+        }
+        let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
+        let stream =
+            sockets::dial(&dialer.files.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
+        Ok(stream.into())
+    };
+    // It may take a while, and wants a working directory of its own.
+    tokio::task::spawn_blocking(dial).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn no_socket_but_the_plans_is_dialed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
+        let dialer =
+            Arc::new(Dialer { files: Arc::new(Files::open().unwrap()), sockets: opened, place: Place::default() });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
+        assert!(dialed(0).is_ok());
+        for number in [1, 2, u32::MAX - 2] {
+            assert_eq!(dialed(number).unwrap_err().to_string(), "the bundle mounts no such socket");
+        }
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_ok() && listener.accept().is_err());
+    }
+}

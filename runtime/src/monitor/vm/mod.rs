@@ -1,0 +1,245 @@
+//! The container's virtual machine, from its set-up to a connected agent.
+
+pub mod agent_client;
+pub mod clock;
+pub mod nics;
+pub mod request_gate;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
+use tokio::io::unix::AsyncFd;
+use vmm::virtio::Device;
+use vmm::virtio::balloon::Balloon;
+use vmm::virtio::block::{Block, Disk};
+use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
+use vmm::virtio::rng::Rng;
+use vmm::virtio::vsock::{self, Handle, Listener};
+use vmm::{Machine, MachineSpec, Running};
+
+use self::agent_client::Agent;
+use self::nics::{Cards, Pool, Slot};
+use crate::handover::{Setup, VmTarget};
+use crate::plan::{CARD_PAIRS, OWN_DEVICES};
+use crate::timeline::Timeline;
+
+/// A guest that has not reported after this long never will. Generous: a host may be overloaded.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tag of the one file-system device; the agent mounts it by this name.
+const SHARES_TAG: &str = "shares";
+
+/// A running virtual machine.
+pub struct Vm {
+    running: Running,
+    ended: AsyncFd<OwnedFd>,
+    vsock: Handle,
+    ready: AsyncFd<OwnedFd>,
+    listener: Listener,
+    container_id: String,
+    timeline: RefCell<Timeline>,
+    requests: Arc<Counters>,
+    sharing: Sharing,
+    cards: Cards,
+}
+
+impl Vm {
+    /// Builds and starts the VM. Needs a running tokio runtime.
+    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
+        let VmTarget::Own(machine) = setup.home else { bail!("the set-up names another container's VM") };
+        let mut timeline = setup.timeline;
+        timeline.mark("set-up read");
+        let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
+        let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
+        let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let (requests, sharing) = (fs.counters(), fs.sharing());
+        let spec = MachineSpec {
+            kvm,
+            memory_mib: machine.plan.memory_mib,
+            vcpus: machine.plan.vcpus,
+            kernel: machine.kernel,
+            initrd: machine.initrd,
+            cmdline: machine.plan.cmdline,
+            console: console(setup.log.debug)?,
+        };
+        let own: [Box<dyn Device>; OWN_DEVICES] =
+            [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
+        let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
+        let pairs = u16::from(machine.plan.vcpus).min(CARD_PAIRS);
+        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours, pairs)?;
+        if !cards.late {
+            devices.append(&mut nets);
+        }
+        let machine = Machine::build(spec, devices, nets)?;
+        machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
+        let running = machine.start()?;
+        for (what, at) in running.timeline().moments() {
+            timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
+        }
+        let ended = watch(running.ended().try_clone_to_owned()?)?;
+        let ready = watch(waiting(&listener)?)?;
+        Ok(Self {
+            running,
+            ended,
+            vsock,
+            ready,
+            listener,
+            container_id: setup.id,
+            timeline: RefCell::new(timeline),
+            requests,
+            sharing,
+            cards,
+        })
+    }
+
+    /// Waits for the agent's report and connects to it.
+    pub async fn agent(&self) -> anyhow::Result<Agent> {
+        let started = crate::timeline::now_us();
+        let hello = self.or_death(self.hello()).await?;
+        if hello.version != protocol::VERSION {
+            let (theirs, ours) = (hello.version, protocol::VERSION);
+            bail!("the initrd's agent speaks protocol {theirs}, this runvm {ours}: install both from one build");
+        }
+        // The guest counts from where its kernel began; put that on our clock by the later end.
+        let begin = crate::timeline::now_us().saturating_sub(u64::from(hello.ready_us)).max(started);
+        self.timeline.borrow_mut().mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
+        self.timeline.borrow_mut().mark("agent ready");
+        let agent = Agent::new(self.vsock.connect(RPC_PORT)?, &self.container_id)?;
+        self.or_death(agent.configure()).await?;
+        self.timeline.borrow_mut().mark("agent configured");
+        Ok(agent)
+    }
+
+    /// Where streams to the guest are opened.
+    pub fn vsock(&self) -> &Handle {
+        &self.vsock
+    }
+
+    /// Where shares are added and taken away.
+    pub fn sharing(&self) -> &Sharing {
+        &self.sharing
+    }
+
+    /// Network cards that no container has.
+    pub fn free_cards(&self) -> &Pool {
+        self.cards.pool()
+    }
+
+    /// Connects a network card with a tap. Returns how the guest finds it.
+    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Nic> {
+        self.cards.plug(card, tap, &self.running).await
+    }
+
+    /// Disconnects it.
+    pub async fn unplug(&self, card: &Slot) -> anyhow::Result<()> {
+        self.cards.unplug(card).await
+    }
+
+    /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
+    pub fn pause(&self) {
+        self.running.park();
+    }
+
+    /// Undoes [`Vm::pause`].
+    pub fn resume(&self) {
+        self.running.unpark();
+    }
+
+    /// Adds a moment to the timeline.
+    pub fn mark(&self, what: &str) {
+        self.timeline.borrow_mut().mark(what);
+    }
+
+    /// Where the time went so far, and how often the guest asked the host for what.
+    pub fn timeline(&self) -> String {
+        let list = |counts: Vec<(&'static str, u64)>| {
+            let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            counts.join(", ")
+        };
+        let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
+        let frames = list(self.cards.frames().to_vec());
+        let begin = self.timeline.borrow().summary();
+        format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
+    }
+
+    /// Returns when the VM has stopped by itself.
+    pub async fn ended(&self) {
+        let _ = self.ended.readable().await;
+    }
+
+    /// Waits for something the guest does, or says why it never will.
+    pub async fn or_death<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.ended() => Err(self.cause_of_death()),
+        }
+    }
+
+    /// Why the VM has stopped, with the guest kernel's last words.
+    pub fn cause_of_death(&self) -> anyhow::Error {
+        let exit = self.running.exit().map_or_else(|| "unknown reason".to_owned(), |exit| exit.to_string());
+        match self.running.last_words() {
+            Some(words) => anyhow!("the guest stopped ({exit}); its kernel's last words: {}", words.trim()),
+            None => anyhow!("the guest stopped ({exit})"),
+        }
+    }
+
+    async fn hello(&self) -> anyhow::Result<Hello> {
+        let report = tokio::time::timeout(BOOT_PATIENCE, self.report()).await;
+        report.map_err(|_| anyhow!("the guest did not report within {} s of its start", BOOT_PATIENCE.as_secs()))?
+    }
+
+    async fn report(&self) -> anyhow::Result<Hello> {
+        let stream = loop {
+            let mut guard = self.ready.readable().await?;
+            match guard.try_io(|_| self.listener.accept()) {
+                Ok(accepted) => break accepted.context("take the guest's report")?,
+                Err(_would_block) => {}
+            }
+        };
+        stream.set_nonblocking(true)?;
+        let mut stream = tokio::net::UnixStream::from_std(stream)?;
+        let mut bytes = [0; Hello::SIZE];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
+        Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
+    }
+}
+
+fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
+    let block = |disk: Disk| -> anyhow::Result<Box<dyn Device>> {
+        let serial = disk.serial.clone();
+        Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+    };
+    disks.into_iter().map(block).collect()
+}
+
+/// A descriptor that says when a stream waits; from now on `accept` does not wait for one.
+fn waiting(listener: &Listener) -> std::io::Result<OwnedFd> {
+    // SAFETY: the listener is borrowed for as long as this descriptor is.
+    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    rustix::io::ioctl_fionbio(fd, true)?;
+    fd.try_clone_to_owned()
+}
+
+fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps the same descriptor open until the AsyncFd, which now owns it, is dropped.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// With `--debug` the guest's serial console goes where the log goes.
+fn console(debug: bool) -> anyhow::Result<Option<OwnedFd>> {
+    if !debug {
+        return Ok(None);
+    }
+    let fd = match crate::log::file() {
+        Some(file) => file.try_clone()?.into(),
+        None => std::io::stderr().as_fd().try_clone_to_owned()?,
+    };
+    Ok(Some(fd))
+}
