@@ -16,11 +16,14 @@ is taken off, and the rest divided by their number. Medians of several rounds.
 """
 
 import argparse
+import functools
 import gc
+import itertools
 import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import statistics
 import subprocess
@@ -111,9 +114,12 @@ def performed(count):
 class Bundle:
     """A bundle of an overlay on tmpfs, as engines make it, mounted while this is open."""
 
+    numbers = itertools.count()
+
     def __init__(self, name, args, netns=None):
-        self.name, self.dir, self.log = name, WORK / name, WORK / name / "log"
-        self.args, self.netns = args, netns
+        self.name, self.args, self.netns = f"{name}{next(self.numbers)}", args, netns
+        self.dir = WORK / self.name
+        self.log = self.dir / "log"
 
     def __enter__(self):
         for part in ("upper", "work", "rootfs"):
@@ -140,11 +146,15 @@ class Bundle:
     def run(self):
         return self.command("run", "--bundle", self.dir, self.name)
 
+    def said(self):
+        """The end of the log, for a message."""
+        return f"; the log of {self.name} ends:\n{self.log.read_text(errors='replace')[-2000:]}"
+
     def requests(self):
         """FUSE requests of all containers that this bundle's log tells of."""
         found = re.findall(r"FUSE requests: ([^;]*);", self.log.read_text(errors="replace"))
         if not found:
-            sys.exit(f"{self.log} tells of no FUSE requests: {self.log.read_text(errors='replace')[-2000:]}")
+            sys.exit(f"no FUSE requests are told of{self.said()}")
         return sum(int(number) for line in found for number in re.findall(r" (\d+)", line))
 
 
@@ -156,21 +166,22 @@ class Session(Bundle):
 
     def __enter__(self):
         super().__enter__()
-        self.process = subprocess.Popen(self.run(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(self.run(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.ask("none", 0)
         return self
 
     def __exit__(self, *failure):
         self.process.stdin.close()
         if self.process.wait(TIMEOUT) and not failure[0]:
-            sys.exit(f"{self.name}: the container ended with {self.process.returncode}: {self.log.read_text(errors='replace')[-2000:]}")
+            sys.exit(f"the container ended with {self.process.returncode}{self.said()}")
         super().__exit__()
 
     def ask(self, operation, count):
-        self.process.stdin.write(f"{operation} {count}\n")
+        self.process.stdin.write(f"{operation} {count}\n".encode())
         self.process.stdin.flush()
-        if self.process.stdout.readline() != f"done {count}\n":
-            raise SystemExit(f"{operation}: the container says nothing: {self.log.read_text(errors='replace')[-2000:]}")
+        answered, _, _ = select.select([self.process.stdout], [], [], TIMEOUT)
+        if not answered or self.process.stdout.readline() != f"done {count}\n".encode():
+            sys.exit(f"{operation} {count}: the container has not done it{self.said()}")
 
 
 def repeat(command):
@@ -185,13 +196,22 @@ def starts(name, count, netns=None):
     return found
 
 
-def in_session(name, count, make_work, idle, netns=None, before=()):
-    """Figures of what make_work(session) does; `idle` is how many FUSE requests a session has that does nothing."""
+@functools.cache
+def requests_without(netns, before):
+    """FUSE requests of a session that does no more than what comes before a measurement."""
+    with Session("idle", netns) as session:
+        for operation, number in before:
+            session.ask(operation, number)
+    return session.requests()
+
+
+def in_session(name, count, make_work, netns=None, before=()):
+    """Figures of what make_work(session) does."""
     with Session(name, netns) as session:
         for operation, number in before:
             session.ask(operation, number)
         found = each(name, make_work(session), count)
-    found["FUSE requests"] = (session.requests() - idle) / performed(count)
+    found["FUSE requests"] = (session.requests() - requests_without(netns, before)) / performed(count)
     return found
 
 
@@ -232,25 +252,18 @@ def set_up(runtime, program, rootfs):
         (lower / f"tree/{number}").write_bytes(b"x" * 2048)
 
 
-STARTS, EXECS, FILES, CALLS = 2, 4, 100, 200
-
-
 # How many operations a round has. Rounds of one measurement are 0.1 % apart.
-def measure_all():
-    found = {"run true": starts("run", STARTS)}
-    link("counts")
-    found["run true, one link"] = starts("link", STARTS, "counts")
-    with Session("idle") as session:
-        pass
-    idle = session.requests()
-    found["exec true"] = in_session("exec", EXECS, execs, idle)
-    found["getxattr"] = in_session("getxattr", CALLS, operation("getxattr"), idle)
-    found["open, read, close, cold"] = in_session("read", FILES, operation("read"), idle)
-    found["create, write, chmod, utimens, close"] = in_session("create", FILES, operation("create"), idle)
-    made = found["create, write, chmod, utimens, close"]["FUSE requests"] * performed(FILES)
-    found["unlink"] = in_session("unlink", FILES, operation("unlink"), idle + made, before=[("create", performed(FILES))])
-    found["one byte there and back"] = in_session("bytes", CALLS, by_network, idle, "counts", before=[("serve", 0)])
-    return found
+STARTS, EXECS, FILES, CALLS = 2, 8, 100, 500
+MEASUREMENTS = {
+    "run true": lambda: starts("run", STARTS),
+    "run true, one link": lambda: starts("link", STARTS, "counts"),
+    "exec true": lambda: in_session("exec", EXECS, execs),
+    "getxattr": lambda: in_session("getxattr", CALLS, operation("getxattr")),
+    "open, read, close, cold": lambda: in_session("read", FILES, operation("read")),
+    "create, write, chmod, utimens, close": lambda: in_session("create", FILES, operation("create")),
+    "unlink": lambda: in_session("unlink", FILES, operation("unlink"), before=(("create", performed(FILES)),)),
+    "one byte there and back": lambda: in_session("bytes", CALLS, by_network, "counts", before=(("serve", 0),)),
+}
 
 
 def version(path, pattern):
@@ -277,8 +290,10 @@ def measure(arguments):
     if os.environ.get("LAB_ICOUNT") != "1":
         sys.exit("counts are taken where each instruction takes a nanosecond: in the lab with LAB_ICOUNT=1")
     set_up(arguments.runtime, arguments.program, arguments.rootfs)
+    link("counts")
     gc.disable()
-    found = {name: {figure: rounded(value) for figure, value in figures.items()} for name, figures in measure_all().items()}
+    wanted = {name: work for name, work in MEASUREMENTS.items() if arguments.only in name}
+    found = {name: {figure: rounded(value) for figure, value in work().items()} for name, work in wanted.items()}
     result = {"conditions": conditions(), "figures": found}
     (arguments.out / "counts.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     (arguments.out / "counts.md").write_text("\n".join(table(result)) + "\n")
@@ -324,6 +339,7 @@ def main():
     one = commands.add_parser("measure")
     for option in ("--runtime", "--program", "--rootfs", "--out"):
         one.add_argument(option, required=True, type=pathlib.Path)
+    one.add_argument("--only", default="", help="operations whose name contains this")
     one.set_defaults(run=measure)
     two = commands.add_parser("compare")
     for name in ("accepted", "measured"):
