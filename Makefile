@@ -6,6 +6,7 @@ AGENT   := target/x86_64-unknown-linux-gnu/agent/agent
 QUIET   := $(shell [ -t 2 ] || echo --quiet)
 PREFIX  ?= /usr/local
 DESTDIR ?=
+KERNEL  :=
 
 .PHONY: all build deps lab kernel agent guest runtime demo test check bench counts install clean help
 
@@ -22,8 +23,8 @@ deps:
 lab: deps
 	@tests/lab/setup >/dev/null
 
-kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree)
-	@guest-kernel/build >/dev/null
+kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree, KERNEL=debug or stock another flavour)
+	@guest-kernel/build $(addprefix --,$(KERNEL)) >/dev/null
 
 agent: deps
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
@@ -36,7 +37,7 @@ runtime: deps
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent
 	@cargo run $(QUIET) --release -p initrd --bin pack-guest -- \
-		--agent $(AGENT) --kernel "$$(guest-kernel/build 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
+		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
 
 demo: ## set everything up and run a Debian container in a microVM
 	@tools/demo

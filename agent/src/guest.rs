@@ -1,7 +1,6 @@
 //! The guest as a machine: clock, randomness, CPUs, its end.
 
 use crate::error::{Context, Error, Result};
-use crate::event::watch;
 use crate::log;
 use crate::sys;
 use protocol::ConfigureRequest;
@@ -9,7 +8,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::Interest;
 
 /// How long the host has to stop the machine after Shutdown was answered.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -52,8 +50,8 @@ fn set_clock(seconds: i64, nanoseconds: u32) -> Result<()> {
     sys::set_realtime(seconds, nanoseconds).context(|| "set the guest's clock")
 }
 
-/// Brings CPUs up until `count` are online, soon, and returns when that is done. In a child, since each takes the kernel
-/// milliseconds in which the agent would answer nobody; the reaper sees it off.
+/// Brings CPUs up until `count` are online, soon. In a child, since each takes the kernel milliseconds in which the agent
+/// would answer nobody; the reaper sees it off.
 pub async fn bring_up_cpus(count: u32) {
     tokio::time::sleep(AFTER_START).await;
     let args = sys::SpawnArgs { flags: 0, cgroup: None };
@@ -61,11 +59,8 @@ pub async fn bring_up_cpus(count: u32) {
         (1..count).for_each(bring_up_cpu);
         sys::exit_now(0)
     };
-    let spawned = sys::spawn(&args, child).context(|| "bring CPUs up");
-    match spawned.and_then(|child| watch(child.pidfd, Interest::READABLE)) {
-        // It fails only where there is no event loop any more.
-        Ok(ended) => drop(ended.readable().await),
-        Err(error) => log::error(&error.message),
+    if let Err(errno) = sys::spawn(&args, child) {
+        log::error(&format!("bring CPUs up: {errno}"));
     }
 }
 

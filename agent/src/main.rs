@@ -39,8 +39,8 @@ fn listen() -> Result<Listeners> {
 /// Tells the host that the agent is ready. A host that does not hear that notices by itself.
 fn say_hello(main_us: u32) {
     let hello = Hello { version: VERSION, main_us, ready_us: sys::boottime_us() };
-    let told = vsock::connect_host(READY_PORT).and_then(|host| rustix::io::write(&host, &hello.to_bytes()));
-    if let Err(errno) = told {
+    let sent = vsock::connect_host(READY_PORT).and_then(|host| rustix::io::write(&host, &hello.to_bytes()));
+    if let Err(errno) = sent {
         log::error(&format!("hello: {errno}"));
     }
 }

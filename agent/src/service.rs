@@ -25,7 +25,7 @@ pub struct Service {
     /// Table of containers, shared with the reaper.
     pub containers: Arc<Containers>,
     /// Networks of the containers, and which NICs of the guest they have.
-    pub networks: Arc<Networks>,
+    pub networks: Networks,
     /// Streams that the host has opened, shared with the task that accepts them.
     pub streams: Arc<Streams>,
 }
@@ -33,7 +33,7 @@ pub struct Service {
 impl Service {
     /// A service of a guest without containers.
     pub fn new(paths: GuestPaths) -> Self {
-        Self { containers: Arc::new(Containers::new(paths)), networks: Arc::default(), streams: Arc::default() }
+        Self { containers: Arc::new(Containers::new(paths)), networks: Networks::default(), streams: Arc::default() }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
@@ -43,11 +43,7 @@ impl Service {
         }
         self.containers.take_start_barrier(id)?.start().await?;
         if config.online_cpus > 1 {
-            let (networks, cpus) = (self.networks.clone(), config.online_cpus);
-            tokio::spawn(async move {
-                guest::bring_up_cpus(cpus).await;
-                networks.use_cpus(cpus);
-            });
+            tokio::spawn(guest::bring_up_cpus(config.online_cpus));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 
 /// The result of a C call that says -1 for an error.
-pub fn check(result: i64) -> Result<i64, Errno> {
+fn check(result: i64) -> Result<i64, Errno> {
     if result >= 0 {
         return Ok(result);
     }
@@ -324,20 +324,14 @@ pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(fd, RNDRESEEDCRNG as _, 0) }.into()).map(drop)
 }
 
-/// A request about a network interface, nothing of which is set but the name.
-pub fn interface(name: &str) -> libc::ifreq {
+/// Sets a network interface up (`SIOCSIFFLAGS`), in the caller's network namespace.
+pub fn link_up(name: &str) -> Result<(), Errno> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // SAFETY: ifreq is plain data; zero is a valid value of each of its fields.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request
-}
-
-/// Sets a network interface up (`SIOCSIFFLAGS`), in the caller's network namespace.
-pub fn link_up(name: &str) -> Result<(), Errno> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    let mut request = interface(name);
     // SAFETY: the request outlives both calls; SIOCGIFFLAGS fills ifru_flags, an integer.
     unsafe {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request).into())?;

@@ -10,7 +10,7 @@ struct Arguments {
     /// The agent, a static program
     #[arg(long, value_name = "FILE")]
     agent: PathBuf,
-    /// The guest's kernel, an uncompressed ELF
+    /// The guest's kernel, an uncompressed ELF; a file `patches` beside it names the patches in it
     #[arg(long, value_name = "VMLINUX")]
     kernel: PathBuf,
     /// Where initrd, vmlinux and manifest.json go

@@ -34,6 +34,8 @@ pub struct Kernel {
     pub artifact: Artifact,
     /// What `uname -r` says in the guest.
     pub release: String,
+    /// Names of the patches of guest-kernel/patches that are in it.
+    pub patches: Vec<String>,
 }
 
 /// A file beside the manifest.

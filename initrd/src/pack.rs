@@ -4,7 +4,7 @@ use crate::cpio::Archive;
 use crate::manifest::{Artifact, FILE, Kernel, Manifest};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Directories that the agent mounts something on.
@@ -12,13 +12,13 @@ const DIRECTORIES: [&str; 5] = ["dev", "proc", "sys", "run", "tmp"];
 
 /// Packs `agent` into an initrd in `out` and puts it beside `kernel`.
 pub fn pack(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest> {
-    let release = kernel_release(kernel)?;
+    let (release, patches) = (kernel_release(kernel)?, patches(kernel)?);
     let agent_bytes = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
     check_static(&agent_bytes).with_context(|| format!("{}", agent.display()))?;
     fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
     let initrd = replace(out, "initrd", |path| write(path, &archive(&agent_bytes)?))?;
     let kernel = replace(out, "vmlinux", |path| link_or_copy(kernel, path))?;
-    let kernel = Kernel { artifact: Artifact::of(&kernel)?, release };
+    let kernel = Kernel { artifact: Artifact::of(&kernel)?, release, patches };
     let manifest = Manifest::new(out, kernel, Artifact::of(&initrd)?);
     let mut json = serde_json::to_vec_pretty(&manifest)?;
     json.push(b'\n');
@@ -65,6 +65,16 @@ fn kernel_release(kernel: &Path) -> Result<String> {
         }
     }
     bail!("{}: no Linux kernel: it has no version banner", kernel.display())
+}
+
+/// The file `patches` beside the kernel names the patches in it, one a line; a kernel without that file has none.
+fn patches(kernel: &Path) -> Result<Vec<String>> {
+    let list = kernel.with_file_name("patches");
+    match fs::read_to_string(&list) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("read {}", list.display())),
+    }
 }
 
 /// Makes a file under a temporary name and gives it its own when it is complete.
@@ -129,10 +139,20 @@ mod tests {
     fn a_manifest_reads_back_and_verifies() {
         let (dir, manifest) = packed();
         assert_eq!(manifest.kernel.release, "6.12.1-x");
+        assert!(manifest.kernel.patches.is_empty());
         let loaded = Manifest::load(&dir.path().join("out")).unwrap();
         assert_eq!(loaded, manifest);
         loaded.verify().unwrap();
         assert!(loaded.initrd_path().is_file() && loaded.kernel_path().is_file());
+    }
+
+    #[test]
+    fn patches_beside_the_kernel_are_named() {
+        let (dir, _) = packed();
+        fs::write(dir.path().join("patches"), "one\ntwo\n").unwrap();
+        let out = dir.path().join("out");
+        pack(&dir.path().join("agent"), &dir.path().join("kernel"), &out).unwrap();
+        assert_eq!(Manifest::load(&out).unwrap().kernel.patches, ["one", "two"]);
     }
 
     #[test]

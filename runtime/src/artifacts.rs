@@ -13,11 +13,46 @@ const MANIFEST: &str = "manifest.json";
 /// Other kernels that containers may ask for, below the directory.
 const KERNELS: &str = "kernels";
 
+/// Name of the patch with which a kernel can be told of devices after boot.
+const HOTPLUG: &str = "virtio-mmio-plug";
+
+/// Patches whose absence a container can notice, and what it notices.
+const NOTICED: [(&str, &str); 2] = [
+    ("fuse-locks-of-the-server", "file locks on volumes hold inside one VM only"),
+    ("fuse-submount-acls", "POSIX ACLs on volumes have no effect"),
+];
+
+/// A kernel to boot a VM from.
+#[derive(Debug)]
+pub struct Image {
+    /// An uncompressed ELF.
+    pub path: PathBuf,
+    /// Names of the patches of guest-kernel/patches in it, as far as somebody says.
+    patches: Vec<String>,
+}
+
+impl Image {
+    fn has(&self, patch: &str) -> bool {
+        self.patches.iter().any(|name| name == patch)
+    }
+
+    /// Whether the kernel can be told of devices after boot.
+    pub fn hotplug(&self) -> bool {
+        self.has(HOTPLUG)
+    }
+
+    /// One sentence on what containers lose for want of patches; none when they lose nothing.
+    pub fn losses(&self) -> Option<String> {
+        let lost = NOTICED.into_iter().filter(|(patch, _)| !self.has(patch));
+        let lost: Vec<String> = lost.map(|(patch, effect)| format!("{effect} (no {patch})")).collect();
+        let kernel = self.path.display();
+        (!lost.is_empty()).then(|| format!("guest kernel {kernel} lacks patches of runvm's: {}", lost.join("; ")))
+    }
+}
+
 /// What a VM is booted from.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
-    /// The kernel, an uncompressed ELF.
-    pub kernel: PathBuf,
     /// The initial RAM disk with the agent.
     pub initrd: PathBuf,
     /// What belongs together, with hashes.
@@ -27,16 +62,20 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// The usual kernel, or one of those that whoever installed this put into `kernels/`: what is there is allowed.
+    /// The usual kernel, or one of those that whoever installed this put into `kernels/`: what is there is allowed, and
+    /// taken to have no patch.
     ///
     /// # Errors
     /// There is none of this name; which there are.
-    pub fn kernel(&self, name: Option<&str>) -> anyhow::Result<PathBuf> {
-        let Some(name) = name else { return Ok(self.kernel.clone()) };
+    pub fn kernel(&self, name: Option<&str>) -> anyhow::Result<Image> {
+        let Some(name) = name else {
+            let patches = self.manifest.kernel.patches.clone();
+            return Ok(Image { path: self.manifest.kernel_path(), patches });
+        };
         let directory = self.dir.join(KERNELS);
         let path = directory.join(name);
         if path.is_file() {
-            return Ok(path);
+            return Ok(Image { path, patches: Vec::new() });
         }
         let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -81,12 +120,7 @@ fn load(directory: &Path) -> anyhow::Result<Artifacts> {
     if theirs != ours {
         bail!("{HELP}: those in {} are of version {theirs}, this runvm is {ours}", directory.display());
     }
-    Ok(Artifacts {
-        kernel: manifest.kernel_path(),
-        initrd: manifest.initrd_path(),
-        manifest,
-        dir: directory.to_owned(),
-    })
+    Ok(Artifacts { initrd: manifest.initrd_path(), manifest, dir: directory.to_owned() })
 }
 
 #[cfg(test)]
@@ -95,7 +129,7 @@ mod tests {
 
     fn guest(version: &str, protocol: u32, size: u64) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        let file = |name: &str, size| serde_json::json!({"file": name, "size": size, "sha256": "", "release": "6.12"});
+        let file = |name: &str, size| serde_json::json!({"file": name, "size": size, "sha256": "", "release": "6.12", "patches": [HOTPLUG]});
         let manifest = serde_json::json!({
             "version": version, "protocol": protocol, "kernel": file("vmlinux", size), "initrd": file("initrd", 3)
         });
@@ -113,7 +147,7 @@ mod tests {
     fn what_fits_is_found() {
         let directory = guest(env!("CARGO_PKG_VERSION"), protocol::VERSION, 4);
         let artifacts = load(directory.path()).unwrap();
-        assert_eq!(artifacts.kernel, directory.path().join("vmlinux"));
+        assert_eq!(artifacts.kernel(None).unwrap().path, directory.path().join("vmlinux"));
         assert_eq!(artifacts.initrd, directory.path().join("initrd"));
         assert!(artifacts.manifest.verify().is_err(), "its hashes are not those of the files");
     }
@@ -134,6 +168,20 @@ mod tests {
         assert!(error(directory.path()).contains("initrd: No such file"));
         std::fs::write(directory.path().join(MANIFEST), "{").unwrap();
         assert!(error(directory.path()).contains("manifest.json"));
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_said() {
+        let directory = guest(env!("CARGO_PKG_VERSION"), protocol::VERSION, 4);
+        let artifacts = load(directory.path()).unwrap();
+        std::fs::create_dir(directory.path().join(KERNELS)).unwrap();
+        std::fs::write(directory.path().join("kernels/stock"), "").unwrap();
+        let (own, stock) = (artifacts.kernel(None).unwrap(), artifacts.kernel(Some("stock")).unwrap());
+        assert!(own.hotplug() && !stock.hotplug());
+        assert!(stock.losses().unwrap().contains("kernels/stock lacks patches of runvm's: file locks on volumes"));
+        let patches = NOTICED.map(|(patch, _)| patch.to_owned()).to_vec();
+        assert_eq!(Image { patches, ..stock }.losses(), None);
+        assert!(artifacts.kernel(Some("other")).unwrap_err().to_string().ends_with("it has stock"));
     }
 
     #[test]

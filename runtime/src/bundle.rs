@@ -1,4 +1,4 @@
-//! Reading a bundle: the directory with config.json, and the process file of `exec`.
+//! Reads bundles, the directories with config.json, and the process file of `exec`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,25 +14,24 @@ use serde_json::Value;
 /// Name of the configuration in a bundle.
 pub const CONFIG: &str = "config.json";
 
-/// Largest configuration that is read, in bytes; real ones have a few ten thousand.
+/// Most bytes of a configuration; real ones have a few ten thousand.
 const MAX_SIZE: u64 = 16 << 20;
 
-/// A bundle as it is on disk.
+/// A bundle as read from disk.
 #[derive(Clone, Debug)]
 pub struct Bundle {
-    /// Its directory, canonical.
+    /// Canonical path of its directory.
     pub dir: PathBuf,
-    /// Its config.json.
+    /// Content of its config.json.
     pub spec: Spec,
-    /// Capabilities in it that this runtime does not know; runc ignores such names with a warning.
+    /// Capabilities that this runtime does not know; runc ignores such names with a warning.
     pub unknown_capabilities: Vec<String>,
 }
 
 /// Reads the bundle in a directory.
 ///
 /// # Errors
-/// A sentence with the path: no such directory, no config.json, not JSON (with line and column), a value
-/// of the wrong type.
+/// Names the path: no such directory, no config.json, malformed JSON (with line and column), or a value of the wrong type.
 pub fn load(dir: &Path) -> anyhow::Result<Bundle> {
     let dir = dir.canonicalize().with_context(|| format!("open bundle {}", dir.display()))?;
     if !dir.is_dir() {
@@ -77,7 +76,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     String::from_utf8(text).with_context(|| format!("{} is not UTF-8 text", path.display()))
 }
 
-/// The value and the capabilities in it that had to be ignored.
+/// Parses a value; also returns the capabilities in it that had to be ignored.
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec<String>)> {
     // The parser would take an array for an object whose fields are all left out.
     if text.trim_start().starts_with('[') {
@@ -99,11 +98,11 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec
     Err(failed).with_context(|| format!("parse {}", path.display()))
 }
 
-/// Flags of `process.scheduler` by the specification, and by our parser, which knows two by other names.
+/// Flags of `process.scheduler`: name in the specification, and name in our parser, which knows two by other names.
 const SCHEDULER_FLAGS: [(&str, &str); 2] =
     [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN")];
 
-/// Gives the parser its names; says whether there was one to be changed.
+/// Replaces names by those of the parser; says whether there were any.
 fn rename_scheduler_flags(value: &mut Value) -> bool {
     let at_process = value.pointer("/process").is_some();
     let place = if at_process { "/process/scheduler/flags" } else { "/scheduler/flags" };

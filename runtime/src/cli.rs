@@ -33,19 +33,19 @@ pub struct Global {
     /// Write logs to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Form of the log lines
+    /// Format of the log lines
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Directory for the state of containers
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Take cgroupsPath as "slice:prefix:name"
+    /// Use systemd for cgroups; cgroupsPath is "slice:prefix:name"
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Ignore cgroup permission errors (true, false or auto)
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<String>,
-    /// Let annotations of bundles give a network and publish ports, also those that users and images chose
+    /// Let annotations of bundles set up a network and publish ports, even if users or images chose them
     #[arg(long)]
     pub allow_net_annotations: bool,
     /// Accepted for compatibility; criu is not used
@@ -56,7 +56,7 @@ pub struct Global {
     pub version: bool,
 }
 
-/// The form of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum LogFormat {
     /// `time="…" level=error msg="…"`
@@ -66,7 +66,7 @@ pub enum LogFormat {
 }
 
 /// A command of runvm.
-// One exists, once; its size does not matter.
+// There is one value of it, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -80,27 +80,27 @@ pub enum Command {
     Exec(ExecArgs),
     /// Send a signal to a container's init process
     Kill(KillArgs),
-    /// Delete what a stopped container holds on the host
+    /// Delete a stopped container and everything it holds on the host
     Delete(DeleteArgs),
     /// List the processes of a container
     Ps(PsArgs),
-    /// Print statistics of a container, and when it runs out of memory
+    /// Print statistics and out-of-memory events of a container
     Events(EventsArgs),
     /// Change the limits of a container
     Update(UpdateArgs),
-    /// Let a container's machine stand still
+    /// Pause a container
     Pause(IdArgs),
-    /// Let a paused container go on
+    /// Resume a paused container
     Resume(IdArgs),
     /// Save a container (not supported yet)
     Checkpoint(AnyArgs),
-    /// Continue a saved container (not supported yet)
+    /// Restore a saved container (not supported yet)
     Restore(AnyArgs),
     /// Print the state of a container as JSON
     State(IdArgs),
     /// List containers
     List(ListArgs),
-    /// Write a config.json to start from
+    /// Write a config.json as a starting point
     Spec(SpecArgs),
     /// Print what this runtime supports as JSON
     Features,
@@ -119,10 +119,10 @@ pub enum Command {
 /// Arguments of `ps`.
 #[derive(Args, Debug)]
 pub struct PsArgs {
-    /// table: the guest's processes; json: the one process on the host that they all live in
+    /// table: the processes in the guest; json: the pid of the VM on the host
     #[arg(long, short = 'f', value_enum, default_value_t = ListFormat::Table)]
     pub format: ListFormat,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
     /// Options of ps(1): -ef (the default), aux, -o COLUMN,…
@@ -133,13 +133,13 @@ pub struct PsArgs {
 /// Arguments of `events`.
 #[derive(Args, Debug)]
 pub struct EventsArgs {
-    /// Time between two statistics, as 5s or 500ms
+    /// Interval between statistics, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub interval: humantime::Duration,
-    /// Print the statistics once and end
+    /// Print the statistics once and exit
     #[arg(long)]
     pub stats: bool,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
 }
@@ -147,7 +147,7 @@ pub struct EventsArgs {
 /// Arguments of `update`.
 #[derive(Args, Debug)]
 pub struct UpdateArgs {
-    /// File with linux.resources as in config.json, "-" for standard input; other flags are then not looked at
+    /// File with linux.resources as in config.json, "-" for standard input; other flags are then ignored
     #[arg(long, short = 'r', value_name = "FILE")]
     pub resources: Option<PathBuf>,
     /// Limits of memory.
@@ -156,21 +156,21 @@ pub struct UpdateArgs {
     /// Limits of processors.
     #[command(flatten)]
     pub cpu: CpuArgs,
-    /// Most processes, -1 for any number
+    /// Maximum number of processes, -1 for no limit
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
-    /// Share of the host's disks, 10 to 1000
+    /// Weight for the host's disks, 10 to 1000
     #[arg(long, value_name = "N")]
     pub blkio_weight: Option<u16>,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
 }
 
-/// Whatever runc takes.
+/// Arguments of commands that are not supported yet.
 #[derive(Args, Debug)]
 pub struct AnyArgs {
-    /// Arguments as runc takes them
+    /// Any arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub arguments: Vec<String>,
 }
@@ -196,21 +196,21 @@ pub struct CreateArgs {
     /// Pass N additional file descriptors to the container
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// Network where no engine makes one: user, by passt(1)
+    /// Set up a network where no engine does: user, by passt(1)
     #[arg(long, value_enum, value_name = "NETWORK", hide_possible_values = true)]
     pub net: Option<Net>,
-    /// Publish a port on the host: [ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]; works without a network, too
+    /// Publish ports on the host: [ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]; works without a network, too
     #[arg(long, short = 'p', value_name = "PORTS")]
     pub publish: Vec<String>,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
 }
 
-/// A network of our own making.
+/// Kind of network that runvm sets up itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Net {
-    /// What the host can reach is reached by passt(1), as by any program of its user's
+    /// User-mode network by passt(1): the container reaches what the host's user reaches
     User,
 }
 
@@ -223,7 +223,7 @@ pub struct RunArgs {
     /// Detach from the container's process
     #[arg(long, short = 'd')]
     pub detach: bool,
-    /// Do not delete the container after its end
+    /// Do not delete the container after it exits
     #[arg(long)]
     pub keep: bool,
     /// Accepted for compatibility: nothing is ever re-parented to this process
@@ -282,7 +282,7 @@ pub struct ExecArgs {
     /// Allow exec in a paused container
     #[arg(long)]
     pub ignore_paused: bool,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
     /// Command and its arguments
@@ -296,7 +296,7 @@ pub struct KillArgs {
     /// Signal every process of the container
     #[arg(long, short = 'a')]
     pub all: bool,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
     /// Name or number of the signal
@@ -307,10 +307,10 @@ pub struct KillArgs {
 /// Arguments of `delete`.
 #[derive(Args, Debug)]
 pub struct DeleteArgs {
-    /// Kill the container first if it still runs; an unknown id is no error
+    /// Kill the container first if it is running; an unknown id is no error
     #[arg(long, short = 'f')]
     pub force: bool,
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
 }
@@ -318,7 +318,7 @@ pub struct DeleteArgs {
 /// Arguments of commands that take nothing but a container.
 #[derive(Args, Debug)]
 pub struct IdArgs {
-    /// Name of the container
+    /// Container id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
 }
@@ -326,7 +326,7 @@ pub struct IdArgs {
 /// Arguments of `list`.
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// Form of the list
+    /// Format of the list
     #[arg(long, short = 'f', value_enum, default_value_t = ListFormat::Table)]
     pub format: ListFormat,
     /// Print names only
@@ -334,7 +334,7 @@ pub struct ListArgs {
     pub quiet: bool,
 }
 
-/// The form of `list` and `ps`.
+/// Output format of `list` and `ps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
     /// Columns for people

@@ -10,15 +10,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::plan::CachePlan;
+use crate::state::Status;
 
 /// Longest message: a process with the largest environment that Linux takes, and some.
 const MAX_MESSAGE: usize = 8 << 20;
@@ -46,9 +49,11 @@ pub enum Request {
     ReadCgroup(Vec<String>),
     /// Answer when more processes than so many were killed for lack of memory.
     WaitOom(u64),
-    /// Let the whole machine stand still.
+    /// Say whether the container was started, and whether it is paused.
+    Status,
+    /// Pause the container.
     Pause,
-    /// Let it go on.
+    /// Resume the container.
     Resume,
     /// Start another process. Its standard descriptors come with the message, as many as `streams`
     /// names; with a terminal it is one: the slave end.
@@ -104,6 +109,8 @@ pub enum Reply {
     Processes(ProcessList),
     /// How many processes were killed for lack of memory.
     OomKills(u64),
+    /// What [`Request::Status`] asked for.
+    Status(Status),
     /// Names and contents of the files that are there.
     Files(Vec<(String, String)>),
     /// It did not work; the sentence for the user.
@@ -151,10 +158,29 @@ pub fn listen(dir: &Path) -> anyhow::Result<UnixListener> {
 
 /// Connects to the monitor of the container in `dir`. Refused when the monitor is gone.
 pub fn connect(dir: &Path, patience: Duration) -> anyhow::Result<UnixStream> {
-    let at = |address: &Path| UnixStream::connect(address).context("container not running");
-    let stream = through_fd(dir, at)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+    let stream = through_fd(dir, |address| connect_within(address, patience))?;
+    // None at all would be for ever.
+    let patience = Some(patience.max(Duration::from_millis(1)));
+    stream.set_read_timeout(patience)?;
+    stream.set_write_timeout(patience)?;
+    Ok(stream)
+}
+
+/// A monitor that does not run accepts no connection, and the kernel lets only so many wait: the next one would wait in
+/// `connect` for ever.
+fn connect_within(address: &Path, patience: Duration) -> anyhow::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let (address, deadline) = (SocketAddrUnix::new(address)?, Instant::now() + patience);
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(Errno::AGAIN) => bail!("the container's monitor took no connection within {patience:?}"),
+            connected => break connected.context("container not running")?,
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
     Ok(stream)
 }
 
@@ -262,6 +288,19 @@ mod tests {
     #[test]
     fn an_absurd_length_is_refused() {
         assert!(body_length([0xff; 4]).is_err());
+    }
+
+    #[test]
+    fn a_monitor_that_takes_no_connections_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(dir.path().join("control")).unwrap()).unwrap();
+        rustix::net::listen(&socket, 1).unwrap();
+        let patience = Duration::from_millis(20);
+        let waiting: Vec<_> = (0..2).map(|_| connect(dir.path(), patience).unwrap()).collect();
+        let error = call(dir.path(), &Request::Status, patience).unwrap_err().to_string();
+        assert_eq!(error, "the container's monitor took no connection within 20ms");
+        drop(waiting);
     }
 
     #[test]

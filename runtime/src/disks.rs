@@ -9,7 +9,10 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, major, minor};
 use rustix::io::Errno;
 
 use crate::log;
-use crate::plan::DiskPlan;
+use crate::plan::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
+
+// What the plan takes a VM for, the VMM can make.
+const _: () = assert!(OWN_DEVICES + NICS + MAX_DISKS <= vmm::MAX_DEVICES);
 
 /// `_IO(0x12, 94)`; libc does not have it.
 const BLKROGET: u32 = 0x125e;

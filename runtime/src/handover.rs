@@ -67,8 +67,8 @@ pub struct MachineSetup {
     pub kernel: PathBuf,
     /// Initial RAM disk with the agent.
     pub initrd: PathBuf,
-    /// Whether the kernel is ours, which can be told of devices later.
-    pub kernel_is_ours: bool,
+    /// Whether the kernel can be told of devices after boot.
+    pub hotplug: bool,
     /// Whether the network namespace was there before the container.
     pub network_stays: bool,
     /// KVM. Cgroups of engines may keep a process in them from opening it.

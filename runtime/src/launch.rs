@@ -16,16 +16,17 @@ use anyhow::{Context, bail};
 
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
-use crate::cgroup::{self, HostCgroup};
 use crate::cli::{CreateArgs, Global};
 use crate::console::{self, Pty};
 use crate::handover::{MachineSetup, Numbers, Pipes, VmTarget, pipe};
-use crate::hooks::{self, Kind};
+use crate::host::cgroup::{self, HostCgroup};
+use crate::host::facts;
+use crate::host::hooks::{self, Kind};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::timeline::Timeline;
-use crate::{control, disks, facts, log, network, passt, publish, sandbox, shares, sockets, state};
+use crate::{control, disks, log, network, passt, publish, sandbox, shares, sockets, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +118,7 @@ fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {
 /// Where the container goes, and what is open for that.
 enum Destination {
     /// Into a VM that is made of these.
-    Machine { kernel: PathBuf, initrd: PathBuf, kvm: OwnedFd },
+    Machine { kernel: artifacts::Image, initrd: PathBuf, kvm: OwnedFd },
     /// Into that of another container.
     Sandbox { id: String, monitor: OwnedFd },
 }
@@ -129,6 +130,7 @@ impl Destination {
         }
         let artifacts = artifacts::find()?;
         let kernel = artifacts.kernel(plan.kernel.as_deref())?;
+        kernel.losses().iter().for_each(|losses| log::warning(losses));
         Ok(Self::Machine { kernel, initrd: artifacts.initrd, kvm: vmm::open_kvm()? })
     }
 
@@ -142,9 +144,9 @@ impl Destination {
         match self {
             Self::Machine { kernel, initrd, kvm } => VmTarget::Own(MachineSetup {
                 plan: plan.machine.clone(),
-                kernel: kernel.clone(),
+                kernel: kernel.path.clone(),
                 initrd: initrd.clone(),
-                kernel_is_ours: plan.kernel.is_none(),
+                hotplug: kernel.hotplug(),
                 network_stays: matches!(plan.network, NetworkPlan::Path(_)),
                 kvm: kvm.as_raw_fd(),
             }),
@@ -228,7 +230,7 @@ impl Launch {
     }
 
     fn finish(&mut self, pid_file: Option<&Path>) -> anyhow::Result<()> {
-        self.state.reached = Status::Created;
+        self.state.complete = true;
         self.dir.save(&self.state)?;
         if let Some(path) = pid_file {
             write_pid_file(path, self.state.pid)?;
@@ -273,8 +275,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
     State {
         oci_version: bundle.spec.version().clone(),
         id: plan.container.container_id.clone(),
-        reached: Status::Creating,
-        paused: false,
+        complete: false,
         pid: 0,
         pid_start: 0,
         bundle: bundle.dir.clone(),

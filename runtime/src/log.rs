@@ -1,4 +1,4 @@
-//! `--log`, `--log-format` and `--debug` as runc has them.
+//! Logging: `--log`, `--log-format` and `--debug`, as in runc.
 //!
 //! Engines show their users the last `level: error` line of the log file. The same sentence goes to
 //! stderr. Without `--log`, lines go to stderr alone.
@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Global, LogFormat};
 
-/// How this process logs; passed on to the monitor, which writes to the same file.
+/// Settings of logging; passed on to the monitor, which writes to the same file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// The log file, absolute; stderr when there is none.
+    /// Absolute path of the log file; stderr when there is none.
     pub path: Option<PathBuf>,
-    /// The form of a line.
+    /// Format of the lines.
     pub format: LogFormat,
     /// Whether debug lines are written.
     pub debug: bool,
@@ -33,13 +33,13 @@ struct Logger {
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Opens the log file; called once, before anything else can fail.
+/// Sets logging up from the command line; called once, before anything else can fail.
 pub fn init(global: &Global) -> anyhow::Result<()> {
     let path = global.log.as_deref().map(absolute).transpose()?;
     open(Settings { path, format: global.log_format, debug: global.debug })
 }
 
-/// The same from settings that another process of ours made.
+/// Sets logging up from the settings of another process of ours.
 pub fn open(settings: Settings) -> anyhow::Result<()> {
     let append = |path: &PathBuf| {
         use std::os::unix::fs::OpenOptionsExt;
@@ -51,8 +51,7 @@ pub fn open(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds `--log` and `--log-format` when the command line as a whole could not be understood: the
-/// engine still looks for the reason in that file.
+/// Sets logging up from the arguments of a malformed command line: the engine still looks for the reason in the log file.
 pub fn init_from_arguments(arguments: impl Iterator<Item = OsString>) {
     let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
     let value = |name: &str| {
@@ -65,18 +64,18 @@ pub fn init_from_arguments(arguments: impl Iterator<Item = OsString>) {
     let _ = open(Settings { path, format, debug: false });
 }
 
-/// What [`init`] was given.
+/// Settings that [`init`] was given.
 pub fn settings() -> Settings {
     let default = || Settings { path: None, format: LogFormat::Text, debug: false };
     LOGGER.get().map_or_else(default, |logger| logger.settings.clone())
 }
 
-/// The log file; none when lines go to stderr.
+/// Log file; none when lines go to stderr.
 pub fn file() -> Option<&'static File> {
     LOGGER.get().and_then(|logger| logger.file.as_ref())
 }
 
-/// Why the command failed: a line in the log, and the sentence on stderr.
+/// Reports why the command failed: a line in the log, and the sentence on stderr.
 pub fn fatal(message: &str) {
     error(message);
     if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
@@ -84,22 +83,22 @@ pub fn fatal(message: &str) {
     }
 }
 
-/// A line of level error.
+/// Writes a line of level error.
 pub fn error(message: &str) {
     line("error", message);
 }
 
-/// A line of level warning.
+/// Writes a line of level warning.
 pub fn warning(message: &str) {
     line("warning", message);
 }
 
-/// A line of level info: what was asked for.
+/// Writes a line of level info.
 pub fn info(message: &str) {
     line("info", message);
 }
 
-/// A line of level debug, when `--debug` was given.
+/// Writes a line of level debug, if `--debug` was given.
 pub fn debug(message: &str) {
     if LOGGER.get().is_some_and(|logger| logger.settings.debug) {
         line("debug", message);

@@ -12,16 +12,14 @@
 
 mod artifacts;
 mod bundle;
-mod cgroup;
 mod cli;
 mod commands;
 mod console;
 mod control;
 mod disks;
 mod exec_proxy;
-mod facts;
 mod handover;
-mod hooks;
+mod host;
 mod launch;
 mod log;
 mod monitor;
@@ -31,9 +29,11 @@ mod plan;
 mod publish;
 mod sandbox;
 mod shares;
+mod signals;
 mod sockets;
 mod spawn;
 mod state;
+mod status;
 mod timeline;
 
 use std::process::ExitCode;

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::cgroup::HostCgroup;
-use crate::plan::outside::{ADDRESS, GATEWAY, PREFIX, RESOLVER};
+use crate::host::cgroup::HostCgroup;
+use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX, RESOLVER};
 
 /// Most bytes of a packet that it takes.
 pub const MTU: u32 = 65_520;

@@ -8,6 +8,7 @@ use anyhow::bail;
 
 use crate::control::{self, Request};
 use crate::state::{Dir, State, Status};
+use crate::status;
 
 /// How long its monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -15,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Connects to the monitor of the container that the VM was made for.
 pub fn connect(root: &Path, id: &str) -> anyhow::Result<UnixStream> {
     let dir = Dir::open(root, id)?;
-    match dir.state()?.status() {
+    match status::of(&dir, &dir.state()?) {
         Status::Created | Status::Running => control::connect(dir.path(), PATIENCE),
         Status::Paused => bail!("cannot join container {id}, which is paused"),
         status => bail!("cannot join container {id}, which is {}", status.as_str()),

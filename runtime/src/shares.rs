@@ -6,15 +6,23 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
+use vmm::virtio::fs::Cache;
 
 use crate::log;
-use crate::plan::{SharePlan, Tree};
+use crate::plan::{CachePlan, SharePlan, Tree};
+
+impl From<CachePlan> for Cache {
+    fn from(plan: CachePlan) -> Self {
+        Self { valid: Duration::from_millis(plan.valid_ms), exclusive: plan.exclusive, host_locks: plan.host_locks }
+    }
+}
 
 /// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does.
 ///

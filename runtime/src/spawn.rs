@@ -95,7 +95,7 @@ pub fn monitor(
         return Ok(process);
     }
     let become_monitor = || -> io::Result<()> {
-        crate::exec_proxy::unblock()?;
+        crate::signals::unblock()?;
         enter_network(network.as_ref())?;
         null.iter().try_for_each(take_as_standard)?;
         let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready, &numbers.home]);

@@ -1,4 +1,4 @@
-//! A container's state on disk: `<root>/<id>/state.json`, written whole and renamed into place.
+//! State of a container on disk: `<root>/<id>/state.json`, written whole and renamed into place.
 //!
 //! ```text
 //!  <root>/<id>/            0700; the directory itself reserves the id and is what commands lock
@@ -6,8 +6,9 @@
 //!     control              the monitor's socket
 //! ```
 //!
-//! Whether a container lives is never stored: it lives while the process `pid` with start time
-//! `pid_start` does. So a monitor that dies in whatever way reads as a stopped container.
+//! Whether a container lives is never stored: it does as long as the process `pid` with start time `pid_start`. So a monitor that
+//! dies in whatever way reads as a stopped container. Whether a living one was started or is paused only its monitor knows; see
+//! [`crate::status`].
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -20,11 +21,11 @@ use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::HostCgroup;
-use crate::hooks::Hooks;
+use crate::host::cgroup::HostCgroup;
 use crate::log;
+use crate::plan::Hooks;
 
-/// How far a container has come, as far as files can tell.
+/// Status of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -34,14 +35,14 @@ pub enum Status {
     Created,
     /// The process was started.
     Running,
-    /// The machine stands still.
+    /// Nothing in the container runs.
     Paused,
     /// The monitor is gone.
     Stopped,
 }
 
 impl Status {
-    /// The word the OCI runtime specification has for it.
+    /// Name of the status in the OCI runtime specification.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
@@ -53,26 +54,35 @@ impl Status {
     }
 }
 
+/// What of that the file and the monitor's pid tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// `create` has not finished.
+    Creating,
+    /// The monitor lives.
+    Alive,
+    /// The monitor is gone.
+    Stopped,
+}
+
 /// Everything the commands know of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
     /// Version of the specification the bundle was written for.
     pub oci_version: String,
-    /// Name of the container.
+    /// Id of the container.
     pub id: String,
-    /// How far `create` and `start` came; see [`State::status`] for the truth.
-    pub reached: Status,
-    /// Whether `pause` came after that.
-    pub paused: bool,
-    /// The monitor; 0 before it was started.
+    /// Whether `create` has finished.
+    pub complete: bool,
+    /// Pid of the monitor; 0 before it was started.
     pub pid: i32,
-    /// Start time of the monitor, field 22 of `/proc/PID/stat`: with the pid it is an identity.
+    /// Start time of the monitor, which with the pid identifies the process.
     pub pid_start: u64,
     /// The bundle directory.
     pub bundle: PathBuf,
     /// The root file system on the host.
     pub rootfs: PathBuf,
-    /// When the container was created, RFC 3339.
+    /// Time at which the container was created, RFC 3339.
     pub created: String,
     /// Name of the user who created it.
     pub owner: String,
@@ -87,27 +97,27 @@ pub struct State {
     /// The container whose VM it is in, if it has none of its own.
     #[serde(default)]
     pub sandbox: Option<String>,
-    /// A network namespace that was there before it and stays.
+    /// Network namespace that existed before the container and stays after it.
     #[serde(default)]
     pub network: Option<PathBuf>,
-    /// The ports that the host's sockets had there.
+    /// Port range of the host's sockets in that namespace, to be restored.
     #[serde(default)]
     pub ports: Option<String>,
-    /// Whether others came into its VM.
+    /// Whether other containers have joined its VM.
     #[serde(default)]
     pub shared: bool,
-    /// Hooks still to run.
+    /// Hooks that are still to run.
     pub hooks: Hooks,
 }
 
 impl State {
-    /// The status now.
-    pub fn status(&self) -> Status {
+    /// Whether the container lives now.
+    pub fn life(&self) -> Life {
         match self.pid {
-            0 if self.reached == Status::Creating => Status::Creating,
-            pid if process_start(pid) != Some(self.pid_start) => Status::Stopped,
-            _ if self.paused => Status::Paused,
-            _ => self.reached,
+            0 => Life::Creating,
+            pid if process_start(pid) != Some(self.pid_start) => Life::Stopped,
+            _ if self.complete => Life::Alive,
+            _ => Life::Creating,
         }
     }
 
@@ -126,9 +136,9 @@ impl State {
         value
     }
 
-    /// The same with what runc adds for people: rootfs, created and owner.
-    pub fn for_people(&self) -> serde_json::Value {
-        let mut value = self.oci(self.status());
+    /// The OCI state with what runc adds for people: rootfs, created and owner.
+    pub fn for_people(&self, status: Status) -> serde_json::Value {
+        let mut value = self.oci(status);
         value["rootfs"] = serde_json::json!(self.rootfs);
         value["created"] = serde_json::json!(self.created);
         value["owner"] = serde_json::json!(self.owner);
@@ -147,7 +157,7 @@ pub fn process_start(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// The states of all containers under `root`, the oldest first.
+/// States of all containers under `root`, the oldest first.
 pub fn all(root: &Path) -> anyhow::Result<Vec<State>> {
     let entries = match std::fs::read_dir(root) {
         Ok(entries) => entries,
@@ -168,14 +178,14 @@ pub fn all(root: &Path) -> anyhow::Result<Vec<State>> {
     Ok(states)
 }
 
-/// The directory of one container.
+/// Directory with the state of one container.
 #[derive(Debug)]
 pub struct Dir {
     path: PathBuf,
 }
 
 impl Dir {
-    /// Reserves an id: only one of two callers at the same instant succeeds.
+    /// Reserves an id: of several callers only one succeeds.
     pub fn reserve(root: &Path, id: &str) -> anyhow::Result<Self> {
         let mut builder = DirBuilder::new();
         let make_root = builder.recursive(true).mode(0o711).create(root);
@@ -190,7 +200,7 @@ impl Dir {
         }
     }
 
-    /// The directory of an existing container.
+    /// Opens the directory of an existing container.
     pub fn open(root: &Path, id: &str) -> anyhow::Result<Self> {
         crate::plan::validate_id(id)?;
         let path = root.join(id);
@@ -202,13 +212,13 @@ impl Dir {
         }
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Holds every other command that locks this container off until the lock is dropped. Waits for
-    /// at most `patience`: a stopped (SIGSTOP) command must not hang every other one.
+    /// Locks the container against other commands until the lock is dropped. Waits for at most `patience`: a stopped (SIGSTOP)
+    /// command must not hang every other one.
     pub fn lock(&self, patience: Duration) -> anyhow::Result<Lock> {
         let opened = File::open(&self.path);
         let dir = opened.with_context(|| format!("open state directory {}", self.path.display()))?;
@@ -258,7 +268,7 @@ impl Dir {
         write().with_context(|| format!("write {}", self.path.join("state.json").display()))
     }
 
-    /// Removes the directory and with it the id.
+    /// Removes the directory, and so frees the id.
     pub fn remove(&self) -> anyhow::Result<()> {
         match std::fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -269,7 +279,7 @@ impl Dir {
     }
 }
 
-/// A container's lock; dropping it lets the next command in.
+/// Lock of a container, released when dropped.
 #[derive(Debug)]
 pub struct Lock {
     _dir: File,

@@ -1,10 +1,10 @@
-//! Where the time of a start goes: marks on the host's monotonic clock, printed by `--debug`.
+//! Timeline of a start: moments on the host's monotonic clock, printed by `--debug`.
 
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// Microseconds of `CLOCK_MONOTONIC`.
+/// Present time in microseconds of `CLOCK_MONOTONIC`.
 pub fn now_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     (now.tv_sec as u64) * 1_000_000 + (now.tv_nsec as u64) / 1_000

@@ -45,7 +45,9 @@ impl Guest {
         fs::create_dir(&dir).unwrap();
         for entry in fs::read_dir(&from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
             let path = entry.unwrap().path();
-            fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+            if path.is_file() {
+                fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+            }
         }
         Self { dir }
     }

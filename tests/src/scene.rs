@@ -83,11 +83,16 @@ impl Scene {
 
     /// The messages of level error in the log, in order.
     pub fn errors(&self) -> Vec<String> {
+        self.messages("error")
+    }
+
+    /// The messages of one level in the log, in order.
+    pub fn messages(&self, level: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.log()).unwrap_or_default();
         let message = |line: &str| {
             let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("log line {line:?}: {error}"));
             assert!(value["time"].is_string(), "no time in {line}");
-            (value["level"] == "error").then(|| value["msg"].as_str().expect("msg is text").to_owned())
+            (value["level"] == level).then(|| value["msg"].as_str().expect("msg is text").to_owned())
         };
         text.lines().filter_map(message).collect()
     }

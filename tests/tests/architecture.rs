@@ -1,4 +1,16 @@
-//! The allowed directions between crates and inside vmm, and what no source file may contain. Runs anywhere.
+//! The allowed directions between crates and between the rooms of each, the size of files and functions, and what no source
+//! file may contain. Runs anywhere.
+//!
+//! **No circles.** A file uses another one when it names an item that is defined there: by `use`, or by a path in its code. A
+//! re-export is followed to where the item is defined, so that `plan/mod.rs` may re-export what `plan/vm/size.rs` defines and
+//! `plan/vm/sandbox.rs` may import it from either. Naming a module alone is no use; naming what is in it is. Of what a `mod.rs`
+//! or `lib.rs` defines itself, its children can then use nothing that is not below them, as it uses (or re-exports) theirs.
+//! Methods of a value that came from elsewhere name nothing and are not seen.
+
+#[path = "architecture/graph.rs"]
+mod graph;
+#[path = "architecture/source.rs"]
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,6 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+
+use graph::{Graph, Rooms};
+use source::Crate;
 
 /// Which crate of the workspace may use which others.
 const ALLOWED: [(&str, &[&str]); 8] = [
@@ -25,8 +40,132 @@ const FORBIDDEN: [(&str, &[&str]); 2] = [
     ("agent", &["oci-spec", "serde_json", "clap", "vmm"]),
 ];
 
-/// What `vmm::virtio` may use of vmm.
-const BELOW_VIRTIO: [&str; 4] = ["memory", "interrupt", "event_loop", "virtio"];
+/// Where files use each other today. To become empty.
+const KNOWN_CIRCLES: [&str; 6] = [
+    "runtime/src/handover.rs",
+    "runtime/src/spawn.rs",
+    "runtime/src/monitor/mod.rs",
+    "runtime/src/monitor/pod/join_proxy.rs",
+    "runtime/src/monitor/server/mod.rs",
+    "runtime/src/monitor/server/processes.rs",
+];
+/// Where parameters take tuples apart today. To become empty.
+const KNOWN_TUPLES: [&str; 2] = ["runtime/src/monitor/pod/joined.rs", "runtime/src/monitor/streams/stdio.rs"];
+
+/// Most lines of a function, without comments and blank ones.
+const MAX_FUNCTION: usize = 53;
+/// Most lines of a file, without tests.
+const MAX_FILE: usize = 400;
+
+/// Rooms of the runtime, from the bottom to the top.
+const RUNTIME: &Rooms = &[
+    ("bundle", &[]),
+    ("plan/annotations", &[]),
+    ("plan/facts", &[]),
+    ("plan/guest_path", &[]),
+    ("plan/nul", &[]),
+    ("plan/options", &[]),
+    ("plan/hooks", &["plan/nul"]),
+    ("plan/validate", &["bundle"]),
+    ("plan/limits", &["plan/guest_path", "plan/nul", "plan/options"]),
+    ("plan/vm", &["plan/annotations", "plan/facts", "plan/limits"]),
+    ("plan/devices", &["plan/annotations", "plan/facts", "plan/guest_path", "plan/nul", "plan/vm"]),
+    ("plan/network", &["plan/annotations", "plan/facts", "plan/options", "plan/vm"]),
+    ("plan/process", &["bundle", "plan/limits", "plan/nul", "plan/validate", "plan/vm"]),
+    (
+        "plan/storage",
+        &[
+            "bundle",
+            "plan/annotations",
+            "plan/devices",
+            "plan/facts",
+            "plan/guest_path",
+            "plan/nul",
+            "plan/process",
+            "plan/vm",
+        ],
+    ),
+    ("plan", &["bundle", "plan"]),
+    ("cli", &[]),
+    ("log", &["cli"]),
+    ("signals", &[]),
+    ("timeline", &[]),
+    ("artifacts", &[]),
+    ("host/cgroup", &["plan"]),
+    ("host/hooks", &["plan", "signals"]),
+    ("", &[""]),
+];
+/// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
+const VMM: &Rooms = &[
+    ("registers", &[]),
+    ("timeline", &[]),
+    ("event_loop", &[]),
+    ("virtio/error", &[]),
+    ("error", &["virtio/error"]),
+    ("layout", &["registers"]),
+    ("spec", &["error"]),
+    ("memory", &["error", "layout", "registers"]),
+    ("interrupt", &["registers"]),
+    ("virtio", &["virtio/error", "event_loop", "interrupt", "memory", "registers"]),
+    ("vcpu", &["error", "virtio"]),
+    ("boot", &["error", "layout", "memory", "spec"]),
+    ("machine", &["boot", "error", "interrupt", "layout", "memory", "registers", "spec", "timeline", "vcpu", "virtio"]),
+    ("probe", &["error", "layout", "memory", "vcpu"]),
+    ("lib", &["error", "layout", "machine", "spec", "timeline", "vcpu"]),
+];
+/// Rooms of the agent.
+const AGENT: &Rooms = &[
+    ("error", &[]),
+    ("guest_paths", &[]),
+    ("log", &[]),
+    ("sys", &[]),
+    ("event", &["error"]),
+    ("boot", &["guest_paths", "log", "sys"]),
+    ("guest", &["error", "log", "sys"]),
+    ("storage", &["error", "guest_paths", "sys"]),
+    ("host", &["error", "event", "log", "sys"]),
+    ("process", &["error", "event", "guest", "host", "log", "sys"]),
+    ("network", &["error", "event", "host", "log", "process", "sys"]),
+    ("container", &["error", "event", "guest_paths", "host", "log", "network", "process", "storage", "sys"]),
+    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process"]),
+    ("lib", &["container", "error", "guest_paths", "service"]),
+];
+
+/// What `plan` may name of other crates. Nothing of it does input or output.
+const PLAN_MAY_NAME: [&str; 18] = [
+    "anyhow",
+    "oci_spec",
+    "protocol",
+    "serde",
+    "serde_json",
+    "syscalls",
+    "std::collections",
+    "std::fmt",
+    "std::iter",
+    "std::net::IpAddr",
+    "std::net::Ipv4Addr",
+    "std::net::Ipv6Addr",
+    "std::ops",
+    "std::path",
+    "std::str",
+    "std::mem",
+    "std::cmp",
+    "std::ffi",
+];
+/// Methods of paths that look at the host.
+const LOOKS: [&str; 11] = [
+    "exists",
+    "try_exists",
+    "canonicalize",
+    "metadata",
+    "symlink_metadata",
+    "read_dir",
+    "read_link",
+    "is_dir",
+    "is_file",
+    "is_symlink",
+    "spawn",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -89,52 +228,201 @@ fn what_must_stay_out_of_a_crate_stays_out() {
     }
 }
 
+/// A crate of this repository, by its folder.
+fn read(folder: &str) -> Crate {
+    let sources = root().join(folder).join("src");
+    let read = |file: &str| fs::read_to_string(sources.join(file)).ok();
+    Crate::read(if read("lib.rs").is_some() { "lib.rs" } else { "main.rs" }, &read)
+}
+
 #[test]
-fn virtio_devices_use_nothing_above_them() {
-    let files = files_below(&root().join("vmm/src/virtio"));
-    assert!(files.len() > 3, "vmm/src/virtio has moved");
-    // Tests of a device may use the whole crate: they are above it.
-    for file in files.iter().filter(|file| !file.iter().any(|part| part == "tests" || part == "tests.rs")) {
-        let text = fs::read_to_string(file).unwrap();
-        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        for (number, line) in code(text) {
-            for used in crate_paths(line) {
-                let place = format!("{}:{number}", file.display());
-                assert!(BELOW_VIRTIO.contains(&used), "{place}: crate::{used} is above virtio");
+fn no_files_use_each_other() {
+    let mut wrong = Vec::new();
+    for folder in ["runtime", "vmm", "agent", "agent/protocol", "initrd"] {
+        let graph = Graph::of(&read(folder));
+        let unknown =
+            |file: &String| !KNOWN_CIRCLES.iter().any(|known| format!("{folder}/src/{file}").starts_with(known));
+        let circles = graph.circles().into_iter().filter(|circle| circle.iter().any(unknown));
+        wrong.extend(circles.map(|circle| (folder, graph.uses_among(&circle))));
+    }
+    assert!(wrong.is_empty(), "files use each other: {wrong:#?}");
+}
+
+#[test]
+fn rooms_use_only_what_they_may() {
+    for (folder, rooms) in [("runtime", RUNTIME), ("vmm", VMM), ("agent", AGENT)] {
+        for (index, (room, allowed)) in rooms.iter().enumerate() {
+            let (below, _) = rooms.split_at(index);
+            let is_below = |allowed: &&str| below.iter().any(|(lower, _)| graph::is_in(lower, allowed));
+            assert!(allowed.iter().all(is_below), "{folder}: what {room} may use must be listed above it");
+        }
+        let wrong = Graph::of(&read(folder)).forbidden(rooms);
+        assert!(wrong.is_empty(), "{folder}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn planning_does_no_input_or_output() {
+    let source = read("runtime");
+    let wrong = impure(&source, "plan");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What the files of a room name of other crates and may not, and methods that look at the host.
+fn impure(source: &Crate, room: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let here = |file: &str| file.strip_prefix(room).is_some_and(|rest| rest.starts_with(['/', '.']));
+    for (path, module) in source.modules.iter().filter(|(_, module)| here(&module.file)) {
+        let imports = module.imports.iter().map(|(_, path)| path);
+        let named = imports.chain(&module.paths).chain(&module.globs);
+        let outside = named.filter(|named| leaves_crate(source, path, named)).filter(|named| !is_pure(named));
+        wrong.extend(outside.map(|named| format!("{}: {}", module.file, named.join("::"))));
+    }
+    for (file, members) in source.members.iter().filter(|(file, _)| here(file)) {
+        let looks = LOOKS.iter().filter(|look| members.contains(**look));
+        wrong.extend(looks.map(|look| format!("{file}: .{look}")));
+    }
+    wrong
+}
+
+/// Whether a path begins with the name of another crate: neither a type nor a name of this crate.
+fn leaves_crate(source: &Crate, from: &[String], path: &[String]) -> bool {
+    const PRIMITIVE: [&str; 14] =
+        ["bool", "char", "str", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "usize"];
+    let first = path.first().map(String::as_str).unwrap_or_default();
+    let named = !first.starts_with(char::is_uppercase) && !PRIMITIVE.contains(&first);
+    let imported = source
+        .modules
+        .get(from)
+        .is_some_and(|module| module.imports.iter().any(|(name, whole)| name == first && whole.as_slice() != [first]));
+    named && !imported && source.resolve(from, path).is_empty()
+}
+
+fn is_pure(path: &[String]) -> bool {
+    // Of libc only constants.
+    if path.first().is_some_and(|first| first == "libc") {
+        return path
+            .last()
+            .is_some_and(|last| last.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+    }
+    let path = format!("{}::", path.join("::"));
+    PLAN_MAY_NAME.iter().any(|may| path.starts_with(&format!("{may}::")))
+}
+
+#[test]
+fn files_and_functions_stay_short() {
+    let mut wrong = Vec::new();
+    for folder in ["runtime", "vmm", "agent", "initrd"] {
+        let source = read(folder);
+        let files = source.lines.iter().filter(|(_, lines)| **lines > MAX_FILE);
+        wrong.extend(files.map(|(file, lines)| format!("{folder}/src/{file} has {lines} lines, more than {MAX_FILE}")));
+        for function in &source.functions {
+            let place = format!("{folder}/src/{}", function.place);
+            if function.lines > MAX_FUNCTION {
+                wrong.push(format!("{place}: {} lines, more than {MAX_FUNCTION}", function.lines));
+            }
+            if function.takes_tuple_apart && !KNOWN_TUPLES.iter().any(|known| place.starts_with(known)) {
+                wrong.push(format!("{place}: a parameter takes a tuple apart: make it a struct"));
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Lines that are no comments, with their numbers.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line));
-    lines.filter(|(_, line)| !line.trim_start().starts_with("//"))
+/// A crate of made-up files, the first of which is its root.
+fn made_up(files: &[(&str, &str)]) -> Crate {
+    let read = |file: &str| files.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned());
+    Crate::read(files.first().map(|(name, _)| *name).unwrap_or_default(), &read)
 }
 
-/// The names that follow `crate::` in a line, a list in braces included.
-fn crate_paths(line: &str) -> Vec<&str> {
-    let name = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
-    let mut found = Vec::new();
-    for (at, start) in line.match_indices("crate::") {
-        let rest = &line[at + start.len()..];
-        match rest.strip_prefix('{') {
-            None => found.push(&rest[..name(rest)]),
-            Some(list) => found.extend(list.split([',', '}']).map(|item| item.trim_start()).filter_map(|item| {
-                let word = &item[..name(item)];
-                (!word.is_empty()).then_some(word)
-            })),
-        }
-    }
-    found
+fn circles(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+    Graph::of(&made_up(files)).circles().into_iter().map(|circle| circle.into_iter().collect()).collect()
 }
 
 #[test]
-fn crate_paths_are_found() {
-    assert_eq!(crate_paths("use crate::memory::GuestMemory;"), ["memory"]);
-    assert_eq!(crate_paths("use crate::{boot, memory as m};"), ["boot", "memory"]);
-    assert_eq!(crate_paths("fn f(a: crate::vcpu::Vcpu) {}"), ["vcpu"]);
-    assert!(crate_paths("pub(crate) fn f() {}").is_empty());
+fn a_circle_is_found() {
+    let root = ("lib.rs", "mod a; mod b; mod c;");
+    let c = ("c.rs", "use crate::a::A; pub struct C(A);");
+    let by_use =
+        circles(&[root, ("a.rs", "use super::b::B; pub struct A;"), ("b.rs", "use crate::c::C; pub struct B;"), c]);
+    assert_eq!(by_use, [["a.rs", "b.rs", "c.rs"]]);
+    let by_path = circles(&[
+        root,
+        ("a.rs", "pub fn a() { let _ = vec![crate::b::b()]; }"),
+        ("b.rs", "pub fn b() { super::c::c() }"),
+        c,
+    ]);
+    assert_eq!(by_path, [["a.rs", "b.rs", "c.rs"]]);
+    let by_module = circles(&[
+        root,
+        ("a.rs", "use crate::{b as other}; pub struct A; fn f() { other::b() }"),
+        ("b.rs", "use super::c; pub fn b() { c::c() }"),
+        c,
+    ]);
+    assert_eq!(by_module, [["a.rs", "b.rs", "c.rs"]]);
+}
+
+#[test]
+fn a_child_that_uses_its_parent_is_a_circle_only_where_the_parent_defines_it() {
+    let child = ("room/child.rs", "use super::{Below, other}; pub struct Child(Below); fn f() { other::g() }");
+    let (other, below) = (("room/other.rs", "pub fn g() {}"), ("room/below.rs", "pub struct Below;"));
+    let root = ("lib.rs", "mod room;");
+    let plain = ("room/mod.rs", "mod below; mod child; mod other; pub use below::Below; pub use child::Child;");
+    assert!(circles(&[root, plain, child, other, below]).is_empty());
+    let defines = ("room/mod.rs", "mod child; mod other; pub struct Below; pub use child::Child;");
+    assert_eq!(circles(&[root, defines, child, other]), [["room/child.rs", "room/mod.rs"]]);
+}
+
+#[test]
+fn tests_and_what_is_no_code_use_nothing() {
+    let root = ("lib.rs", "mod a; mod b;");
+    let a = "//! crate::b::B\nuse crate::b::B; pub struct A(B);";
+    let b = "pub struct B; // crate::a::A\nconst S: &str = \"crate::a::A\";\n#[cfg(test)]\nuse crate::a::A;\n\
+             #[cfg(test)]\nmod tests {\n    use crate::a::A;\n}\n";
+    let files = [root, ("a.rs", a), ("b.rs", b)];
+    assert!(circles(&files).is_empty());
+    assert_eq!(made_up(&files).lines["b.rs"], 2);
+}
+
+#[test]
+fn directions_are_those_of_the_table() {
+    let root = ("lib.rs", "mod low; mod high;");
+    let files = [
+        root,
+        ("low/mod.rs", "mod one; mod two;"),
+        ("low/one.rs", "pub struct One;"),
+        ("low/two.rs", "use super::one::One; use crate::high::High;"),
+        ("high.rs", "use crate::low::one::One; pub struct High;"),
+    ];
+    let graph = Graph::of(&made_up(&files));
+    let rooms: &Rooms = &[("lib", &[]), ("low", &[]), ("high", &["low"])];
+    assert_eq!(graph.forbidden(rooms), ["low/two.rs (low) may not use high.rs (high)"]);
+    let rooms: &Rooms = &[("lib", &[]), ("low", &["high"]), ("low/one", &[]), ("high", &["low/one"])];
+    assert_eq!(graph.forbidden(rooms), ["low/two.rs (low) may not use low/one.rs (low/one)"]);
+    assert_eq!(
+        graph.forbidden(&[("low", &["high"]), ("high", &["low"])]),
+        ["lib.rs is in no room: say which it may use"]
+    );
+}
+
+#[test]
+fn input_and_output_are_seen() {
+    let plan = "use std::collections::BTreeMap; use std::{fs, path::Path}; use std::net::{IpAddr, TcpStream};
+        const A: u64 = libc::MS_RDONLY; fn f(path: &Path) { libc::getpid(); rustix::fs::stat(path); fs::read(path); path.exists(); }
+        fn g() { helper::h(u32::from(1u8)); anyhow::bail!(\"\") } mod helper { pub fn h(_: u32) {} }";
+    let source = made_up(&[("main.rs", "mod plan;"), ("plan.rs", plan)]);
+    let wrong = ["std::fs", "std::net::TcpStream", "libc::getpid", "rustix::fs::stat", ".exists"];
+    assert_eq!(impure(&source, "plan"), wrong.map(|name| format!("plan.rs: {name}")));
+}
+
+#[test]
+fn lengths_and_patterns_are_measured() {
+    let text = "/// Says.\npub fn f(\n    (a, b): (u8, u8),\n) -> u8 {\n    // Why.\n\n    a + b\n}\nfn g(pair: (u8, u8)) {}\n\
+                impl X {\n    fn h(&self, mut n: u8, (a, _): (u8, u8)) {}\n}\n";
+    let source = made_up(&[("lib.rs", text)]);
+    let measured: Vec<_> = source.functions.iter().map(|f| (f.place.as_str(), f.lines, f.takes_tuple_apart)).collect();
+    assert_eq!(measured, [("lib.rs:2", 5, true), ("lib.rs:9", 1, false), ("lib.rs:11", 1, true)]);
+    assert_eq!(source.lines["lib.rs"], 12);
 }
 
 #[test]

@@ -392,7 +392,9 @@ fn vm_truncated_guest_files() {
     for name in ["vmlinux", "initrd"] {
         guest_refused(|guest| fs::write(guest.file(name), "short").unwrap(), &[name, "5 bytes"]);
     }
-    guest_refused(|guest| fs::write(guest.file("manifest.json"), "{").unwrap(), &["manifest.json"]);
+    guest_refused(|guest| fs::write(guest.file("manifest.json"), "{").unwrap(), &["manifest.json", "make build"]);
+    let damage = |manifest: &mut Value| drop(manifest["kernel"].as_object_mut().unwrap().remove("patches"));
+    guest_refused(|guest| guest.edit_manifest(damage), &["manifest.json", "patches", "make build"]);
 }
 
 #[test]

@@ -416,13 +416,6 @@ fn kinds_of_mounts_and_their_options() {
 
 #[test]
 fn ids_of_a_mount_are_mapped() {
-    if tests::command::run(std::process::Command::new(tests::place::runtime()).arg("--version"))
-        .stdout
-        .starts_with("runc version 1.1")
-    {
-        // Debian's is too old for it.
-        return;
-    }
     let scene = Scene::new();
     let disk = tests::disk::Disk::new(scene.dir());
     let volume = disk.mount();

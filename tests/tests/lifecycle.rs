@@ -252,6 +252,30 @@ fn list_shows_every_container() {
     second.end(&waiting);
 }
 
+#[test]
+fn vm_a_monitor_that_does_not_answer_hangs_no_command() {
+    let scene = Scene::new();
+    let (mut stopped, mut waiting) = (scene.container(), scene.container());
+    let (up, created) = (stopped.idle(), waiting.create());
+    process::signal(up.pid, Signal::STOP);
+    // All that is known of it: its process lives.
+    assert_eq!(stopped.status(), "running");
+    assert_eq!(stopped.state()["pid"], up.pid);
+    let entries: Value = serde_json::from_str(&list(&scene, &["-f", "json"])).unwrap();
+    let status =
+        |id: &str| entries.as_array().unwrap().iter().find(|entry| entry["id"] == id).unwrap()["status"].clone();
+    assert_eq!((status(&stopped.id), status(&waiting.id)), ("running".into(), "created".into()));
+    scene.refused(&stopped.kill("TERM"), &["no answer from the container's monitor"]);
+    scene.refused(&stopped.delete(), &["not stopped"]);
+    stopped.kill("KILL").success();
+    assert_eq!(wait_orphan(up.pid), 137);
+    assert_eq!(stopped.status(), "stopped");
+    stopped.delete().success();
+    waiting.end(&created);
+    drop((stopped, waiting));
+    scene.check();
+}
+
 fn list(scene: &Scene, flags: &[&str]) -> String {
     run(scene.runtime().arg("list").args(flags)).success().stdout
 }
@@ -302,6 +326,19 @@ fn kill_needs_somebody_to_kill() {
     let created = container.up();
     wait_orphan(created.pid);
     scene.refused(&container.kill("TERM"), &["container not running"]);
+    scene.refused(&container.kill("0"), &["container not running"]);
+}
+
+#[test]
+fn kill_with_signal_0_asks_whether_the_container_lives() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let mut created = container.sh(TELLS_SIGNALS).up();
+    created.stdout.expect("up\n");
+    container.kill("0").success();
+    container.kill("USR1").success();
+    created.stdout.expect("got USR1\n");
+    container.end(&created);
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Boots a kernel and an initrd, and says where time and exits went.
+//! Boots a kernel and an initrd, and says where time and exits went. The test area `vmm` runs it.
 //!
 //! ```text
 //! boot KERNEL INITRD [--memory MIB] [--cpus N] [--console] [--times N] [--save] [--pause] [ARGUMENT...]
 //! ```
 //!
 //! With `--console` the serial console goes to standard output. `--times` boots that often and
-//! prints medians. `--pause` pauses and resumes again and again while the guest runs. `--save` stops
+//! prints medians. `--pause` quiesces and resumes the machine again and again while the guest runs. `--save` stops
 //! a guest that doesn't end within a second and prints the size of its state.
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -82,7 +82,7 @@ fn boot(options: &Options) -> Result<Duration> {
         if !options.pause {
             return Err("the guest didn't end".into());
         }
-        running.pause();
+        running.quiesce();
         running.resume();
         pauses += 1;
     }

@@ -1,9 +1,9 @@
-//! Why a machine could not be built, started or saved.
+//! Errors of building, starting and saving a machine.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong with a machine on the host's side. The cause, where there is one, is the error's source.
+/// A failure to build, start or save a machine. The cause, where there is one, is the error's source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The specification asks for something impossible.

@@ -8,8 +8,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::virtio::Watcher;
-
 /// Events taken from the kernel with one call.
 const BATCH: usize = 16;
 
@@ -28,6 +26,16 @@ pub enum Ready {
     Queue(usize),
     /// The descriptor with this token has these epoll events.
     Descriptor(u64, u32),
+}
+
+/// How a device has descriptors watched by its worker. Tokens are the device's own; level-triggered.
+pub trait Watcher {
+    /// Watches `fd` for `events` (`EPOLLIN`, …). Fails if `fd` is already watched.
+    fn add(&mut self, fd: RawFd, token: u64, events: u32) -> io::Result<()>;
+    /// Changes what `fd` is watched for; 0 keeps it known but silent except for errors and hang-up.
+    fn modify(&mut self, fd: RawFd, token: u64, events: u32) -> io::Result<()>;
+    /// Stops watching `fd`. Call it before `fd` is closed.
+    fn remove(&mut self, fd: RawFd) -> io::Result<()>;
 }
 
 /// An epoll instance and the tokens of the descriptors in it.

@@ -1,13 +1,12 @@
 //! How a device interrupts its driver.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-use crate::virtio::Error;
-use crate::virtio::mmio::{INTERRUPT_STATUS, NEEDS_RESET, STATUS};
-use crate::virtio::registers::Window;
+use crate::registers::offset::{INTERRUPT_STATUS, STATUS};
+use crate::registers::{NEEDS_RESET, Window};
 
 /// Bit of `InterruptStatus`: a used ring was updated (virtio 1.2, section 4.2.2).
 pub const VRING: u32 = 1;
@@ -25,42 +24,28 @@ pub trait Line: Send + Sync {
 
 /// A line of KVM's I/O APIC.
 ///
-/// Raised by two system calls of the device's own threads. An irqfd would be one, but KVM leaves what goes by the I/O
+/// Raised by two system calls of the device's own thread. An irqfd would be one, but KVM leaves what goes by the I/O
 /// APIC to a thread of the kernel's: two context switches more until the guest knows.
 pub struct KvmLine {
     vm: Arc<VmFd>,
     irq: u32,
-    edge: Edge,
-}
-
-/// Keeps the two halves of an edge together. Of two threads that both set a line high before one sets it low, the second
-/// makes no edge, and the guest may have seen to the first one's already: it would never look at the second's queue.
-#[derive(Default)]
-struct Edge(Mutex<()>);
-
-impl Edge {
-    fn raise(&self, set: impl Fn(bool) -> io::Result<()>) -> io::Result<()> {
-        // Whoever panicked in here left the line high at worst: the next edge is lost, and those after it are not.
-        let _alone = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        set(true)?;
-        set(false)
-    }
 }
 
 impl KvmLine {
     /// The line of this number.
     pub fn new(vm: Arc<VmFd>, irq: u32) -> Self {
-        Self { vm, irq, edge: Edge::default() }
+        Self { vm, irq }
     }
 }
 
 impl Line for KvmLine {
     fn raise(&self) -> io::Result<()> {
-        self.edge.raise(|high| Ok(self.vm.set_irq_line(self.irq, high)?))
+        self.vm.set_irq_line(self.irq, true)?;
+        Ok(self.vm.set_irq_line(self.irq, false)?)
     }
 }
 
-/// What devices' tests look at.
+/// The line of devices' tests, which read the event.
 #[cfg(test)]
 impl Line for vmm_sys_util::eventfd::EventFd {
     fn raise(&self) -> io::Result<()> {
@@ -70,9 +55,9 @@ impl Line for vmm_sys_util::eventfd::EventFd {
 
 /// The interrupt of one virtio-mmio device: a line and the status register behind it.
 ///
-/// The driver reads the register on each interrupt. Each means that a used ring was updated, so that bit is always set;
-/// hence nobody has to see it acknowledged: our kernel doesn't (patch 0015), and what others write to `InterruptACK`
-/// ends in an event that nobody reads. A changed configuration stays visible too: the only one there is yet is
+/// The driver reads the register on each interrupt. Each interrupt means that a used ring was updated, so that bit is
+/// always set and nobody has to see an acknowledgement: our kernel makes none (patch 0015), and what other kernels write to
+/// `InterruptACK` ends in an event that nobody reads. A changed configuration stays visible too: the only one there is yet is
 /// `DEVICE_NEEDS_RESET`, and the reset clears it.
 #[derive(Clone)]
 pub struct Interrupt {
@@ -88,12 +73,18 @@ impl Interrupt {
     }
 
     /// Tells the driver that a used ring was updated.
-    pub fn queue(&self) -> Result<(), Error> {
-        self.line.raise().map_err(|error| Error::Host("raise an interrupt", error))
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn queue(&self) -> io::Result<()> {
+        self.line.raise()
     }
 
     /// Has the device status show `DEVICE_NEEDS_RESET` from now on, and tells the driver.
-    pub fn needs_reset(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// The host refuses the interrupt; the status is set all the same.
+    pub fn needs_reset(&self) -> io::Result<()> {
         self.registers.change(STATUS, |status| status | NEEDS_RESET);
         self.registers.change(INTERRUPT_STATUS, |status| status | CONFIG);
         self.queue()
@@ -109,32 +100,10 @@ impl Interrupt {
         &self.registers
     }
 
-    /// Back to a working device's state, or a broken one's, raising nothing.
+    /// Shows the state of a working device, or of a broken one, without raising an interrupt.
     pub fn set_broken(&self, broken: bool) {
         let (status, interrupt) = if broken { (NEEDS_RESET, VRING | CONFIG) } else { (0, VRING) };
         self.registers.change(STATUS, |old| old & !NEEDS_RESET | status);
         self.registers.store(INTERRUPT_STATUS, interrupt);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edges_of_several_threads_are_all_made() {
-        let (edge, levels) = (Edge::default(), Mutex::new(Vec::new()));
-        let set = |high| {
-            levels.lock().unwrap().push(high);
-            std::thread::yield_now();
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| (0..1000).for_each(|_| edge.raise(set).unwrap()));
-            }
-        });
-        let levels = levels.into_inner().unwrap();
-        assert!(levels.len() == 6000 && levels.chunks(2).all(|edge| edge == [true, false]));
     }
 }

@@ -11,11 +11,11 @@
 //! 0x1_0000_0000 high memory
 //! ```
 
-/// One MiB.
+/// Bytes of a MiB.
 pub const MIB: u64 = 1 << 20;
-/// A page.
+/// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// A huge page.
+/// Bytes of a huge page.
 pub const HUGE_PAGE: u64 = 2 * MIB;
 
 /// MP floating pointer structure: Linux looks in the first KiB first.
@@ -44,19 +44,22 @@ pub const PD: u64 = 0xb000;
 pub const RAMOOPS: u64 = 0x9_0000;
 /// Size of the ramoops region in bytes, a power of two.
 pub const RAMOOPS_SIZE: u64 = 0x8000;
-/// Where a kernel may begin.
+/// Size of a record in the ramoops region, as the kernel is told. A power of two; that it fits the region once makes it
+/// one zone.
+pub const RAMOOPS_RECORD: u64 = 0x4000;
+/// Lowest address at which a kernel may begin.
 pub const KERNEL_MIN: u64 = MIB;
 
 /// End of memory below the MMIO gap.
 pub const GAP_START: u64 = 0xc000_0000;
-/// Memory below it when there is more than fits: room for kernel and initrd.
+/// Memory below the gap when there is more than fits there: room for kernel and initrd.
 pub const LOW_MEMORY: u64 = 256 * MIB;
-/// Start of memory above it.
+/// Start of memory above the gap.
 pub const GAP_END: u64 = 1 << 32;
 /// First virtio-mmio device.
 pub const VIRTIO: u64 = 0xd000_0000;
-/// Size of each.
-pub const VIRTIO_SIZE: u64 = crate::virtio::registers::SIZE as u64;
+/// Bytes of a virtio-mmio device's registers.
+pub const VIRTIO_SIZE: u64 = crate::registers::SIZE as u64;
 /// Interrupt of the first virtio-mmio device; the others follow.
 pub const VIRTIO_IRQ: u32 = 5;
 /// The I/O APIC's inputs.
@@ -65,7 +68,7 @@ pub const IRQS: u32 = 24;
 pub const VIRTIO_MAX: usize = (IRQS - VIRTIO_IRQ) as usize;
 /// First port that notifies queues of a virtio-mmio device.
 pub const NOTIFY_PORT: u64 = 0x6000;
-/// Bytes of each.
+/// Bytes of a notification port.
 pub const NOTIFY_PORT_SIZE: u64 = 4;
 /// Serial port and its interrupt.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -99,12 +102,12 @@ pub fn virtio_slot(slot: usize) -> (u64, u32) {
     (VIRTIO + slot as u64 * VIRTIO_SIZE, VIRTIO_IRQ + slot as u32)
 }
 
-/// The port to which a driver that knows it writes the number of a queue, 32 bits, for `QueueNotify` of that device.
+/// The port to which a driver that knows it writes the number of a queue, 32 bits, in place of the device's `QueueNotify`.
 pub fn notify_port(slot: usize) -> u64 {
     NOTIFY_PORT + slot as u64 * NOTIFY_PORT_SIZE
 }
 
-/// What Linux is told of that device: a value of its parameter `virtio_mmio.device`.
+/// What Linux is told of the device in this slot: a value of its parameter `virtio_mmio.device`.
 pub fn virtio_parameter(slot: usize) -> String {
     let (address, irq) = virtio_slot(slot);
     format!("{}K@{address:#x}:{irq}", VIRTIO_SIZE >> 10)

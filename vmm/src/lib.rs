@@ -20,7 +20,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Who runs where:
+//! Threads:
 //!
 //! ```text
 //!  owner's thread        vcpu0, vcpu1, …                virtio-fs, virtio-vsock, …
@@ -41,23 +41,17 @@
 //! an error or nonsense back, one device may stop, the monitor doesn't.
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("only x86-64 so far: boot, cpu_setup, layout, mptable, snapshot and vcpu know it");
+compile_error!("only x86-64 so far: boot, layout, machine/snapshot and vcpu know it");
 
 mod boot;
-mod bus;
-mod console;
-mod cpu_setup;
 mod error;
 pub mod event_loop;
 pub mod interrupt;
-mod last_words;
 mod layout;
 mod machine;
 mod memory;
-mod mptable;
 pub mod probe;
-mod slots;
-pub mod snapshot;
+pub mod registers;
 mod spec;
 mod timeline;
 mod vcpu;
@@ -65,7 +59,7 @@ pub mod virtio;
 
 pub use error::Error;
 pub use layout::VIRTIO_MAX as MAX_DEVICES;
-pub use machine::{Machine, Running, Stopped, open_kvm};
+pub use machine::{Machine, Running, Stopped, open_kvm, snapshot};
 pub use spec::{MAX_VCPUS, MachineSpec};
 pub use timeline::Timeline;
 pub use vcpu::{Exit, ExitCounts};

@@ -15,7 +15,7 @@ use vm_memory::{
 
 use crate::error::{Error, kvm};
 use crate::layout::{self, HUGE_PAGE};
-use crate::virtio::registers::Window;
+use crate::registers::Window;
 
 /// Reserves address space for `bytes` of guest memory; pages come as they are touched, 2 MiB at a time
 /// where the host has them: a nested page fault costs a VM exit, and a booting kernel touches 60 MiB.
@@ -40,18 +40,18 @@ pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, Error> {
 /// An anonymous mapping that begins at a multiple of [`HUGE_PAGE`], so that huge pages of the host are
 /// huge pages of the guest too. Where the kernel doesn't play along, it works all the same, only slower.
 fn map_aligned(length: usize) -> Result<MmapRegion, MmapRegionError> {
-    let plug = Plug::new(length);
+    let filler = Filler::new(length);
     let mapping = MmapRegion::new(length);
-    drop(plug);
+    drop(filler);
     mapping
 }
 
-/// Fills address space so that the next mapping of a given length begins at a huge page's boundary. The
+/// A mapping that fills address space so that the next mapping of a given length begins at a huge page's boundary. The
 /// kernel fills holes from the top, so this takes a hole that surely has such a place, frees it up to the
 /// end of that, and keeps the rest. (A filler asked for by itself would end up in some smaller hole.)
-struct Plug(*mut libc::c_void, usize);
+struct Filler(*mut libc::c_void, usize);
 
-impl Plug {
+impl Filler {
     fn new(length: usize) -> Option<Self> {
         let huge = HUGE_PAGE as usize;
         let hole = length.checked_add(huge)?;
@@ -68,7 +68,7 @@ impl Plug {
     }
 }
 
-impl Drop for Plug {
+impl Drop for Filler {
     fn drop(&mut self) {
         if self.1 > 0 {
             // SAFETY: the rest of the mapping made in `new`, which nobody else knows.
@@ -77,7 +77,7 @@ impl Drop for Plug {
     }
 }
 
-/// Keeps what is mapped from children that this process forks: nothing of theirs, and else each page that the guest
+/// Keeps guest memory out of children that this process forks: it is none of their business, and each page that the guest
 /// writes meanwhile would be copied.
 pub fn keep_from_children(memory: &GuestMemoryMmap) -> Result<(), Error> {
     for region in memory.iter() {
@@ -121,14 +121,14 @@ pub fn register_windows(vm: &VmFd, memory: &GuestMemoryMmap, windows: &[Window])
     unsafe { vm.set_user_memory_region(region) }.map_err(kvm("register the devices' registers"))
 }
 
-/// Reads `length` bytes of `file` from `offset` to guest address `to`.
+/// Reads `length` bytes of `file` from `offset` on to guest address `to`.
 ///
 /// # Errors
 /// The range isn't guest memory, or the file is shorter or can't be read.
-pub fn read_file(memory: &GuestMemoryMmap, file: &File, offset: u64, to: (u64, u64)) -> io::Result<()> {
+pub fn read_file(memory: &GuestMemoryMmap, file: &File, offset: u64, to: u64, length: u64) -> io::Result<()> {
     let mut file = file;
     file.seek(SeekFrom::Start(offset))?;
-    memory.read_exact_volatile_from(GuestAddress(to.0), &mut file, to.1 as usize).map_err(io::Error::other)
+    memory.read_exact_volatile_from(GuestAddress(to), &mut file, length as usize).map_err(io::Error::other)
 }
 
 /// Fewer bytes than this are copied: a mapped page costs a fault of its own, a copied one is part of a huge page.
@@ -196,13 +196,13 @@ mod tests {
         let memory = allocate(layout::MIB).unwrap();
         for (offset, to, length) in [(0, 0x4000, 20_000), (4096, 0x8000, 8192), (3, 0x9001, 12_345), (4096, 0xb000, 10)]
         {
-            read_file(&memory, &file, offset, (to, length)).unwrap();
+            read_file(&memory, &file, offset, to, length).unwrap();
             let mut got = vec![0; length as usize];
             memory.read_slice(&mut got, GuestAddress(to)).unwrap();
             assert_eq!(got, content[offset as usize..(offset + length) as usize]);
         }
-        assert!(read_file(&memory, &file, 0, (layout::MIB - 4096, 8192)).is_err());
-        assert!(read_file(&memory, &file, 16_384, (0x4000, 4096 - 10)).is_err(), "file too short");
+        assert!(read_file(&memory, &file, 0, layout::MIB - 4096, 8192).is_err());
+        assert!(read_file(&memory, &file, 16_384, 0x4000, 4096 - 10).is_err(), "file too short");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Does this host's KVM run kernels? Some `/dev/kvm` emulate every ring-0 instruction in software: all
-//! calls succeed, and no ordinary kernel boots. Counting down in ring 0 tells them apart.
+//! Finds out whether this host's KVM runs kernels. Some `/dev/kvm` emulate every ring-0 instruction in software: all
+//! calls succeed, and no ordinary kernel boots. Counting down in ring 0 tells them from real ones.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{Cap, Kvm};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::bus::{Bus, Target};
 use crate::error::{Error, kvm};
 use crate::layout::{KVM_TSS, MIB};
 use crate::memory;
+use crate::vcpu::bus::{Bus, Target};
 use crate::vcpu::{Exit, Shared, Vcpus};
 
 /// The only version of KVM's API there is.
@@ -56,7 +56,7 @@ const NEEDED: [(Cap, &str); 12] = [
 pub struct ProbeReport {
     /// How long 10,000 iterations took in ring 0.
     pub counting: Duration,
-    /// Ring 0 is emulated in software: kernels will not boot.
+    /// Whether ring 0 is emulated in software, so that kernels will not boot.
     pub emulated: bool,
 }
 
@@ -66,7 +66,7 @@ pub enum ProbeError {
     /// The device cannot be opened.
     #[error("/dev/kvm: {0}")]
     Open(#[source] io::Error),
-    /// It speaks another API.
+    /// KVM speaks another version of its API.
     #[error("KVM has API version {0}, not {API_VERSION}")]
     Version(i32),
     /// Capabilities are missing.
@@ -78,7 +78,7 @@ pub enum ProbeError {
     /// The small VM didn't do what it should.
     #[error("a guest of 6 instructions does not run: {0}")]
     Run(String),
-    /// It never came to an end.
+    /// The small VM never came to an end.
     #[error("a guest of 6 instructions hangs in KVM")]
     Hang,
 }

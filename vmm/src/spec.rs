@@ -1,4 +1,4 @@
-//! What a machine is to be: plain data, checked before anything is built.
+//! Specification of a machine: plain data, checked before anything is built.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -15,20 +15,20 @@ pub const MAX_VCPUS: u8 = 64;
 /// A machine to build.
 #[derive(Debug)]
 pub struct MachineSpec {
-    /// KVM, from [`open_kvm`](crate::open_kvm): where it can be opened need not be where the machine runs.
+    /// KVM, from [`open_kvm`](crate::open_kvm). The process that opens it need not be the one that runs the machine.
     pub kvm: OwnedFd,
     /// Guest memory in MiB; backed by the host as the guest touches it.
     pub memory_mib: u32,
     /// Number of virtual CPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
-    /// An uncompressed x86-64 Linux kernel (`vmlinux`, ELF). It stays mapped while the machine lives:
+    /// An uncompressed x86-64 Linux kernel (`vmlinux`, ELF). The file stays mapped while the machine lives:
     /// replace the file, never write to it.
     pub kernel: PathBuf,
-    /// Initial RAM file system (cpio, compressed as the kernel can read). The same holds for it.
+    /// Initial RAM file system (cpio, compressed as the kernel can read). Replace this file, too, and never write to it.
     pub initrd: PathBuf,
     /// Appended to the machine's own kernel arguments.
     pub cmdline: String,
-    /// Where the guest's serial console goes; without it there is no serial port at all.
+    /// Descriptor that the guest's serial console writes to; without it there is no serial port at all.
     pub console: Option<OwnedFd>,
 }
 

@@ -1,4 +1,4 @@
-//! Where the time of building and starting a machine went.
+//! Time that each step of building and starting a machine took.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ impl Timeline {
     }
 }
 
-/// Now, on the same clock.
+/// The present moment on `CLOCK_MONOTONIC`.
 pub fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours. The call cannot fail for this clock.

@@ -12,9 +12,6 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// How deep below the container's own cgroup its processes are looked for.
-const MAX_DEPTH: usize = 32;
-
 /// Number of attempts to remove a cgroup, and the pause between them.
 const REMOVAL_ATTEMPTS: usize = 200;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
@@ -115,9 +112,12 @@ impl Cgroup {
 
     /// Pids of processes in the cgroup and below it.
     pub fn pids(&self) -> Vec<u32> {
-        let mut pids = Vec::new();
-        collect_pids(&self.directory, MAX_DEPTH, &mut pids);
-        pids
+        let read = |cgroup: PathBuf| std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        // Processes of pid namespaces that can't be seen from here read as 0.
+        let numbers = |text: String| -> Vec<u32> {
+            text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0).collect()
+        };
+        tree(&self.directory).into_iter().map(read).flat_map(numbers).collect()
     }
 
     /// Sends SIGKILL to every process in the cgroup and below it. Nothing may be started there afterwards: a kernel (seen
@@ -132,9 +132,9 @@ impl Cgroup {
     /// Removes the cgroup and those below it, which are busy for a moment after their processes were killed.
     pub async fn remove(&self) -> Result<()> {
         for _ in 0..REMOVAL_ATTEMPTS {
-            match remove_tree(&self.directory, MAX_DEPTH) {
+            match remove_tree(&self.directory) {
                 Err(Errno::BUSY) => tokio::time::sleep(REMOVAL_PAUSE).await,
-                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(errno) => return Err(errno).context(|| format!("remove cgroup {}", self.directory.display())),
             }
         }
@@ -175,13 +175,24 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn remove_tree(directory: &Path, depth: usize) -> std::result::Result<(), Errno> {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten().filter(|_| depth > 0) {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path(), depth - 1)?;
-        }
+/// A cgroup and those below it, each after the one it is in. However deep: a container may make its own.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let (mut all, mut next) = (vec![directory.to_owned()], 0);
+    while let Some(parent) = all.get(next) {
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        all.extend(below);
+        next += 1;
     }
-    rustix::fs::rmdir(directory)
+    all
+}
+
+fn remove_tree(directory: &Path) -> std::result::Result<(), Errno> {
+    tree(directory).iter().rev().try_for_each(|cgroup| match rustix::fs::rmdir(cgroup) {
+        Err(Errno::NOENT) => Ok(()),
+        removed => removed,
+    })
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -206,18 +217,6 @@ fn enable_controllers(directory: &Path) {
     }
     for one in missing {
         let _ = sys::write_file(&control, &one);
-    }
-}
-
-fn collect_pids(directory: &Path, depth: usize, pids: &mut Vec<u32>) {
-    let text = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    // Processes of pid namespaces that can't be seen from here read as 0.
-    pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid: &u32| pid != 0));
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten().filter(|_| depth > 0) {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect_pids(&entry.path(), depth - 1, pids);
-        }
     }
 }
 
@@ -247,6 +246,25 @@ mod tests {
         assert!(Cgroup::create(root.path(), "/", &[]).is_err());
         let made = Cgroup::create(root.path(), "/docker/abc", &[]).unwrap();
         assert_eq!(made.directory, root.path().join("docker/abc"));
+    }
+
+    #[test]
+    fn cgroups_far_below_are_found_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let made = Cgroup::create(root.path(), "/c", &[]).unwrap();
+        let deep = made.directory.join(["d"; 100].join("/"));
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("cgroup.procs"), "0\n7\n8\n").unwrap();
+        std::fs::write(made.directory.join("cgroup.procs"), "3\n").unwrap();
+        assert_eq!(made.pids(), [3, 7, 8]);
+        // The kernel's files are no reason for a cgroup to stay; these are.
+        for directory in [&deep, &made.directory] {
+            std::fs::remove_file(directory.join("cgroup.procs")).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(made.remove()).unwrap();
+        assert!(!made.directory.exists() && root.path().exists());
+        runtime.block_on(made.remove()).unwrap();
     }
 
     #[test]

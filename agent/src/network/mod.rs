@@ -1,6 +1,5 @@
 //! The network of a container: NICs, addresses and routes, published ports, the resolver.
 
-pub mod channels;
 pub mod nat;
 pub mod netlink;
 pub mod nics;

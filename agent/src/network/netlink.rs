@@ -3,7 +3,7 @@
 
 use crate::error::{Context, Result};
 use core::num::NonZero;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -78,13 +78,6 @@ impl Netlink {
         }
         let moved = self.execute(&change_link(index, &attributes));
         moved.context(|| format!("move network interface {index} to another namespace as {}", to.name))
-    }
-}
-
-/// The socket, for other requests about the interfaces of its namespace.
-impl AsFd for Netlink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

@@ -6,15 +6,14 @@
 //!  nic0, nic1, … once used    ◀──── also when it ends: they are for all containers
 //! ```
 //!
-//! The guest decides nothing here: the host sends what it found in the namespace that the engine set up. Only how many
-//! queues a NIC uses depends on the CPUs, which come up later.
+//! The guest decides nothing here: the host sends what it found in the namespace that the engine set up.
 
 use crate::error::{Context, Error, Result};
 use crate::host::sockets::HostSocketClient;
 use crate::log;
 use crate::network::netlink::{Netlink, NewPlace};
 use crate::network::resolver::Resolver;
-use crate::network::{channels, requests, sysctl};
+use crate::network::{requests, sysctl};
 use crate::process::handle::Process;
 use crate::process::in_namespaces::in_network;
 use crate::sys;
@@ -24,7 +23,6 @@ use rustix::fs::{Mode, OFlags};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,11 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The networks of all containers that have one, by the containers' ids.
 #[derive(Default)]
-pub struct Networks {
-    table: Mutex<HashMap<String, Network>>,
-    /// CPUs, once those that come up late have.
-    cpus: AtomicU32,
-}
+pub struct Networks(Mutex<HashMap<String, Network>>);
 
 /// A container's network that the host has filled.
 struct Network {
@@ -74,32 +68,16 @@ impl Networks {
         };
         network.take_back(&request.removed_nics)?;
         let namespace = open_namespace(&format!("/proc/{}/ns/net", owner.init.pid))?;
-        let (added, come) = network.hand_over(&request.added_nics, &namespace)?;
-        let names: Vec<&str> = come.iter().map(|nic| nic.name.as_str()).collect();
+        let (added, arrived) = network.hand_over(&request.added_nics, &namespace)?;
+        let names: Vec<&str> = arrived.iter().map(|nic| nic.name.as_str()).collect();
         let written = owner.write_sysctls(&request.sysctls, &names)?;
         let executed = all(&request.messages, |message| requests::execute(&network.netlink, message));
         let resolver = if request.resolver { network.serve_resolver(owner) } else { Ok(()) };
-        self.raise(come.iter().map(|nic| (&network.netlink, nic.index)));
         added.and(written).and(executed).and(resolver)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Network>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has every NIC use as many queues as there are CPUs, if it can; called when all CPUs are up.
-    pub fn use_cpus(&self, cpus: u32) {
-        self.cpus.store(cpus, Ordering::Relaxed);
-        let table = self.lock();
-        let nics = table.values().flat_map(|network| network.nics.keys().map(|index| (&network.netlink, *index)));
-        self.raise(nics);
-    }
-
-    fn raise<'a>(&self, nics: impl Iterator<Item = (&'a Netlink, u32)>) {
-        let cpus = self.cpus.load(Ordering::Relaxed);
-        if cpus > 1 {
-            channels::raise(&nics.collect::<Vec<_>>(), cpus);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back the NICs of a container whose processes are gone, and forgets its network.
@@ -123,9 +101,10 @@ impl Networks {
 
 impl Owner<'_> {
     /// Writes the sysctls of the request, and those that waited for one of the interfaces that have come.
-    fn write_sysctls(&self, asked: &[KeyValue], come: &[&str]) -> Result<Result<()>> {
-        let has_come = |sysctl: &&KeyValue| sysctl::interface_of(&sysctl.key).is_some_and(|name| come.contains(&name));
-        let waited = self.interface_sysctls.iter().filter(has_come);
+    fn write_sysctls(&self, asked: &[KeyValue], arrived: &[&str]) -> Result<Result<()>> {
+        let has_arrived =
+            |sysctl: &&KeyValue| sysctl::interface_of(&sysctl.key).is_some_and(|name| arrived.contains(&name));
+        let waited = self.interface_sysctls.iter().filter(has_arrived);
         let sysctls: Vec<&KeyValue> = asked.iter().chain(waited).collect();
         match sysctls.is_empty() {
             true => Ok(Ok(())),
@@ -159,15 +138,15 @@ impl Network {
 
     /// Makes NICs interfaces of the container's; also gives those that were none before.
     fn hand_over<'a>(&mut self, nics: &'a [Nic], namespace: &OwnedFd) -> Result<(Result<()>, Vec<&'a Nic>)> {
-        let (own, mut come) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
+        let (own, mut arrived) = (Netlink::open().context(|| "open netlink socket")?, Vec::new());
         let done = all(nics, |nic| {
             let Some(index) = self.at_home(nic)? else { return Ok(()) };
             own.move_link(index, NewPlace { namespace: namespace.as_fd(), name: &nic.name, index: nic.index })?;
             self.nics.insert(nic.index, nic.device);
-            come.push(nic);
+            arrived.push(nic);
             Ok(())
         });
-        Ok((done, come))
+        Ok((done, arrived))
     }
 
     /// Index of a NIC's interface in the guest's own namespace; none if the container has the NIC already.

@@ -1,17 +1,17 @@
-//! The limits that `update` takes as flags.
+//! Limits that `update` takes as flags.
 
 use clap::Args;
 
-/// Limits of memory; sizes in bytes, or with k, m, g.
+/// Memory limits; sizes in bytes, or with k, m, g.
 #[derive(Args, Debug)]
 pub struct MemoryArgs {
     /// Memory limit
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<String>,
-    /// Memory that is taken away last
+    /// Memory that is reclaimed last
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_reservation: Option<String>,
-    /// Limit of memory and swap together, -1 for any amount of swap
+    /// Limit of memory and swap together, -1 for unlimited swap
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_swap: Option<String>,
     /// Accepted for compatibility: the kernel has no such limit any more
@@ -22,19 +22,19 @@ pub struct MemoryArgs {
     pub kernel_memory_tcp: Option<String>,
 }
 
-/// Limits of processors.
+/// CPU limits.
 #[derive(Args, Debug)]
 pub struct CpuArgs {
-    /// Share of CPU time against other containers (cgroup v1's number)
+    /// CPU time relative to other containers (shares of cgroup v1)
     #[arg(long, value_name = "N")]
     pub cpu_share: Option<u64>,
-    /// Microseconds of CPU time in each period, -1 for no limit
+    /// Microseconds of CPU time per period, -1 for no limit
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpu_quota: Option<i64>,
-    /// Microseconds of a period
+    /// Length of a period in microseconds
     #[arg(long, value_name = "N")]
     pub cpu_period: Option<u64>,
-    /// Microseconds that may be saved up for later
+    /// Microseconds of unused CPU time that may accumulate
     #[arg(long, value_name = "N")]
     pub cpu_burst: Option<u64>,
     /// Accepted for compatibility: no effect in the guest
@@ -46,10 +46,10 @@ pub struct CpuArgs {
     /// CPUs to run on
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
-    /// The host's memory nodes to have memory of
+    /// Memory nodes of the host to use
     #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
-    /// 1: run only when nobody else wants to
+    /// 1: run only when nothing else does
     #[arg(long, value_name = "N")]
     pub cpu_idle: Option<i64>,
 }

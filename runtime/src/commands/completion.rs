@@ -1,4 +1,4 @@
-//! `runvm completion` and `runvm man`: what is generated from the command line's own definition.
+//! `runvm completion` and `runvm man`: generated from the definition of the command line.
 
 use std::io;
 
@@ -8,14 +8,14 @@ use clap_complete::Shell;
 
 use crate::cli::Cli;
 
-/// Prints a completion script.
+/// Prints a completion script for a shell.
 pub fn completion(shell: Shell) -> anyhow::Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "runvm", &mut script);
     print(&script)
 }
 
-/// Prints the manual page in roff.
+/// Prints the manual page as roff.
 pub fn man() -> anyhow::Result<u8> {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).section("8").render(&mut page).context("render the manual page")?;

@@ -6,11 +6,11 @@ use anyhow::bail;
 
 use super::kill;
 use crate::cli::{DeleteArgs, Global};
-use crate::hooks::{self, Kind};
+use crate::host::hooks::{self, Kind};
 use crate::state::{Dir, State, Status};
-use crate::{log, network, sandbox};
+use crate::{log, network, sandbox, status};
 
-/// Longer than any single command holds the lock, unless it is stopped itself.
+/// Time to wait for the lock: longer than any command holds it, unless it is stopped itself.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or merely created container, or any with `--force`.
@@ -38,16 +38,17 @@ pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
 }
 
 fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> {
-    match state.status() {
+    // A monitor that is to be killed need not be asked.
+    let status = if force { Status::Created } else { status::of(dir, state) };
+    match status {
         Status::Stopped => {}
         Status::Created => kill::kill_monitor(state)?,
-        _ if force => kill::kill_monitor(state)?,
         status => bail!("cannot delete container {} that is not stopped: {}", state.id, status.as_str()),
     }
     remove(dir, state)
 }
 
-/// Undoes what a container whose monitor is gone left on the host.
+/// Undoes the effects on the host of a container whose monitor is gone.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
     sandbox::left(dir, state);
     network::clean_after(state);

@@ -1,25 +1,25 @@
-//! `runvm doctor`: can this host run containers in VMs? A line for each check, with what to do.
+//! `runvm doctor`: checks whether this host can run containers in VMs, and says what to do if not.
 
 use std::fs::File;
 use std::path::Path;
 
 use crate::artifacts;
-use crate::cgroup::Layout;
+use crate::host::cgroup::Layout;
 
-/// What a check found.
+/// Result of a check.
 enum Finding {
-    /// Fine; what was seen.
+    /// Good; says what was found.
     Ok(String),
-    /// Works, but not everything; what and what to do.
+    /// Something does not work; says what, and what to do.
     Warn(String, &'static str),
-    /// Containers will not run; what and what to do.
+    /// Containers cannot run; says why, and what to do.
     Fail(String, String),
 }
 
-/// A name and how it is checked.
+/// A check: its name, and the function that does it.
 type Check = (&'static str, fn() -> Finding);
 
-/// Prints every finding; `true` when containers can run.
+/// Prints the result of every check; `true` when containers can run.
 pub fn run() -> anyhow::Result<bool> {
     let checks: [Check; 7] = [
         ("user", user),
@@ -63,7 +63,7 @@ fn kvm() -> Finding {
     }
 }
 
-/// Which module serves it; KVM may also be built in.
+/// Name of the kernel module for KVM; KVM may also be built in.
 fn module() -> String {
     let modules = ["kvm_intel", "kvm_amd"].into_iter().filter(|name| Path::new("/sys/module").join(name).exists());
     modules.map(|name| format!(", {name}")).collect()
@@ -91,7 +91,11 @@ fn guest() -> Finding {
     match found {
         Ok(found) => {
             let (release, place) = (&found.manifest.kernel.release, found.dir.display());
-            Finding::Ok(format!("kernel {release} and initrd in {place} are whole and match this version"))
+            let seen = format!("kernel {release} and initrd in {place} are whole and match this version");
+            match found.kernel(None).ok().and_then(|kernel| kernel.losses()) {
+                Some(losses) => Finding::Warn(format!("{seen}; {losses}"), "make build without KERNEL_SRC"),
+                None => Finding::Ok(seen),
+            }
         }
         Err(error) => Finding::Fail(format!("{error:#}"), "make build, or make install".to_owned()),
     }

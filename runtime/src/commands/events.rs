@@ -11,21 +11,20 @@ use serde_json::{Value, json};
 
 use crate::cli::{EventsArgs, Global};
 use crate::control::{self, Reply, Request};
-use crate::state::{Dir, Status};
+use crate::state::{Dir, Life, Status};
+use crate::status;
 
-/// The guest only reads a few files.
+/// Time for the monitor's answer: the guest only reads a few files.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Nobody waits longer for the next lack of memory.
+/// Longest wait for the next out-of-memory event.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// Prints statistics of the container's cgroup in the guest, once or until the container's end, and in
-/// that case each time that it runs out of memory.
+/// Prints statistics of the container's cgroup in the guest: once, or repeatedly until the container ends, then with an event each
+/// time that the container runs out of memory.
 pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
-    let status = || dir.state().map(|state| state.status());
-    match status()? {
-        Status::Created | Status::Running | Status::Paused => {}
-        Status::Stopped | Status::Creating => bail!("container with id {} is not running", args.id),
+    if dir.state()?.life() != Life::Alive {
+        bail!("container with id {} is not running", args.id);
     }
     if args.stats {
         return print(&args.id, "stats", Some(stats(dir.path())?)).map(|()| 0);
@@ -40,27 +39,27 @@ pub fn run(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
         let data = stats(dir.path());
         match (data, dir.load()) {
             (Ok(data), _) => print(&args.id, "stats", Some(data))?,
-            (Err(_), Ok(Some(state))) if state.status() == Status::Paused => {}
+            (Err(_), Ok(Some(state))) if status::of(&dir, &state) == Status::Paused => {}
             (Err(_), _) if ends(&dir) => return Ok(0),
             (Err(error), _) => return Err(error),
         }
     }
 }
 
-/// Whether the container has ended or been deleted, or is at it: its monitor answers no more, and delivers the last output.
+/// Whether the container has ended, was deleted, or is ending: its monitor answers no more, and delivers the last output.
 fn ends(dir: &Dir) -> bool {
     let begin = Instant::now();
     loop {
         match dir.load() {
             Ok(None) => return true,
-            Ok(Some(state)) if state.status() == Status::Stopped => return true,
+            Ok(Some(state)) if state.life() == Life::Stopped => return true,
             _ if begin.elapsed() > PATIENCE => return false,
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
-/// One round of statistics.
+/// Prints statistics once.
 fn stats(dir: &Path) -> anyhow::Result<Value> {
     let names = stats::FILES.iter().map(|name| (*name).to_owned()).collect();
     match control::call(dir, &Request::ReadCgroup(names), PATIENCE)? {
@@ -69,7 +68,7 @@ fn stats(dir: &Path) -> anyhow::Result<Value> {
     }
 }
 
-/// Prints an event for each time that memory ran out, until the container's end.
+/// Prints an event each time that memory runs out, until the container ends.
 fn watch_memory(dir: &Path, id: &str) {
     let mut seen = 0;
     while let Ok(Reply::OomKills(kills)) = control::call(dir, &Request::WaitOom(seen), FOR_EVER) {

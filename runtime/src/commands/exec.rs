@@ -11,12 +11,13 @@ use protobuf::Message;
 
 use crate::cli::{ExecArgs, Global};
 use crate::console::{self, Pty};
-use crate::exec_proxy::{Attachment, Signals, TerminalCopy};
+use crate::exec_proxy::{Attachment, TerminalCopy};
 use crate::launch::write_pid_file;
-use crate::state::{Dir, State, Status};
+use crate::signals::Signals;
+use crate::state::{Dir, Life, State};
 use crate::{bundle, exec_proxy, log, plan};
 
-/// runc's exit code for an exec that did not happen: told apart from what a program may exit with.
+/// Exit code of an exec that failed, as runc's: distinct from those of programs.
 const EXEC_FAILED: u8 = 255;
 
 /// Runs another process in a container.
@@ -33,10 +34,9 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     }
     let dir = Dir::open(&global.root(), &args.id)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running => {}
-        Status::Paused => bail!("cannot exec in a paused container"),
-        Status::Stopped | Status::Creating => bail!("cannot exec in a stopped container"),
+    // Whether it is paused, the monitor says.
+    if state.life() != Life::Alive {
+        bail!("cannot exec in a stopped container");
     }
     let process = process(args, &state)?;
     check_terminal(args, process.terminal)?;
@@ -61,7 +61,7 @@ fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> 
     Ok(process)
 }
 
-/// As runc: a process that names no capabilities has the container's.
+/// Gives a process that names no capabilities those of the container, as runc does.
 fn with_capabilities(mut process: Process, state: &State) -> anyhow::Result<Process> {
     if process.capabilities().is_none() {
         let container = bundle::load(&state.bundle)?.spec.process().clone();
@@ -70,7 +70,7 @@ fn with_capabilities(mut process: Process, state: &State) -> anyhow::Result<Proc
     Ok(process)
 }
 
-/// As runc: the container's own process with what the command line changes.
+/// The container's own process with the changes of the command line, as in runc.
 fn from_arguments(args: &ExecArgs, state: &State) -> anyhow::Result<Process> {
     if args.command.is_empty() {
         bail!("exec: process args cannot be empty");

@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 
 use crate::cli::{Global, KillArgs};
 use crate::control::{self, Request};
-use crate::state::{Dir, State, Status};
+use crate::state::{Dir, Life, State};
 
-/// How long the guest may take to deliver a signal before it counts as stuck.
+/// Time that the guest may take to deliver a signal before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends a signal; never waits for the container's end.
@@ -17,35 +17,35 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let signal = parse(&args.signal)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running | Status::Paused => {}
+    match state.life() {
+        Life::Alive => {}
         // runc: --all on a stopped container is no error, engines use it to sweep up.
-        Status::Stopped if args.all => return Ok(0),
-        Status::Stopped | Status::Creating => bail!("container not running"),
+        Life::Stopped if args.all => return Ok(0),
+        Life::Stopped | Life::Creating => bail!("container not running"),
+    }
+    if signal == 0 {
+        // As kill(2): nothing is sent, the container is there.
+        return Ok(0);
     }
     let sent = control::call(dir.path(), &Request::Kill { signal, all: args.all }, PATIENCE);
     match sent {
-        Err(error) if state.status() == Status::Stopped => Err(error.context("container not running")),
-        Err(_) if signal == libc::SIGKILL as u32 && stuck(&state) => kill_monitor(&state).map(|()| 0),
+        Err(error) if state.life() == Life::Stopped => Err(error.context("container not running")),
+        Err(_) if signal == libc::SIGKILL as u32 => kill_monitor(&state).map(|()| 0),
         other => other.map(|_| 0),
     }
 }
 
-fn stuck(state: &State) -> bool {
-    matches!(state.status(), Status::Created | Status::Running | Status::Paused)
-}
-
-/// Ends the VM from outside: what SIGKILL means when the guest does not answer.
+/// Kills the monitor, and so the VM: the effect of SIGKILL when the guest does not answer.
 pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
     let failed = || format!("kill the monitor of container {} (pid {})", state.id, state.pid);
-    // The command that created it was killed before there was one, or before it noted it: that one ends by itself.
+    // `create` was killed before it started a monitor or noted its pid; such a monitor ends by itself.
     let Some(pid) = rustix::process::Pid::from_raw(state.pid) else { return Ok(()) };
     // A pidfd names one process for good; the status check after opening it rules out a reused pid.
     let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         opened => opened.with_context(failed)?,
     };
-    if state.status() == Status::Stopped {
+    if state.life() == Life::Stopped {
         return Ok(());
     }
     match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
@@ -60,14 +60,14 @@ pub fn kill_monitor(state: &State) -> anyhow::Result<()> {
     }
 }
 
-/// A signal by name (`TERM`, `SIGTERM`, `RTMIN+3`, any case) or by number, real-time ones included.
+/// Parses a signal: a name (`TERM`, `SIGTERM`, `RTMIN+3`, any case) or a number, 0 and real-time ones included.
 pub fn parse(text: &str) -> anyhow::Result<u32> {
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     let (lowest, highest) = (libc::SIGRTMIN() as u32, libc::SIGRTMAX() as u32);
     let offset = |rest: &str| rest.parse::<u32>().ok();
     let number = if let Ok(number) = name.parse::<u32>() {
-        Some(number).filter(|number| (1..=highest).contains(number))
+        Some(number).filter(|number| *number <= highest)
     } else if name == "RTMIN" || name == "RTMAX" {
         Some(if name == "RTMIN" { lowest } else { highest })
     } else if let Some(rest) = name.strip_prefix("RTMIN+") {
@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn signals_by_name_and_number() {
-        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("34", 34), ("RTMIN+3", 37)] {
+        for (text, number) in
+            [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("9", 9), ("0", 0), ("34", 34), ("RTMIN+3", 37)]
+        {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
         assert_eq!(parse("SIGRTMAX-14").unwrap(), 50);
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_no_signal_is_refused_by_name() {
-        for text in ["", "0", "65", "-1", "FOO", "SIG", "RTMIN+99", "RTMAX-99", "9x"] {
+        for text in ["", "65", "-1", "FOO", "SIG", "RTMIN+99", "RTMAX-99", "9x"] {
             assert_eq!(parse(text).unwrap_err().to_string(), format!("unknown signal {text:?}"));
         }
     }

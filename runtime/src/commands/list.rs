@@ -2,26 +2,29 @@
 
 use crate::cli::{Global, ListArgs, ListFormat};
 use crate::state::{self, State, Status};
+use crate::status;
 
 /// Lists the containers under `--root`.
 pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
     let states = state::all(&global.root())?;
     if args.quiet {
         states.iter().for_each(|state| println!("{}", state.id));
-    } else if args.format == ListFormat::Json {
-        let values: Vec<_> = states.iter().map(State::for_people).collect();
+        return Ok(0);
+    }
+    let statuses = status::of_all(&global.root(), &states);
+    if args.format == ListFormat::Json {
+        let values: Vec<_> = states.iter().zip(statuses).map(|(state, status)| state.for_people(status)).collect();
         println!("{}", serde_json::to_string(&values)?);
     } else {
-        print!("{}", table(&states));
+        print!("{}", table(&states, &statuses));
     }
     Ok(0)
 }
 
-fn table(states: &[State]) -> String {
+fn table(states: &[State], statuses: &[Status]) -> String {
     let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
-    let row = |state: &State| {
-        let status = state.status();
-        let pid = if status == Status::Stopped { 0 } else { state.pid };
+    let row = |(state, status): (&State, &Status)| {
+        let pid = if *status == Status::Stopped { 0 } else { state.pid };
         let bundle = state.bundle.display().to_string();
         [
             state.id.clone(),
@@ -32,7 +35,7 @@ fn table(states: &[State]) -> String {
             state.owner.clone(),
         ]
     };
-    let rows: Vec<[String; 6]> = std::iter::once(header).chain(states.iter().map(row)).collect();
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(states.iter().zip(statuses).map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(9) + 3;
     let widths: Vec<usize> = (0..6).map(width).collect();
     let line = |row: &[String; 6]| {

@@ -1,4 +1,4 @@
-//! One file per command.
+//! Commands of the command line, one file each.
 
 pub mod completion;
 pub mod create;
@@ -21,7 +21,7 @@ use anyhow::bail;
 
 use crate::cli::{Cli, Command};
 
-/// Does what the command line says; returns the exit code.
+/// Runs the command of a command line; returns the exit code.
 pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     if global.version {

@@ -9,22 +9,21 @@ use anyhow::bail;
 
 use crate::cli::{Global, ListFormat, PsArgs};
 use crate::control::{self, ProcessList, Reply, Request};
-use crate::state::{Dir, Status};
+use crate::state::{Dir, Life};
 use columns::{Column, Now};
 
-/// The guest only reads its /proc.
+/// Time for the monitor's answer: the guest only reads its /proc.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Lists the processes of a container.
 ///
-/// As JSON it is what engines look for with the host's own ps(1): the one process of the host that all
-/// of the container lives in. As a table it is the guest's view, with pids as they are in the container.
+/// As JSON the list is for engines, which look pids up with the host's ps(1): it has the monitor's pid, since the whole container
+/// lives in that process. As a table it is the guest's view, with pids as in the container.
 pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let state = dir.state()?;
-    match state.status() {
-        Status::Created | Status::Running | Status::Paused => {}
-        Status::Stopped | Status::Creating => bail!("container not running"),
+    if state.life() != Life::Alive {
+        bail!("container not running");
     }
     if args.format == ListFormat::Json {
         println!("{}", serde_json::to_string(&[state.pid])?);

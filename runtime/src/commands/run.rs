@@ -6,15 +6,15 @@ use super::{delete, start};
 use crate::cli::{Global, RunArgs};
 use crate::console;
 use crate::control::{self, Request};
-use crate::exec_proxy::{Signals, TerminalCopy};
+use crate::exec_proxy::TerminalCopy;
 use crate::launch::{self, Launch, Terminal};
+use crate::signals::Signals;
 
-/// Creates and starts; unless detached, stays, forwards signals, and exits with the container's code.
+/// Creates and starts a container; unless detached, stays, forwards signals, and exits with the container's code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     if args.detach {
-        let mut launch =
-            launch::create(global, &args.create, Terminal::Detached(args.create.console_socket.as_deref()))?;
-        return start_or_delete(&mut launch).map(|()| 0);
+        let launch = launch::create(global, &args.create, Terminal::Detached(args.create.console_socket.as_deref()))?;
+        return start_or_delete(&launch).map(|()| 0);
     }
     if args.create.console_socket.is_some() {
         bail!("cannot use console socket if runvm will not detach or allocate tty");
@@ -22,7 +22,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     let signals = Signals::block()?;
     let mut launch = launch::create(global, &args.create, Terminal::Foreground)?;
     let copy = launch.master.as_ref().map(TerminalCopy::start).transpose()?;
-    start_or_delete(&mut launch)?;
+    start_or_delete(&launch)?;
     launch.unlock();
     let code = wait(&mut launch, &signals)?;
     drop(copy);
@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// Unless somebody else has deleted it meanwhile.
+/// Deletes the container, unless somebody else has done so.
 fn delete_ended(launch: &Launch) -> anyhow::Result<()> {
     let lock = launch.dir.lock(delete::PATIENCE);
     match launch.dir.load() {
@@ -41,9 +41,9 @@ fn delete_ended(launch: &Launch) -> anyhow::Result<()> {
     }
 }
 
-/// A container of `run` that cannot be started must not stay behind.
-fn start_or_delete(launch: &mut Launch) -> anyhow::Result<()> {
-    let Err(error) = start::start(&launch.dir, &mut launch.state) else { return Ok(()) };
+/// Deletes a container that could not be started.
+fn start_or_delete(launch: &Launch) -> anyhow::Result<()> {
+    let Err(error) = start::start(&launch.dir, &launch.state) else { return Ok(()) };
     let killed = super::kill::kill_monitor(&launch.state);
     killed.and_then(|()| delete::remove(&launch.dir, &launch.state)).context(format!("{error:#}"))?;
     Err(error)

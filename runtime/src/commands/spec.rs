@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::SpecArgs;
 
-/// Writes a config.json to start from: the same container as from `runc spec`.
+/// Writes a config.json as a starting point: the same container as from `runc spec`.
 pub fn run(args: &SpecArgs) -> anyhow::Result<()> {
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
     let path = dir.join("config.json");
@@ -65,7 +65,7 @@ fn mounts() -> Value {
     ])
 }
 
-/// What runc changes: a user namespace with the caller as root, and nothing that needs more.
+/// Changes the configuration as runc does: a user namespace with the caller as root, and nothing that needs more.
 fn make_rootless(spec: &mut Value) {
     let map = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 1}]);
     spec["linux"]["uidMappings"] = map(rustix::process::geteuid().as_raw());

@@ -2,10 +2,13 @@
 
 use crate::cli::Global;
 use crate::state::Dir;
+use crate::status;
 
-/// Prints the state as runc does; never asks the VM, so it never waits for it.
+/// Prints the state as runc does. Never asks the guest, and waits for the monitor only for a moment.
 pub fn run(global: &Global, id: &str) -> anyhow::Result<u8> {
-    let state = Dir::open(&global.root(), id)?.state()?;
-    println!("{}", serde_json::to_string_pretty(&state.for_people())?);
+    let dir = Dir::open(&global.root(), id)?;
+    let state = dir.state()?;
+    let status = status::of(&dir, &state);
+    println!("{}", serde_json::to_string_pretty(&state.for_people(status))?);
     Ok(0)
 }

@@ -12,18 +12,18 @@ use crate::cli::{Global, UpdateArgs};
 use crate::control::{self, Request};
 use crate::plan::HostLimits;
 use crate::state::{Dir, Status};
-use crate::{log, plan};
+use crate::{log, plan, status};
 
-/// The guest only writes a few files.
+/// Time for the monitor's answer: the guest only writes a few files.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the limits of a container: those of the whole VM on the host, which are the wider ones and must be there before
-/// the container may use more, then those of its cgroup in the guest.
+/// Changes the limits of a container: first those of the whole VM on the host, which are wider and must hold before the container
+/// may use more, then those of its cgroup in the guest.
 pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let dir = Dir::open(&global.root(), &args.id)?;
     let _lock = dir.lock(PATIENCE)?;
     let state = dir.state()?;
-    match state.status() {
+    match status::of(&dir, &state) {
         Status::Created | Status::Running => {}
         Status::Paused => bail!("cannot update a paused container"),
         Status::Stopped | Status::Creating => bail!("container not running"),
@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
         Some(file) => read(file)?,
         None => serde_json::from_value(from_flags(args)?).context("update")?,
     };
-    plan::check_bounds(&resources)?;
+    plan::check_limits(&resources)?;
     let check = if state.sandbox.is_some() { plan::check_member } else { plan::check_memory };
     check(&resources, state.memory_mib)?;
     let mut notes = Vec::new();
@@ -50,7 +50,7 @@ pub fn run(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     control::call(dir.path(), &Request::Update(files), PATIENCE).map(|_| 0)
 }
 
-/// `linux.resources` from a file, or from standard input for `-`.
+/// Reads `linux.resources` from a file, or from standard input for `-`.
 fn read(file: &Path) -> anyhow::Result<LinuxResources> {
     const MOST: u64 = 1 << 20;
     let mut text = Vec::new();
@@ -88,7 +88,7 @@ fn from_flags(args: &UpdateArgs) -> anyhow::Result<Value> {
     }))
 }
 
-/// A size as runc and docker take it: a number of bytes, or with b, k, m, g or t for powers of 1024; -1 is none.
+/// Parses a size as runc and Docker do: bytes, or with b, k, m, g or t for powers of 1024; -1 stands for no limit.
 fn bytes(flag: &str, text: &str) -> anyhow::Result<i64> {
     let lower = text.trim().to_ascii_lowercase();
     let (number, unit) = lower.split_at(lower.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(lower.len()));

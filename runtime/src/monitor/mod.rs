@@ -13,6 +13,7 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod confine;
+mod inbox;
 mod lifecycle;
 mod network;
 mod oom_trigger;
@@ -33,15 +34,16 @@ use tokio::net::UnixListener;
 
 use crate::control;
 use crate::handover::{Answer, Setup, VmTarget, inherited};
-use crate::network::{Files, Place, make_uplink};
+use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::{console, log};
 use confine::View;
+use inbox::Inbox;
 use network::Network;
 use network::passt_relay;
 use network::published_ports::{Port, Ports};
-use oom_trigger::Witness;
-use pod::{Machine, join_proxy};
-use server::Server;
+use oom_trigger::HostOomTrigger;
+use pod::{Pod, join_proxy};
+use server::{Channels, OomNotifier, Server};
 use streams::host_sockets::Sockets;
 use streams::stdio::{self, Stdio};
 use vm::Vm;
@@ -163,7 +165,7 @@ struct Container {
     agent: Agent,
     stdio: Stdio,
     terminal: Option<OwnedFd>,
-    witness: Option<Witness>,
+    oom_trigger: Option<HostOomTrigger>,
     files: Arc<Files>,
     sockets: Sockets,
     ports: Ports,
@@ -181,15 +183,15 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     // Else nobody would learn why the guest died.
     let logs_to_stderr = setup.log.path.is_none();
     let copies = shares.iter().map(copy_of).collect::<std::io::Result<Vec<_>>>().context("copy the shares")?;
-    let witness = Witness::find(&setup.cgroups)?;
+    let oom_trigger = HostOomTrigger::find(&setup.cgroups)?;
     // Before this process leaves the host's.
     let host = Arc::new(Files::open()?);
-    let (sockets, ports) = (Sockets::new(&host, sockets, Place::default()), Ports::new(ports)?);
+    let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
     if let Some(stream) = uplink {
-        passt_relay::start(make_uplink(&host)?, stream)?;
+        passt_relay::start(make_user_network(&host)?, stream)?;
     }
     let stays = matches!(&setup.home, VmTarget::Own(machine) if machine.network_stays);
-    let network = Network::open(Place::default(), Arc::clone(&host), stays, sockets.resolver())?;
+    let network = Network::open(NetworkNamespace::default(), Arc::clone(&host), stays, sockets.resolver())?;
     let vm = Vm::boot(setup, kvm, shares, disks)?;
     let files = match &terminal {
         Some(slave) => [Some(slave.try_clone()?), Some(slave.try_clone()?), None],
@@ -212,7 +214,7 @@ async fn create(setup: Setup, inherited: Inherited) -> anyhow::Result<Container>
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
     view.place();
-    Ok(Container { vm, agent, stdio, terminal, witness, files: host, sockets, ports, network, control })
+    Ok(Container { vm, agent, stdio, terminal, oom_trigger, files: host, sockets, ports, network, control })
 }
 
 fn copy_of(share: &Share) -> std::io::Result<Share> {
@@ -220,7 +222,7 @@ fn copy_of(share: &Share) -> std::io::Result<Share> {
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {
-    let Container { vm, agent, stdio, terminal, witness, files, sockets, ports, network, control } = container;
+    let Container { vm, agent, stdio, terminal, oom_trigger, files, sockets, ports, network, control } = container;
     let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
     let listener = match listener {
         Ok(listener) => listener,
@@ -229,9 +231,11 @@ async fn serve(container: Container, print_timeline: bool) -> u8 {
             return u8::MAX;
         }
     };
-    let server = Rc::new(Server::new(Rc::new(Machine::new(vm, files)), agent, witness, network));
+    let (inbox, events) = Inbox::new();
+    let pod = Rc::new(Pod::new(vm, files, inbox.clone()));
+    let server = Server::new(pod, agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     server::follow_signals(&server, terminal);
-    let code = server.run(listener, stdio, (sockets, ports)).await;
+    let code = server.run(Channels { events, control: listener, stdio, sockets }, ports).await;
     if print_timeline {
         log::info(&server.timeline());
     }

@@ -1,9 +1,9 @@
-//! Tells the host that memory ran out in the guest.
+//! Makes the host's kernel kill for lack of memory, where the guest's kernel has.
 //!
-//! Engines learn of it (`docker inspect`: `OOMKilled`) from the container's cgroup on the host: by `memory.events` of
-//! version 2, by an event of `memory.oom_control` in version 1. The guest's kernel kills in a cgroup of its own, which
-//! shows in neither. So the host's kernel is given something to kill: the limit becomes what is in use, for a moment,
-//! and a process that is there for nothing else takes more, as the first one to be killed.
+//! Engines learn of an OOM kill (`docker inspect`: `OOMKilled`) from the container's cgroup on the host: by
+//! `memory.events` of version 2, by an event of `memory.oom_control` in version 1. The guest's kernel kills in a cgroup of
+//! its own, which shows in neither. So the monitor gives the host's kernel something to kill: for a moment the limit is
+//! what is in use, and a process made for this allocates more, as the first one to be killed.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,39 +15,39 @@ use anyhow::{Context, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
-/// What the victim can take before it is killed, and what is free while nobody has taken it.
+/// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.
 const MARGIN: u64 = 4 << 20;
 
-/// How long the host's kernel may take.
+/// How long the host's kernel may take to kill.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(2);
 
 const PAGE: usize = 4096;
 
-/// The container's cgroup of memory on the host.
-pub struct Witness {
+/// The container's memory cgroup on the host.
+pub struct HostOomTrigger {
     cgroup: OwnedFd,
-    /// Processes say there who is to be killed first; the monitor sees no /proc once it is confined.
+    /// The host's /proc, where a process says how soon it is to be killed; the monitor's own view has none.
     proc: OwnedFd,
     legacy: bool,
 }
 
-/// Files that were changed.
+/// Files that were written, and are put back when this is dropped.
 struct Changed<'a>(Vec<Change<'a>>);
 
 struct Change<'a> {
     directory: &'a OwnedFd,
     file: &'static str,
     before: String,
-    /// What the kernel made of what was written.
+    /// Content after that, as the kernel gives it back.
     now: String,
 }
 
-/// In /proc: who is killed for lack of memory, from -1000 (nobody) to 1000.
+/// File in /proc: how soon a process is killed for lack of memory, from -1000 (never) to 1000.
 const SCORE: &str = "self/oom_score_adj";
 
-impl Witness {
-    /// Of these cgroups the one that limits memory; none where the host limits none.
+impl HostOomTrigger {
+    /// Takes the one of these cgroups that limits memory; none where the host limits none.
     pub fn find(cgroups: &[PathBuf]) -> anyhow::Result<Option<Self>> {
         let has = |file: &'static str| move |path: &&PathBuf| path.join(file).exists();
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
@@ -60,14 +60,14 @@ impl Witness {
     }
 
     /// Has a process killed for lack of memory. Nothing else may want memory in this cgroup meanwhile.
-    pub async fn tell(&self) -> anyhow::Result<()> {
+    pub async fn pull(&self) -> anyhow::Result<()> {
         let mut changed = Changed(Vec::new());
-        // The guest's memory is ours: by size, this process would be the first.
+        // The guest's memory belongs to this process: by size, it would be the first.
         changed.set(&self.proc, SCORE, "-1000")?;
         self.lower(&mut changed)?;
         let used = number(&self.cgroup, if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
         let size = usize::try_from(used.saturating_add(4 * MARGIN)).context("the memory in use")?;
-        let killed = end_of(victim(self.proc.as_raw_fd(), size)?).await;
+        let killed = wait_for_kill(spawn_allocator(self.proc.as_raw_fd(), size)?).await;
         drop(changed);
         if !killed? {
             bail!("the host's kernel killed no process for lack of memory");
@@ -144,19 +144,19 @@ fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
     open(directory, file, OFlags::WRONLY)?.write_all(value.as_bytes())
 }
 
-/// Starts a process that takes so many bytes, and is the first one to be killed for it.
-fn victim(proc: RawFd, size: usize) -> io::Result<Pid> {
-    // SAFETY: the child, of a process with many threads, only makes the system calls of `take`, and ends there.
+/// Starts a process that allocates so many bytes, and is the first one to be killed for it.
+fn spawn_allocator(proc: RawFd, size: usize) -> io::Result<Pid> {
+    // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => take(proc, size),
+        0 => allocate(proc, size),
         pid => Pid::from_raw(pid).ok_or(ErrorKind::InvalidData.into()),
     }
 }
 
 /// Nothing in here allocates or locks: the memory is a copy of one that other threads were working on.
-fn take(proc: RawFd, size: usize) -> ! {
+fn allocate(proc: RawFd, size: usize) -> ! {
     const WORST: &[u8] = b"1000";
     // SAFETY: the strings are constants that end with 0, the buffer has the length given; the mapping is written to
     // only where it was made.
@@ -175,8 +175,8 @@ fn take(proc: RawFd, size: usize) -> ! {
     }
 }
 
-/// Waits for the victim's end: whether it was killed.
-async fn end_of(pid: Pid) -> anyhow::Result<bool> {
+/// Waits for a process's end; true if it was killed.
+async fn wait_for_kill(pid: Pid) -> anyhow::Result<bool> {
     let ended = async {
         loop {
             match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
@@ -198,12 +198,12 @@ async fn end_of(pid: Pid) -> anyhow::Result<bool> {
 mod tests {
     use super::*;
 
-    fn witness(files: &[(&str, &str)]) -> (tempfile::TempDir, Option<Witness>) {
+    fn trigger(files: &[(&str, &str)]) -> (tempfile::TempDir, Option<HostOomTrigger>) {
         let dir = tempfile::tempdir().unwrap();
         for (file, text) in files {
             std::fs::write(dir.path().join(file), text).unwrap();
         }
-        let found = Witness::find(&["/nowhere".into(), dir.path().to_owned()]).unwrap();
+        let found = HostOomTrigger::find(&["/nowhere".into(), dir.path().to_owned()]).unwrap();
         (dir, found)
     }
 
@@ -215,26 +215,26 @@ mod tests {
             ("memory.swap.max", "0\n"),
             ("memory.swap.current", "0\n"),
         ];
-        let (_dir, found) = witness(&files);
-        let witness = found.unwrap();
+        let (_dir, found) = trigger(&files);
+        let trigger = found.unwrap();
         let mut changed = Changed(Vec::new());
-        witness.lower(&mut changed).unwrap();
-        let read = |file: &str| read(&witness.cgroup, file).unwrap();
+        trigger.lower(&mut changed).unwrap();
+        let read = |file: &str| read(&trigger.cgroup, file).unwrap();
         assert_eq!((read("memory.max").get(..7), changed.0.len()), (Some("5194304"), 1));
         drop(changed);
         assert_eq!((read("memory.max").get(..3), read("memory.swap.max")), (Some("max"), "0".to_owned()));
     }
 
     #[test]
-    fn a_host_without_limits_is_told_nothing() {
-        assert!(witness(&[]).1.is_none());
+    fn a_host_without_limits_has_nothing_to_trigger() {
+        assert!(trigger(&[]).1.is_none());
     }
 
     #[test]
-    fn a_victim_that_nobody_kills_ends() {
+    fn an_allocating_process_that_nobody_kills_ends() {
         let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let pid = victim(proc.as_raw_fd(), 8 << 20).unwrap();
+        let pid = spawn_allocator(proc.as_raw_fd(), 8 << 20).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        assert!(!runtime.block_on(end_of(pid)).unwrap());
+        assert!(!runtime.block_on(wait_for_kill(pid)).unwrap());
     }
 }

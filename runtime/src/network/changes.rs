@@ -1,4 +1,4 @@
-//! What engines change in a namespace while a container runs: the kernel tells.
+//! Changes that engines make in a network namespace while a container runs, as the kernel reports them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +12,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{links, netlink};
 
-/// Links, addresses, routes and neighbours.
+/// Multicast groups of links, addresses, routes and neighbours.
 const GROUPS: [u32; 6] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
@@ -22,7 +22,7 @@ const GROUPS: [u32; 6] = [
     libc::RTNLGRP_NEIGH,
 ];
 
-/// A descriptor that becomes readable when something changes. Open it before the first look at the namespace.
+/// Descriptor that becomes readable when something changes. To be opened before the first scan.
 pub struct Changes {
     socket: netlink_sys::Socket,
     taps: BTreeSet<u32>,
@@ -42,7 +42,7 @@ impl AsRawFd for Changes {
 }
 
 impl Changes {
-    /// Of the calling thread's namespace.
+    /// Watches the calling thread's namespace.
     ///
     /// # Errors
     /// The kernel's.
@@ -54,7 +54,7 @@ impl Changes {
         Ok(Self { socket, taps: BTreeSet::new(), buffer: Vec::new() })
     }
 
-    /// Forgets what has been told, and says whether any of it matters and was somebody else's doing than ours.
+    /// Reads the pending reports; says whether any of them matters and is not our own doing.
     ///
     /// # Errors
     /// The kernel's.
@@ -79,7 +79,7 @@ impl Changes {
     }
 }
 
-/// Whether a message is about a tap of ours, or a neighbour that the kernel knows by itself.
+/// Whether a report is about our own tap, or a neighbour that the kernel learned by itself.
 fn is_idle(taps: &mut BTreeSet<u32>, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage as M;
     let NetlinkPayload::InnerMessage(message) = payload else { return false };

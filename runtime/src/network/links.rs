@@ -1,8 +1,8 @@
-//! The links of a network namespace with all that is configured on them, as messages that can be sent again.
+//! Links of a network namespace with their configuration, as messages that can be sent again.
 //!
-//! What the kernel makes by itself (routes of an address's own network, what a router announces) is left out: the guest's
-//! kernel makes it as well, and is told where it is not to. What changes with time is left out too, so that two looks at
-//! the same link are equal.
+//! A scan leaves out what the kernel makes by itself (routes to an address's own network, what a router announces): the guest's
+//! kernel makes it as well, unless told not to. A scan also leaves out what changes with time, so that two scans of the same
+//! link are equal.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,37 +23,37 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::Socket;
 
-/// How the names of our taps begin.
+/// Prefix of the names of our taps.
 pub const TAP_PREFIX: &str = "runvm";
 
-/// A link of an engine's and its configuration.
+/// A link of an engine, and its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Its number, the same in the guest.
+    /// Interface index, the same in the guest.
     pub index: u32,
-    /// Its name.
+    /// Name of the link.
     pub name: String,
-    /// Its Ethernet address.
+    /// Ethernet address.
     pub mac: [u8; 6],
-    /// Its largest packet.
+    /// Largest packet in bytes.
     pub mtu: u32,
-    /// Whether it is up.
+    /// Whether the link is up.
     pub up: bool,
-    /// Whether it has no ARP.
+    /// Whether the link does without ARP.
     pub no_arp: bool,
-    /// Whether IPv6 is turned off on it.
+    /// Whether IPv6 is disabled on the link.
     pub no_ipv6: bool,
-    /// Whether the kernel gives it an IPv6 address of its own making.
+    /// Whether the kernel makes an IPv6 address for the link.
     pub link_local: bool,
-    /// In the order in which they are to be added.
+    /// Addresses, in the order in which they are to be added.
     pub addresses: Vec<AddressMessage>,
-    /// In the order in which they are to be added.
+    /// Routes, in the order in which they are to be added.
     pub routes: Vec<RouteMessage>,
-    /// The permanent ones.
+    /// Permanent neighbours.
     pub neighbours: Vec<NeighbourMessage>,
 }
 
-/// The Ethernet-like links of the socket's namespace but our own, by their numbers.
+/// Scans the socket's namespace: its Ethernet-like links without our taps, by index.
 pub fn scan(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
     let mut links = list(socket).context("list the links")?.into_iter().filter_map(link).collect::<Vec<_>>();
     links.sort_by_key(|link| link.index);
@@ -77,10 +77,10 @@ fn add_addresses(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
     Ok(())
 }
 
-/// A network that a link leads to: its number, an address and how much of that counts.
+/// A network that a link leads to: index of the link, address and prefix length.
 type Prefix = (u32, IpAddr, u8);
 
-/// Also gives the networks to which the kernel has made routes.
+/// Adds routes to their links; returns the networks to which the kernel has made routes.
 fn add_routes(socket: &mut Socket, links: &mut [Link]) -> io::Result<Vec<Prefix>> {
     let mut prefixes = Vec::new();
     for message in socket.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
@@ -109,7 +109,7 @@ fn prefix_of_kernel(route: &RouteMessage) -> Option<Prefix> {
     Some((index?, network?, route.header.destination_prefix_length))
 }
 
-/// Somebody has removed the routes that the kernel made for addresses: it is to make none in the guest.
+/// Marks addresses whose route, which the kernel makes, somebody has removed: the guest's kernel is to make none either.
 fn note_missing(link: &mut Link, prefixes: &[Prefix]) {
     let (index, up) = (link.index, link.up);
     for address in link.addresses.iter_mut().filter(|_| up) {
@@ -130,7 +130,7 @@ fn note_missing(link: &mut Link, prefixes: &[Prefix]) {
     }
 }
 
-/// What of an address counts.
+/// Network of an address with a prefix length.
 fn network(ip: IpAddr, length: u8) -> IpAddr {
     let rest = |bits: u32| bits.saturating_sub(length.into());
     match ip {
@@ -148,7 +148,7 @@ fn add_neighbours(socket: &mut Socket, links: &mut [Link]) -> io::Result<()> {
     Ok(())
 }
 
-/// All links as the kernel lists them.
+/// Links as the kernel lists them.
 pub fn list(socket: &mut Socket) -> io::Result<Vec<LinkMessage>> {
     let mut wanted = LinkMessage::default();
     wanted.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -157,7 +157,7 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<LinkMessage>> {
     Ok(found.filter_map(link).collect())
 }
 
-/// Whether this is a tap that we made, in whatever process.
+/// Whether a link is a tap of runvm, of any process.
 pub fn is_ours(message: &LinkMessage) -> bool {
     let name = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(n) if n.starts_with(TAP_PREFIX));
     let tun = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Tun));
@@ -169,7 +169,8 @@ fn by_index(links: &mut [Link], index: u32) -> Option<&mut Link> {
     links.iter_mut().find(|link| link.index == index)
 }
 
-/// The kernel gives every namespace tunnels that lead nowhere; those like Ethernet have an address of zeros.
+/// A link that a guest can have. Not so the tunnels that lead nowhere, which the kernel gives every namespace: those like Ethernet
+/// have an address of zeros.
 fn link(message: LinkMessage) -> Option<Link> {
     let flags = message.header.flags;
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether && !flags.contains(LinkFlags::Loopback);
@@ -232,7 +233,7 @@ fn address(mut message: AddressMessage) -> Option<AddressMessage> {
     Some(message)
 }
 
-/// With the link that it belongs to. One with several ways belongs to the link that comes last.
+/// A route as it can be made again, and the index of its link. A route with several next hops belongs to the last of their links.
 fn route(mut message: RouteMessage) -> Option<(u32, RouteMessage)> {
     let made_by_kernel = matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
     if made_by_kernel || message.header.flags.contains(RouteFlags::Cloned) {
@@ -278,7 +279,8 @@ fn neighbour(mut message: NeighbourMessage) -> Option<NeighbourMessage> {
     Some(message)
 }
 
-/// The kernel puts the newest IPv6 address first, and takes no gateway before the way to it.
+/// Orders addresses and routes as they have to be added: the kernel lists the newest IPv6 address first, and takes no gateway before
+/// the route to it.
 fn order(link: &mut Link) {
     let newest_first = |address: &AddressMessage| address.header.family == AddressFamily::Inet6;
     let (mut v6, v4) = link.addresses.drain(..).partition::<Vec<_>, _>(newest_first);

@@ -1,7 +1,8 @@
-//! What brings the guest's link from one configuration to another: netlink messages that its agent sends as they are.
+//! Mirrors a link into the guest: netlink messages that change its link from one configuration to another, and that the agent
+//! sends as they are.
 //!
-//! Sequence numbers are left to the agent. A deletion of what is gone already is no failure: removing an address takes
-//! routes along, and taking a link down takes both, here as there.
+//! The agent sets sequence numbers. Deleting what is gone already is no failure: removing an address removes its routes, and taking
+//! a link down removes both.
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -10,10 +11,10 @@ use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, Link
 use super::links::Link;
 use super::netlink;
 
-/// The smallest link that IPv6 knows of.
+/// Least MTU of a link with IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// The messages, in order; none if nothing has changed.
+/// Messages for a change, in order; none if nothing has changed.
 pub fn mirror(old: Option<&Link>, new: &Link) -> Vec<Vec<u8>> {
     let mut messages = old.map(|old| removed(old, new)).unwrap_or_default();
     let changed = old.is_none_or(|old| !same_link(old, new));
@@ -25,7 +26,7 @@ pub fn mirror(old: Option<&Link>, new: &Link) -> Vec<Vec<u8>> {
     let old = old.filter(|_| messages.is_empty());
     messages.extend(added(old, new));
     if changed && new.link_local && new.mtu >= IPV6_MIN_MTU {
-        // Now that it has the host's: its own would not be of use until the kernel has asked around.
+        // After the host's address is there: one of the kernel's own would be of no use until the kernel has asked around.
         let mut mode = LinkMessage::default();
         mode.header.index = new.index;
         mode.attributes = vec![address_mode(true)];
@@ -39,7 +40,7 @@ fn same_link(old: &Link, new: &Link) -> bool {
     own(old) == own(new) && old.name == new.name
 }
 
-/// Two messages, since the kernel does what is asked of IPv6 after it has made the link go up.
+/// Messages that set the link itself. Two, since the kernel applies IPv6 settings only after the link went up.
 fn link(link: &Link, renamed: bool) -> [LinkMessage; 2] {
     let mut settings = LinkMessage::default();
     settings.header.index = link.index;
@@ -58,7 +59,7 @@ fn link(link: &Link, renamed: bool) -> [LinkMessage; 2] {
     [settings, state]
 }
 
-/// Whether the kernel is to give a link an IPv6 address of its own making.
+/// Attribute that says whether the kernel makes an IPv6 address for a link.
 pub fn address_mode(link_local: bool) -> LinkAttribute {
     let mode = if link_local { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
@@ -85,7 +86,7 @@ fn added(old: Option<&Link>, new: &Link) -> Requests {
     addresses.chain(routes).chain(neighbours).collect()
 }
 
-/// Those that the others are lacking.
+/// Elements of `these` that `others` lacks.
 fn missing<'a, T: Clone + PartialEq>(these: &'a [T], others: &'a [T]) -> impl Iterator<Item = T> + 'a {
     these.iter().filter(|this| !others.contains(this)).cloned()
 }

@@ -1,4 +1,4 @@
-//! Requests to the kernel's routing and traffic control, one at a time.
+//! Netlink requests to the kernel's routing and traffic control, one at a time.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,12 +11,12 @@ use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::log;
 
-/// What the kernel puts into one datagram of a dump at most.
+/// Most bytes that the kernel puts into one datagram of a dump.
 const DATAGRAM: usize = 64 << 10;
-/// How often a dump begins again when what it lists changes meanwhile.
+/// Most attempts at a dump whose content changes meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// A netlink socket of the network namespace that its thread was in when it was opened.
+/// A netlink socket, of the network namespace that the opening thread was in.
 pub struct Socket {
     socket: netlink_sys::Socket,
     sequence: u32,
@@ -30,7 +30,7 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    /// Opens one. It hears from nobody but the kernel.
+    /// Opens a socket that receives from the kernel only.
     pub fn open() -> io::Result<Self> {
         let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -38,7 +38,7 @@ impl Socket {
         Ok(Self { socket, sequence: 0, buffer: Vec::new() })
     }
 
-    /// Has the kernel do something, and waits until it is done.
+    /// Sends a request, and waits until the kernel has done it.
     pub fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.send(message, flags | NLM_F_ACK)?;
         loop {
@@ -52,7 +52,7 @@ impl Socket {
         }
     }
 
-    /// Lists everything of a kind.
+    /// Lists all objects of a kind.
     pub fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..ATTEMPTS {
             match self.dump_once(message.clone()) {
@@ -65,7 +65,7 @@ impl Socket {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "what is listed changes all the time"))
     }
 
-    /// None if the list is not of one moment.
+    /// Lists once; none if the list changed meanwhile.
     fn dump_once(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
         self.send(message, NLM_F_DUMP)?;
         let (mut found, mut whole) = (Vec::new(), true);
@@ -94,7 +94,7 @@ impl Socket {
         Ok(())
     }
 
-    /// The next answers to the last request; what is left of an earlier one is passed over.
+    /// Receives answers to the last request; answers to earlier ones are skipped.
     fn receive(&mut self) -> io::Result<Vec<(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)>> {
         receive(&self.socket, &mut self.buffer)?;
         let of_this = |message: &Result<NetlinkMessage<_>, _>| {
@@ -111,7 +111,7 @@ impl Socket {
     }
 }
 
-/// One datagram into the buffer.
+/// Receives one datagram into the buffer.
 pub fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
     loop {
         buffer.clear();
@@ -129,7 +129,7 @@ pub fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io::Result
 
 type Parsed = Result<NetlinkMessage<RouteNetlinkMessage>, netlink_packet_core::DecodeError>;
 
-/// The messages of a datagram. Newer kernels say things that cannot be parsed; the messages after them can.
+/// Messages of a datagram. Newer kernels send some that cannot be parsed; those after them can.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Parsed> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -140,7 +140,7 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Parsed> {
     })
 }
 
-/// A request as it is sent.
+/// Bytes of a request.
 pub fn bytes(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;

@@ -1,7 +1,8 @@
-//! Docker's name server at 127.0.0.11 of a container's namespace.
+//! Docker's resolver at 127.0.0.11 of a container's namespace.
 //!
-//! It asks other name servers from inside of the namespace, with the link's own address. The answers come in by the link, and
-//! are told from the guest's packets by their port: the host's own sockets get ports that a guest's never get by themselves.
+//! Docker's resolver asks other name servers from inside of the namespace, with the link's own address. Their replies arrive by the
+//! link; a filter tells them from the guest's packets by the port: the host's sockets get ports that a guest's never get by
+//! themselves.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,18 +11,18 @@ use std::os::fd::OwnedFd;
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
-/// What the host's own sockets in the namespace get: 0xff00 to 0xffff.
+/// Port range for the host's sockets in the namespace: 0xff00 to 0xffff.
 pub const PORTS: &str = "65280\t65535";
-/// What a new namespace has.
+/// Port range of a new namespace.
 pub const DEFAULT: &str = "32768\t60999";
-/// The file, below /proc. It is that of the namespace of whoever opens it.
+/// File with the port range, below /proc; belongs to the namespace of whoever opens it.
 const RANGE: &str = "sys/net/ipv4/ip_local_port_range";
-/// The sockets of the thread's namespace, below /proc.
+/// File with the UDP sockets of the thread's namespace, below /proc.
 const SOCKETS: &str = "thread-self/net/udp";
 /// 127.0.0.11 as the kernel prints it.
 const ADDRESS: &str = "0B00007F:";
 
-/// Whether a socket is bound to the name server's address.
+/// Whether a socket is bound to the resolver's address.
 ///
 /// # Errors
 /// The sockets cannot be listed.
@@ -31,7 +32,7 @@ pub fn is_there(proc: &OwnedFd) -> anyhow::Result<bool> {
     Ok(sockets.lines().any(local))
 }
 
-/// The ports that new sockets of the namespace get.
+/// Port range of the namespace.
 ///
 /// # Errors
 /// The setting cannot be read.
@@ -41,7 +42,7 @@ pub fn ports(proc: &OwnedFd) -> anyhow::Result<String> {
     Ok(if ports == PORTS { DEFAULT.to_owned() } else { ports })
 }
 
-/// Gives new sockets of the namespace's ports of their own, and says what they had.
+/// Sets the port range for the host's sockets; returns the previous one.
 ///
 /// # Errors
 /// The setting cannot be read or written.

@@ -1,13 +1,11 @@
-//! Taps: what the guest's network devices read and write.
+//! Taps, which the guest's network devices read and write.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::Context;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -15,22 +13,20 @@ use super::links::{Link, TAP_PREFIX};
 use super::mirror::address_mode;
 use super::netlink::Socket;
 
-/// The largest that a tap can have; packets beyond it pass all the same.
+/// Largest MTU of a tap; larger packets pass all the same.
 const MAX_MTU: u32 = 65521;
-/// Packets that wait for the guest, in each queue.
+/// Packets that wait for the guest.
 const QUEUE: u32 = 1000;
 
-/// A tap, which lives as long as its descriptors.
+/// A tap, which lives as long as its descriptor.
 pub struct Tap {
     /// What is read and written.
     pub file: OwnedFd,
-    /// The same for further queues.
-    pub further: Vec<OwnedFd>,
     /// Its number.
     pub index: u32,
 }
 
-/// The directory of the tun device; taps can be made with it where /dev is not seen.
+/// Opens the directory of the tun device, for making taps where /dev is not seen.
 ///
 /// # Errors
 /// There is none.
@@ -39,86 +35,36 @@ pub fn open_devices() -> anyhow::Result<OwnedFd> {
     rustix::fs::open("/dev/net", flags, Mode::empty()).context("open /dev/net (is the kernel's tun module loaded?)")
 }
 
-/// Makes a tap of so many queues, at least one, for a network device in the calling thread's namespace. It is not up. All
-/// queues but the first are detached: the host uses none that is not read.
-pub fn make(devices: &OwnedFd, socket: &mut Socket, queues: usize) -> anyhow::Result<Tap> {
-    let name = format!("{TAP_PREFIX}%d");
-    if queues < 2 {
-        return make_with((devices, socket), (&name, 1), libc::IFF_VNET_HDR);
-    }
-    let tap = make_with((devices, socket), (&name, queues), libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE)?;
-    no_waiting(socket, tap.index).context("take a tap's qdiscs")?;
-    Ok(tap)
+/// Makes a tap for a network device in the calling thread's namespace. It is not up.
+pub fn make(devices: &OwnedFd, socket: &Socket) -> anyhow::Result<Tap> {
+    make_with(devices, socket, &format!("{TAP_PREFIX}%d"), libc::IFF_VNET_HDR)
 }
 
-/// One of this name, for whoever wants nothing but whole frames with right checksums.
+/// Makes a tap with a name, for programs that handle only whole frames with valid checksums.
 pub fn make_plain(devices: &OwnedFd, socket: &Socket, name: &str) -> anyhow::Result<Tap> {
-    make_with((devices, socket), (name, 1), 0)
+    make_with(devices, socket, name, 0)
 }
 
-fn make_with(
-    (devices, socket): (&OwnedFd, &Socket),
-    (name, queues): (&str, usize),
-    kind: libc::c_int,
-) -> anyhow::Result<Tap> {
-    let kind = libc::IFF_TAP | libc::IFF_NO_PI | kind;
-    let mut request = request(kind);
+fn make_with(devices: &OwnedFd, socket: &Socket, name: &str, kind: libc::c_int) -> anyhow::Result<Tap> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(devices, "tun", flags, Mode::empty()).context("open /dev/net/tun")?;
+    // SAFETY: a structure of numbers, for which zeros are good.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let (file, mut further) = (open(devices, &mut request)?, Vec::new());
-    for _ in 1..queues {
-        request.ifr_ifru.ifru_flags = kind as libc::c_short;
-        let queue = open(devices, &mut request)?;
-        detach(&queue).context("detach a queue of a tap")?;
-        further.push(queue);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | kind) as libc::c_short;
+    // SAFETY: the request reads and writes one ifreq, which lives across the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error()).context("make a tap");
     }
     let name: Vec<u8> = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
     let name = String::from_utf8(name).context("the name of a tap")?;
     let index = rustix::net::netdevice::name_to_index(socket, &name).with_context(|| format!("find tap {name}"))?;
-    Ok(Tap { file, further, index })
+    Ok(Tap { file, index })
 }
 
-/// An `ifreq` with these flags.
-fn request(flags: libc::c_int) -> libc::ifreq {
-    // SAFETY: a structure of numbers, for which zeros are good.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    request
-}
-
-/// A descriptor of the interface that the request names or, with a pattern, a new one, whose name is in it then.
-fn open(devices: &OwnedFd, request: &mut libc::ifreq) -> anyhow::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(devices, "tun", flags, Mode::empty()).context("open /dev/net/tun")?;
-    // SAFETY: the request reads and writes one ifreq, which lives across the call.
-    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut *request) } {
-        0 => Ok(file),
-        _ => Err(io::Error::last_os_error()).context("make a tap"),
-    }
-}
-
-/// Has the host steer no frames to a queue.
-fn detach(file: &OwnedFd) -> io::Result<()> {
-    let request = request(libc::IFF_DETACH_QUEUE);
-    // SAFETY: the request reads one ifreq, which lives across the call.
-    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The kernel has room for 256 queues in a tap of several, and would give each a qdisc of its own with room for a
-/// thousand frames. They would never wait there: each queue of the tap has as much room.
-fn no_waiting(socket: &mut Socket, tap: u32) -> io::Result<()> {
-    let mut message = TcMessage::with_index(tap as i32);
-    message.header.parent = TcHandle::ROOT;
-    message.attributes.push(TcAttribute::Kind("noqueue".to_owned()));
-    let flags = NLM_F_CREATE | NLM_F_REPLACE;
-    socket.request(RouteNetlinkMessage::NewQueueDiscipline(message), flags)
-}
-
-/// Makes a tap fit a link, and has it go up. The host has nothing to say on it: no addresses, no ARP.
+/// Sets a tap up to fit a link, without addresses and ARP: the host sends nothing by it.
 pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
     let mut quiet = LinkMessage::default();
     quiet.header.index = tap;
@@ -136,7 +82,7 @@ pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
     socket.request(RouteNetlinkMessage::SetLink(up), 0)
 }
 
-/// Removes a tap, whoever still has its descriptor.
+/// Removes a tap, even if somebody still has its descriptor.
 pub fn remove(socket: &mut Socket, tap: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = tap;

@@ -1,25 +1,28 @@
 //! In real network namespaces, where this machine allows them, with iproute2 as the judge.
 
+mod attached;
 mod mirrored;
 mod packets;
-mod wired;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
+use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 
+use super::attached_links::settle;
+use super::cleanup::clean;
 use super::*;
 
 /// A network namespace, as long as this lives.
-struct Place(OwnedFd);
+struct TestNamespace(OwnedFd);
 
-impl Place {
+impl TestNamespace {
     fn new() -> Self {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let place = Self(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into());
-        place.sh("ip link set lo up");
-        place
+        let netns = Self(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into());
+        netns.sh("ip link set lo up");
+        netns
     }
 
     fn enter(&self) {
@@ -34,21 +37,23 @@ impl Place {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    fn namespace(&self) -> Namespace {
+    fn attached_links(&self) -> AttachedLinks {
         self.enter();
-        Namespace::open(Arc::new(Files::open().unwrap())).unwrap()
+        AttachedLinks::open(Arc::new(Files::open().unwrap())).unwrap()
     }
 
     /// A pair of links: eth0 here, with 10.0.0.2 and fd00::2, and peer there, with 10.0.0.1 and fd00::1.
-    fn plug(&self, there: &Place) {
+    fn connect(&self, there: &TestNamespace) {
         let netns = format!("/proc/{}/fd/{}", std::process::id(), there.0.as_raw_fd());
         self.sh("ip link add eth0 type veth peer name peer");
         self.sh(&format!("ip link set peer netns {netns}; ip link set eth0 up"));
         self.sh("ip addr add 10.0.0.2/24 dev eth0; ip addr add fd00::2/64 dev eth0 nodad");
         there.sh("ip link set peer up; ip addr add 10.0.0.1/24 dev peer; ip addr add fd00::1/64 dev peer nodad");
+        // The kernel notices the carrier a moment later.
+        self.sh("until ip link show eth0 | grep -q 'state UP'; do sleep 0.01; done");
     }
 
-    /// All that wiring could change.
+    /// Everything that attaching could change.
     fn dump(&self) -> String {
         let text = self.sh(
             "ip -d link; ip addr; ip route show table all; ip -6 route show table all; tc qdisc; \
@@ -57,13 +62,6 @@ impl Place {
         );
         // Addresses become valid by themselves.
         text.replace(" tentative", "")
-    }
-}
-
-impl Namespace {
-    /// With a tap of one queue.
-    fn wire_one(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
-        Ok(self.wire(link, 1)?.remove(0))
     }
 }
 

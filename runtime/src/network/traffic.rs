@@ -1,7 +1,6 @@
-//! Traffic control: what comes in by a link goes out by another, with nothing rarer than u32 and mirred.
+//! Traffic control: redirects what arrives by a link to another one, with nothing rarer than u32 and mirred.
 //!
-//! Filters of ours bear a mark where others have a class, so that they are told from somebody else's whoever has ended
-//! without removing them.
+//! Our filters have a mark in place of a class, so that they can be told from others even after a monitor was killed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,20 +18,29 @@ use super::netlink::Socket;
 
 /// The handle of every ingress qdisc.
 const INGRESS: TcHandle = TcHandle { major: u16::MAX, minor: 0 };
-/// The class that no qdisc has and our filters name: "rv".
+/// Mark of our filters, "rv": a class that no qdisc has.
 const MARK: TcHandle = TcHandle { major: u16::MAX, minor: 0x7276 };
-/// Of the filter that takes everything; those that see packets before it have lower ones.
-const LAST: u16 = 100;
+/// Slot of the filter that takes every packet; filters that see packets before it have lower numbers.
+const EVERYTHING: Slot = Slot { priority: 100, protocol: libc::ETH_P_ALL as u16 };
 
-const ALL: u16 = libc::ETH_P_ALL as u16;
 const ARP: u16 = libc::ETH_P_ARP as u16;
 const IPV4: u16 = libc::ETH_P_IP as u16;
 const IPV6: u16 = libc::ETH_P_IPV6 as u16;
 
-/// Packets of a kind: a place among the filters, a protocol, and patterns of which any will do.
-type Kind = (u16, u16, &'static [&'static [Word]]);
+/// Priority and protocol of filters: the kernel asks those of a lower priority number first.
+#[derive(Clone, Copy)]
+struct Slot {
+    priority: u16,
+    protocol: u16,
+}
 
-/// Four bytes at an offset from the network header.
+/// Packets of a kind: those of a protocol that match any of some patterns.
+struct Kind {
+    slot: Slot,
+    patterns: &'static [&'static [Word]],
+}
+
+/// A pattern: four bytes at an offset from the network header.
 struct Word {
     at: i32,
     mask: u32,
@@ -43,67 +51,64 @@ const fn word(at: i32, mask: u32, value: u32) -> Word {
     Word { at, mask, value }
 }
 
-/// From a name server's port to those that only the host's own sockets have: see [`super::resolver::PORTS`].
+/// Ports of a reply: from a name server's to those that only the host's sockets have, see [`super::resolver::PORTS`].
 const ANSWER: (u32, u32) = (0xffff_ff00, 0x0035_ff00);
-/// A header without options; no later fragment, which has no ports.
+/// Pattern of a header without options; the next one of a first fragment: later ones have no ports.
 const SHORT: Word = word(0, 0xff00_0000, 0x4500_0000);
 const FIRST: Word = word(4, 0x0000_1fff, 0);
 
-/// Answers to the host's own questions, which go to the host alone.
+/// Replies to the host's resolver, which go to the host alone.
 const ANSWERS: [Kind; 2] = [
-    (
-        1,
-        IPV4,
-        &[
+    Kind {
+        slot: Slot { priority: 1, protocol: IPV4 },
+        patterns: &[
             &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0011_0000), word(20, ANSWER.0, ANSWER.1)],
             &[SHORT, FIRST, word(8, 0x00ff_0000, 0x0006_0000), word(20, ANSWER.0, ANSWER.1)],
         ],
-    ),
-    (
-        2,
-        IPV6,
-        &[
+    },
+    Kind {
+        slot: Slot { priority: 2, protocol: IPV6 },
+        patterns: &[
             &[word(4, 0x0000_ff00, 0x0000_1100), word(40, ANSWER.0, ANSWER.1)],
             &[word(4, 0x0000_ff00, 0x0000_0600), word(40, ANSWER.0, ANSWER.1)],
         ],
-    ),
+    },
 ];
 
-/// Who has which address: for the host as well as for the guest.
+/// ARP and neighbour discovery, for the host as well as for the guest.
 const NEIGHBOURS: [Kind; 2] = [
-    (3, ARP, &[&[]]),
-    (
-        4,
-        IPV6,
-        &[
+    Kind { slot: Slot { priority: 3, protocol: ARP }, patterns: &[&[]] },
+    Kind {
+        slot: Slot { priority: 4, protocol: IPV6 },
+        patterns: &[
             &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8700_0000)],
             &[word(4, 0x0000_ff00, 0x0000_3a00), word(40, 0xff00_0000, 0x8800_0000)],
         ],
-    ),
+    },
 ];
 
-/// What becomes of a packet.
+/// Effect of a filter on a packet.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It goes out by a link and nowhere else.
+    /// Sends the packet out by a link, and nowhere else.
     Redirect(u32),
-    /// It goes out by a link and on to the host.
+    /// Sends the packet out by a link, and passes it to the host.
     Copy(u32),
-    /// It goes on to the host.
+    /// Passes the packet to the host.
     Pass,
 }
 
-/// Joins a link and a tap. Says whether the link had an ingress qdisc already, one without filters.
+/// Joins a link and a tap: each sends out what arrives by the other. Says whether the link had an ingress qdisc already.
 ///
 /// # Errors
-/// Something takes packets off the link already, or the kernel cannot do it. Then the link is as it was.
+/// Something takes packets off the link already, or the kernel refuses. Then the link is as it was.
 pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
     add_qdisc(socket, tap).context("add an ingress qdisc to its tap")?;
     redirect(socket, tap, link).context("redirect what comes from its tap")?;
     let had = match add_qdisc(socket, link) {
         Ok(()) => false,
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-            // One of a monitor that was killed just then, or of somebody who has no use for it.
+            // Left by a monitor that was killed just then, or by somebody who does not use it.
             if !busy(socket)?.contains(&link) || !filters(socket, link)?.is_empty() {
                 bail!(
                     "something else takes packets off it already (filters of an ingress qdisc, or a clsact qdisc); \
@@ -116,7 +121,7 @@ pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
     };
     redirect(socket, link, tap).context("redirect what comes in").inspect_err(|_| {
         if !had {
-            // The error at hand says more than one of cleaning up.
+            // The first error says more than one of cleaning up.
             let _ = remove_qdisc(socket, link);
         }
     })?;
@@ -125,19 +130,19 @@ pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
 
 fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
     // Nothing to match: even a mask of zeros passes over packets that are shorter than it.
-    add_filter(socket, from, (LAST, ALL), &[], Fate::Redirect(to))
+    add_filter(socket, from, EVERYTHING, &[], Fate::Redirect(to))
 }
 
-/// Gives the host what it waits for itself.
+/// Keeps packets on the host that its own resolver waits for.
 ///
 /// # Errors
-/// The kernel cannot do it. Then the link is as it was.
+/// The kernel refuses. Then the link is as it was.
 pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
     let kinds = ANSWERS.iter().map(|kind| (kind, Fate::Pass));
     let kinds = kinds.chain(NEIGHBOURS.iter().map(|kind| (kind, Fate::Copy(tap))));
-    for ((place, protocol, patterns), fate) in kinds {
-        for pattern in *patterns {
-            if let Err(error) = add_filter(socket, link, (*place, *protocol), pattern, fate) {
+    for (kind, fate) in kinds {
+        for pattern in kind.patterns {
+            if let Err(error) = add_filter(socket, link, kind.slot, pattern, fate) {
                 let _ = give(socket, link);
                 return Err(error).context("filter what is for the host's own resolver");
             }
@@ -149,14 +154,14 @@ pub fn keep(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<()> {
 /// Undoes [`keep`].
 ///
 /// # Errors
-/// The first filter that stays.
+/// Names the first filter that stays.
 pub fn give(socket: &mut Socket, link: u32) -> io::Result<()> {
     let found = filters(socket, link)?;
-    remove_ours(socket, link, &found, |filter| filter.place() != LAST)
+    remove_ours(socket, link, &found, |filter| filter.priority() != EVERYTHING.priority)
 }
 
-/// Removes what is ours of a link, if that leads to this tap or to nowhere. What others have there stays, and so does a
-/// qdisc that is to be kept.
+/// Removes our filters from a link, if they lead to this tap or nowhere, and the qdisc unless it is to be kept. Filters of others
+/// stay.
 ///
 /// # Errors
 /// The kernel's.
@@ -176,7 +181,7 @@ fn remove_ours(socket: &mut Socket, link: u32, found: &[Filter], wanted: impl Fn
     let mut result = Ok(());
     let mut removed = BTreeSet::new();
     for filter in found.iter().filter(|filter| filter.ours && wanted(filter)) {
-        // All at a place are removed together, with the place, where nobody else has one.
+        // Unless somebody else has filters in the slot, all of it is removed together.
         let shared = found.iter().any(|other| other.info == filter.info && !other.ours);
         if !shared && !removed.insert(filter.info) {
             continue;
@@ -192,7 +197,7 @@ fn remove_ours(socket: &mut Socket, link: u32, found: &[Filter], wanted: impl Fn
     result
 }
 
-/// Links that have an ingress qdisc.
+/// Indexes of the links that have an ingress qdisc.
 pub fn busy(socket: &mut Socket) -> io::Result<Vec<u32>> {
     let found = socket.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
     let ingress = |message| match message {
@@ -208,15 +213,15 @@ pub fn busy(socket: &mut Socket) -> io::Result<Vec<u32>> {
 /// A filter of a link's ingress qdisc.
 struct Filter {
     handle: TcHandle,
-    /// Its place and protocol.
+    /// Slot of the filter: priority and protocol.
     info: u32,
     ours: bool,
-    /// The link that it redirects to; 0: one that is gone.
+    /// Index of the link that it redirects to; 0 if that is gone.
     target: Option<u32>,
 }
 
 impl Filter {
-    /// None of what is listed besides filters: the tables that those of u32 are in.
+    /// Reads a filter; none for the tables of u32's filters, which the kernel lists as well.
     fn of(message: &TcMessage) -> Option<Self> {
         let kind = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == TcFilterU32::KIND);
         let u32s = message.attributes.iter().any(kind);
@@ -238,7 +243,7 @@ impl Filter {
         })
     }
 
-    fn place(&self) -> u16 {
+    fn priority(&self) -> u16 {
         (self.info >> 16) as u16
     }
 }
@@ -283,15 +288,9 @@ fn remove_qdisc(socket: &mut Socket, link: u32) -> io::Result<()> {
     socket.request(RouteNetlinkMessage::DelQueueDiscipline(at_link(link, INGRESS, TcHandle::INGRESS)), 0)
 }
 
-fn add_filter(
-    socket: &mut Socket,
-    link: u32,
-    (place, protocol): (u16, u16),
-    pattern: &[Word],
-    fate: Fate,
-) -> io::Result<()> {
+fn add_filter(socket: &mut Socket, link: u32, slot: Slot, pattern: &[Word], fate: Fate) -> io::Result<()> {
     let mut message = at_link(link, TcHandle::UNSPEC, INGRESS);
-    message.header.info = info(place, protocol);
+    message.header.info = info(slot);
     let mut options = vec![TcFilterU32Option::ClassId(MARK), TcFilterU32Option::Selector(selector(pattern))];
     options.extend(action(fate).map(|action| TcFilterU32Option::Action(vec![action])));
     message.attributes = vec![
@@ -301,9 +300,9 @@ fn add_filter(
     socket.request(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// The kernel wants the protocol as it is on the wire.
-fn info(place: u16, protocol: u16) -> u32 {
-    u32::from(place) << 16 | u32::from(protocol.to_be())
+/// Slot as the kernel's number, with the protocol in network byte order.
+fn info(slot: Slot) -> u32 {
+    u32::from(slot.priority) << 16 | u32::from(slot.protocol.to_be())
 }
 
 fn selector(pattern: &[Word]) -> TcU32Selector {
@@ -319,7 +318,7 @@ fn selector(pattern: &[Word]) -> TcU32Selector {
     selector
 }
 
-/// A filter without an action ends the search, and the packet goes on to the host.
+/// Action of a filter; a filter without one ends the search, and passes the packet to the host.
 fn action(fate: Fate) -> Option<TcAction> {
     let (kind, then, to) = match fate {
         Fate::Redirect(to) => (TcMirrorActionType::EgressRedir, TcActionType::Stolen, to),

@@ -1,21 +1,21 @@
-//! Annotations of our own: all begin with `io.runvm.`, and one that nobody knows is a mistake.
+//! Annotations of runvm: all begin with `io.runvm.`, and an unknown one is refused as a mistake.
 
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
 
-/// What the guest may keep of its files.
+/// Cache modes of the container's files.
 pub const CACHE: &str = "io.runvm.cache";
-/// Mounts of raw images that become disks.
+/// Destinations of mounts of raw images that become disks.
 pub const DISKS: &str = "io.runvm.disks";
-/// Another kernel than the usual one, by its name.
+/// Name of a kernel other than the usual one.
 pub const KERNEL: &str = "io.runvm.kernel";
 /// Memory of the VM in MiB.
 pub const MEMORY: &str = "io.runvm.memory-mib";
-/// A network of our own making.
+/// Kind of network that runvm makes itself.
 pub const NET: &str = "io.runvm.net";
-/// Ports that are published on the host.
+/// Ports to publish on the host.
 pub const PORTS: &str = "io.runvm.ports";
 /// Whether sockets of the host can be mounted.
 const SOCKETS: &str = "io.runvm.sockets";
@@ -24,15 +24,15 @@ pub const TIMELINE: &str = "io.runvm.timeline";
 /// Number of virtual CPUs.
 pub const VCPUS: &str = "io.runvm.vcpus";
 
-/// What ours begin with.
+/// Prefix of every annotation of runvm.
 const PREFIX: &str = "io.runvm.";
-/// All there are.
+/// Known annotations.
 const KNOWN: [&str; 9] = [CACHE, DISKS, KERNEL, MEMORY, NET, PORTS, SOCKETS, TIMELINE, VCPUS];
 
-/// Checks that those of ours are known.
+/// Checks that every annotation with our prefix is known.
 ///
 /// # Errors
-/// Names one that is not.
+/// Names an unknown one.
 pub fn check(spec: &Spec) -> anyhow::Result<()> {
     let names = spec.annotations().iter().flatten().map(|(name, _)| name.as_str());
     match names.filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(name)).min() {
@@ -41,10 +41,10 @@ pub fn check(spec: &Spec) -> anyhow::Result<()> {
     }
 }
 
-/// A number within a range, if the annotation is there.
+/// Value of an annotation that is a number within a range, if the annotation is there.
 ///
 /// # Errors
-/// It is no such number.
+/// The value is no such number.
 pub fn number(spec: &Spec, name: &str, range: RangeInclusive<u64>) -> anyhow::Result<Option<u64>> {
     let Some(text) = get(spec, name) else { return Ok(None) };
     match text.parse::<u64>() {
@@ -53,10 +53,10 @@ pub fn number(spec: &Spec, name: &str, range: RangeInclusive<u64>) -> anyhow::Re
     }
 }
 
-/// `true` or `false`; `false` when it is missing.
+/// Value of an annotation that is `true` or `false`; `false` when the annotation is missing.
 ///
 /// # Errors
-/// It is neither.
+/// The value is neither.
 pub fn switch(spec: &Spec, name: &str) -> anyhow::Result<bool> {
     let text = get(spec, name).unwrap_or("false");
     text.parse().with_context(|| format!("annotation {name}: {text:?} is neither true nor false"))
@@ -70,10 +70,10 @@ pub fn sockets_allowed(spec: &Spec) -> anyhow::Result<bool> {
     switch(spec, SOCKETS)
 }
 
-/// The name of a kernel, if the annotation is there.
+/// Name of the VM's kernel, if the annotation is there.
 ///
 /// # Errors
-/// It is no file name.
+/// The value is no file name.
 pub fn kernel(spec: &Spec) -> anyhow::Result<Option<String>> {
     let Some(name) = get(spec, KERNEL) else { return Ok(None) };
     let known = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
@@ -83,18 +83,36 @@ pub fn kernel(spec: &Spec) -> anyhow::Result<Option<String>> {
     Ok(Some(name.to_owned()))
 }
 
-/// Refuses what shapes a VM where that is another container's.
+/// Refuses annotations that describe a VM when the container joins one that exists.
 ///
 /// # Errors
 /// Names the annotation.
 pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
     match [KERNEL, MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
-        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which is there already"),
+        Some(name) => bail!("annotation {name}: the container joins the VM of {sandbox}, which exists already"),
         None => Ok(()),
     }
 }
 
-/// The value, if the annotation is there.
+/// Value of an annotation about the network, if it is there.
+///
+/// Engines pass annotations on that their users have chosen, and podman those of images; so runvm takes them only where
+/// whoever set up the runtime allows it.
+///
+/// # Errors
+/// The annotation is there and not allowed.
+pub fn network<'a>(spec: &'a Spec, name: &str, allowed: bool) -> anyhow::Result<Option<&'a str>> {
+    let flag = if name == NET { "--net" } else { "--publish" };
+    match get(spec, name) {
+        Some(_) if !allowed => bail!(
+            "annotation {name}: the host's administrator has not allowed it (global flag --allow-net-annotations), since \
+             engines pass on what users and images say; runvm run has {flag}"
+        ),
+        value => Ok(value),
+    }
+}
+
+/// Value of an annotation, if it is there.
 pub fn get<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(name).map(String::as_str)
 }

@@ -1,12 +1,53 @@
-//! Hooks of the bundle: those that run on the host.
+//! Hooks of the bundle that run on the host.
+
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 
-use super::text;
-use crate::hooks::{Hook, Hooks};
+use super::nul;
 
-/// Takes the hooks over.
+/// Moments in a container's life at which hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// During `create`, with the monitor's pid; deprecated and still used.
+    Prestart,
+    /// During `create`, after the prestart hooks.
+    CreateRuntime,
+    /// During `start`, after the process was started.
+    Poststart,
+    /// During `delete`.
+    Poststop,
+}
+
+/// One hook: a program to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Absolute path of the program.
+    pub path: PathBuf,
+    /// Arguments, the zeroth included; if there are none, the path is the zeroth.
+    pub args: Vec<String>,
+    /// Environment, `NAME=value` each; nothing is inherited.
+    pub env: Vec<String>,
+    /// Seconds after which the hook is killed.
+    pub timeout: Option<u64>,
+}
+
+/// Hooks of a container, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Hooks of [`Kind::Prestart`].
+    pub prestart: Vec<Hook>,
+    /// Hooks of [`Kind::CreateRuntime`].
+    pub create_runtime: Vec<Hook>,
+    /// Hooks of [`Kind::Poststart`].
+    pub poststart: Vec<Hook>,
+    /// Hooks of [`Kind::Poststop`].
+    pub poststop: Vec<Hook>,
+}
+
+/// Plans the hooks.
 ///
 /// # Errors
 /// A hook that would have to run in the container's namespaces, or one that breaks the specification.
@@ -36,12 +77,12 @@ fn list(kind: &str, hooks: &Option<Vec<oci_spec::runtime::Hook>>) -> anyhow::Res
 }
 
 fn convert(hook: &oci_spec::runtime::Hook) -> anyhow::Result<Hook> {
-    text::path("path", hook.path())?;
+    nul::path("path", hook.path())?;
     if !hook.path().is_absolute() {
         bail!("its path {:?} is not absolute", hook.path());
     }
     let all = |field: &str, texts: &Option<Vec<String>>| {
-        texts.iter().flatten().map(|text| text::checked(field, text)).collect::<anyhow::Result<Vec<_>>>()
+        texts.iter().flatten().map(|text| nul::checked(field, text)).collect::<anyhow::Result<Vec<_>>>()
     };
     let timeout = match hook.timeout() {
         None => None,

@@ -1,19 +1,19 @@
 //! Tests of the plan as a whole: tables of bundles, and generated ones.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::facts::{NamespaceId, Neighbour, NetworkFact, Place, SocketFact, SourceFact, SourceKind};
+use crate::plan::facts::{FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
 
-fn source(path: &str, kind: SourceKind, place: Place) -> (PathBuf, SourceFact) {
-    (path.into(), SourceFact { canonical: path.into(), kind, place, tmpfs_size: None })
+fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf, SourceFact) {
+    (path.into(), SourceFact { canonical: path.into(), kind, file_system, tmpfs_size: None })
 }
 
 fn socket(carries_messages: bool) -> SourceKind {
@@ -23,38 +23,38 @@ fn socket(carries_messages: bool) -> SourceKind {
 pub fn facts() -> Facts {
     use SourceKind::{BlockDevice, CharDevice, Directory, Fifo, File, Missing};
     let mut sources = BTreeMap::from([
-        source("/vol", Directory, Place::Ordinary),
-        source("/etc/x", File, Place::Ordinary),
-        source("/b/data", Directory, Place::Ordinary),
-        source("/s", socket(false), Place::Ordinary),
-        source("/messages", socket(true), Place::Dev),
-        source("/fifo", Fifo, Place::Ordinary),
-        source("/dev/sda", BlockDevice, Place::Dev),
-        source("/dev/null", CharDevice { major: 1, minor: 3 }, Place::Dev),
-        source("/dev/kvm", CharDevice { major: 10, minor: 232 }, Place::Dev),
-        source("/dev", Directory, Place::Dev),
-        source("/proc/1", Directory, Place::Proc),
-        source("/sys", Directory, Place::Sys),
-        source("/sys/kernel", Directory, Place::Sys),
-        source("/sys/fs/cgroup", Directory, Place::Cgroup),
-        source("/sys/fs/cgroup/memory", Directory, Place::Cgroup),
-        source("/gone", Missing("no such file or directory".to_owned()), Place::Ordinary),
+        source("/vol", Directory, FileSystemKind::Ordinary),
+        source("/etc/x", File, FileSystemKind::Ordinary),
+        source("/b/data", Directory, FileSystemKind::Ordinary),
+        source("/s", socket(false), FileSystemKind::Ordinary),
+        source("/messages", socket(true), FileSystemKind::Dev),
+        source("/fifo", Fifo, FileSystemKind::Ordinary),
+        source("/dev/sda", BlockDevice, FileSystemKind::Dev),
+        source("/dev/null", CharDevice { major: 1, minor: 3 }, FileSystemKind::Dev),
+        source("/dev/kvm", CharDevice { major: 10, minor: 232 }, FileSystemKind::Dev),
+        source("/dev", Directory, FileSystemKind::Dev),
+        source("/proc/1", Directory, FileSystemKind::Proc),
+        source("/sys", Directory, FileSystemKind::Sys),
+        source("/sys/kernel", Directory, FileSystemKind::Sys),
+        source("/sys/fs/cgroup", Directory, FileSystemKind::Cgroup),
+        source("/sys/fs/cgroup/memory", Directory, FileSystemKind::Cgroup),
+        source("/gone", Missing("no such file or directory".to_owned()), FileSystemKind::Ordinary),
     ]);
-    let (path, mut shm) = source("/engine/shm", Directory, Place::Ordinary);
+    let (path, mut shm) = source("/engine/shm", Directory, FileSystemKind::Ordinary);
     shm.tmpfs_size = Some(1 << 20);
     sources.insert(path, shm);
     // A link to /proc: what counts is where it leads.
-    let (_, procfs) = source("/proc", Directory, Place::Proc);
+    let (_, procfs) = source("/proc", Directory, FileSystemKind::Proc);
     sources.insert("/link".into(), procfs);
     Facts {
         host_cpus: 4,
         host_memory: 16_000 << 20,
-        rootfs: Some(source("/b/rootfs", Directory, Place::Ordinary).1),
+        rootfs: Some(source("/b/rootfs", Directory, FileSystemKind::Ordinary).1),
         sources,
         disks: BTreeMap::new(),
         host_networks: vec![HOST],
         network: NetworkFact::NotGiven,
-        neighbours: vec![],
+        peers: vec![],
     }
 }
 
@@ -172,10 +172,10 @@ fn what_breaks_the_rules_is_named() {
 fn a_missing_rootfs_is_named() {
     let mut facts = facts();
     facts.rootfs =
-        Some(source("/b/rootfs", SourceKind::Missing("no such file or directory".into()), Place::Ordinary).1);
+        Some(source("/b/rootfs", SourceKind::Missing("no such file or directory".into()), FileSystemKind::Ordinary).1);
     let text = plan_with(config(), &facts).unwrap_err().to_string();
     assert_eq!(text, "invalid rootfs: stat /b/rootfs: no such file or directory");
-    facts.rootfs = Some(source("/b/rootfs", SourceKind::File, Place::Ordinary).1);
+    facts.rootfs = Some(source("/b/rootfs", SourceKind::File, FileSystemKind::Ordinary).1);
     assert_eq!(plan_with(config(), &facts).unwrap_err().to_string(), "invalid rootfs: /b/rootfs: not a directory");
 }
 
@@ -228,7 +228,10 @@ fn sockets_are_passed_on_where_the_annotation_says_so() {
     assert!(plan.container.mounts[1].socket.is_none());
     set(&mut allowed, "/mounts", bind("/messages", "/dev/log"));
     let refused = format!("{:#}", plan_with(allowed, &facts()).unwrap_err());
-    assert!(refused.starts_with("mount /dev/log: /messages is a socket of the host for messages"), "{refused}");
+    assert!(
+        refused.starts_with("mount /dev/log: /messages is a datagram or seqpacket socket of the host"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -342,9 +345,9 @@ fn networks_of_the_host_are_refused_others_joined() {
     assert!(joined(NetworkFact::Missing("gone".into())).unwrap_err().contains("/run/netns/x: gone"));
 }
 
-fn neighbour(id: &str, pid: i32, sandbox: &str) -> Neighbour {
+fn peer(id: &str, pid: i32, sandbox: &str) -> Peer {
     let network = Some(NamespaceId { device: 4, inode: 1000 + pid as u64 });
-    Neighbour { id: id.into(), pid, sandbox: sandbox.into(), network, memory_mib: 512, vcpus: 2 }
+    Peer { id: id.into(), pid, sandbox: sandbox.into(), network, memory_mib: 512, vcpus: 2 }
 }
 
 fn shared(kinds: &[(&str, i32)]) -> Value {
@@ -360,8 +363,8 @@ fn shared(kinds: &[(&str, i32)]) -> Value {
 
 #[test]
 fn who_shares_namespaces_is_in_one_vm() {
-    let neighbours = vec![neighbour("a", 7, "a"), neighbour("b", 8, "a"), neighbour("c", 9, "c")];
-    let facts = Facts { neighbours, ..facts() };
+    let peers = vec![peer("a", 7, "a"), peer("b", 8, "a"), peer("c", 9, "c")];
+    let facts = Facts { peers, ..facts() };
     let plan = |config: Value| plan_with(config, &facts);
     let member = plan(shared(&[("pid", 7), ("ipc", 8)])).unwrap();
     assert_eq!(
@@ -379,13 +382,13 @@ fn who_shares_namespaces_is_in_one_vm() {
     assert!(error(shared(&[("pid", 10)])).starts_with("cannot join pid namespace /proc/10/ns/pid: it is none of"));
     let mut config = shared(&[("pid", 7)]);
     set(&mut config, "/annotations", json!({"io.runvm.vcpus": "1"}));
-    assert_eq!(error(config), "annotation io.runvm.vcpus: the container is in the VM of a, which is there already");
+    assert_eq!(error(config), "annotation io.runvm.vcpus: the container joins the VM of a, which exists already");
     assert_eq!(plan(self::config()).unwrap().sandbox, None);
 }
 
 #[test]
 fn network_and_ports_are_those_of_the_first_container() {
-    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let facts = Facts { peers: vec![peer("a", 7, "a")], ..facts() };
     let bundle = |config: Value| Bundle {
         dir: "/b".into(),
         spec: serde_json::from_value(config).unwrap(),
@@ -405,7 +408,7 @@ fn network_and_ports_are_those_of_the_first_container() {
     set(&mut annotated, "/annotations", json!({"io.runvm.net": "host", "io.runvm.ports": "8080:80"}));
     let allowed = Options { allow_net_annotations: true, ..options() };
     let error = plan(&bundle(annotated.clone()), &facts, &allowed).unwrap_err().to_string();
-    assert!(error.contains("\"host\" is no network of runvm's"), "{error}");
+    assert!(error.contains("unknown network \"host\""), "{error}");
     assert!(error_of(annotated).contains("the host's administrator has not allowed it"));
 }
 
@@ -415,7 +418,7 @@ fn error_of(config: Value) -> String {
 
 #[test]
 fn limits_of_a_vm_are_those_of_its_first_container() {
-    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let facts = Facts { peers: vec![peer("a", 7, "a")], ..facts() };
     let mut config = shared(&[("pid", 7)]);
     set(
         &mut config,
@@ -430,7 +433,7 @@ fn limits_of_a_vm_are_those_of_its_first_container() {
 
 #[test]
 fn pods_say_so_by_annotations() {
-    let facts = Facts { neighbours: vec![neighbour("a", 7, "a"), neighbour("c", 9, "c")], ..facts() };
+    let facts = Facts { peers: vec![peer("a", 7, "a"), peer("c", 9, "c")], ..facts() };
     let with = |annotations: Value, mut config: Value| {
         set(&mut config, "/annotations", annotations);
         plan_with(config, &facts).map(|plan| plan.sandbox).map_err(|error| error.to_string())
@@ -451,7 +454,7 @@ fn pods_say_so_by_annotations() {
 #[test]
 fn the_network_of_a_pod_may_have_another_name() {
     let network = NetworkFact::Is(NamespaceId { device: 4, inode: 1007 });
-    let facts = Facts { neighbours: vec![neighbour("a", 7, "a"), neighbour("c", 9, "c")], network, ..facts() };
+    let facts = Facts { peers: vec![peer("a", 7, "a"), peer("c", 9, "c")], network, ..facts() };
     let joined = |mut config: Value| {
         let list = config.pointer_mut("/linux/namespaces").unwrap().as_array_mut().unwrap();
         list.retain(|namespace| namespace["type"] != "network");
@@ -464,7 +467,7 @@ fn the_network_of_a_pod_may_have_another_name() {
 
 #[test]
 fn who_shares_ipc_shares_dev_shm() {
-    let facts = Facts { neighbours: vec![neighbour("a", 7, "a")], ..facts() };
+    let facts = Facts { peers: vec![peer("a", 7, "a")], ..facts() };
     let shm = |mut config: Value| {
         let mount = json!({"destination": "/dev/shm", "type": "bind", "source": "/engine/shm", "options": ["rbind"]});
         set(&mut config, "/mounts", json!([mount]));

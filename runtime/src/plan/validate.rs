@@ -1,17 +1,17 @@
-//! What every bundle must have, in runc's words.
+//! Validation of what every bundle must have, in runc's words.
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::Process;
 
 use crate::bundle::Bundle;
 
-/// Longest container id: it has to be a file name.
+/// Longest container id: ids are file names.
 const MAX_ID: usize = 255;
 
-/// Checks a container's name: letters, digits and `_ + . -`, not `.` or `..`, at most 255 characters.
+/// Checks a container id: letters, digits and `_ + . -`, not `.` or `..`, at most 255 characters.
 ///
 /// # Errors
-/// As runc's, with the reason.
+/// Runc's message, with the reason.
 pub fn id(id: &str) -> anyhow::Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
     if id.is_empty() || id == "." || id == ".." || !id.chars().all(allowed) {
@@ -26,7 +26,7 @@ pub fn id(id: &str) -> anyhow::Result<()> {
 /// Checks version, process and root, and notes what only other platforms use.
 ///
 /// # Errors
-/// What is missing or wrong.
+/// Says what is missing or wrong.
 pub fn bundle(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<()> {
     let spec = &bundle.spec;
     version(spec.version())?;
@@ -47,7 +47,7 @@ pub fn bundle(bundle: &Bundle, notes: &mut Vec<String>) -> anyhow::Result<()> {
 /// Checks what both `create` and `exec` need of a process.
 ///
 /// # Errors
-/// As runc's.
+/// Runc's messages.
 pub fn process(process: &Process) -> anyhow::Result<()> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         bail!("args must not be empty");
@@ -58,7 +58,7 @@ pub fn process(process: &Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Any 1.x: the specification only adds to it.
+/// Accepts every 1.x: later versions only add to the specification.
 fn version(version: &str) -> anyhow::Result<()> {
     let number = version.split(['-', '+']).next().unwrap_or_default();
     let parts: Vec<Option<u32>> = number.split('.').map(|part| part.parse().ok()).collect();

@@ -96,7 +96,7 @@ mod tests {
     }
 
     /// A driver whose only ring is the one of this index; memory from [`FREE`] on is in use.
-    fn start(live: usize) -> (Driver, Worker<Balloon>, Wiring, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    fn start(live: usize) -> (Driver, Worker, Wiring, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
         let (wiring, _, faults) = wiring(3);
         wiring.memory.write_slice(&[0xff; 0x4_0000], GuestAddress(FREE)).unwrap();
         let unused = QueueState { max_size: 16, size: 16, ..QueueState::default() };

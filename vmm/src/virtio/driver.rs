@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::Watcher;
 use super::queue::Ring;
+use crate::event_loop::Watcher;
 use crate::interrupt::Interrupt;
 
 /// Whether the other side of a ring wants to hear of entries `old..new` (virtio 1.2, 2.7.10).

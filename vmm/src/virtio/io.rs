@@ -1,4 +1,4 @@
-//! Bytes straight between a file or disk of the host's and guest memory.
+//! Reads and writes a file or disk of the host's straight into and from guest memory.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,8 +1,8 @@
-//! The guest's cgroup v2 files as runc's statistics (`types.Stats` of its `events` command).
+//! Statistics as runc's `events` prints them (`types.Stats`), from the guest's cgroup v2 files.
 
 use serde_json::{Map, Value, json};
 
-/// What is read.
+/// Files of the guest's cgroup that the statistics need.
 pub const FILES: &[&str] = &[
     "cpu.stat",
     "cpuset.cpus.effective",
@@ -22,7 +22,7 @@ pub const FILES: &[&str] = &[
     "hugetlb.2MB.events",
 ];
 
-/// The statistics. A file that the guest's kernel does not have counts as zero, as with runc.
+/// Statistics as JSON. A file that the guest's kernel does not have counts as zero, as with runc.
 pub fn stats(files: &[(String, String)]) -> Value {
     let files = Files(files);
     json!({
@@ -94,7 +94,7 @@ fn memory(files: &Files) -> Value {
     })
 }
 
-/// `MAJOR:MINOR rbytes=… wbytes=… rios=… wios=… dbytes=… dios=…` for each device.
+/// Parses lines of `MAJOR:MINOR rbytes=… wbytes=… rios=… wios=… dbytes=… dios=…`, one for each device.
 fn block_io(text: &str) -> Value {
     let (mut bytes, mut operations) = (Vec::new(), Vec::new());
     for line in text.lines() {
@@ -125,17 +125,17 @@ impl Files<'_> {
         self.0.iter().find(|(key, _)| key == name).map_or("", |(_, text)| text.trim())
     }
 
-    /// A file that is one number.
+    /// Value of a file with one number.
     fn number(&self, name: &str) -> u64 {
         self.text(name).parse().unwrap_or(0)
     }
 
-    /// A file that is a number or `max`.
+    /// Value of a file with a number or `max`.
     fn limit(&self, name: &str) -> Option<u64> {
         self.text(name).parse().ok()
     }
 
-    /// A line of a file of `key number` lines.
+    /// Value of a key in a file of `key number` lines.
     fn entry(&self, name: &str, key: &str) -> u64 {
         pairs(self.text(name)).find(|(found, _)| *found == key).map_or(0, |(_, number)| number)
     }
@@ -148,7 +148,7 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
     })
 }
 
-/// `0-2,4` as numbers. A guest could name any range, so there is an end to it.
+/// Numbers of a list like `0-2,4`. Limited, since a hostile guest could name any range.
 fn numbers(list: &str) -> Vec<u16> {
     const MOST: usize = 4096;
     let ranges = list.split(',').filter_map(|part| {

@@ -1,30 +1,30 @@
-//! The columns of ps(1): names, headers and values.
+//! Columns of ps(1): names, headers and values.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::control::ProcessInfo;
 
-/// What values are relative to.
+/// Reference values of a listing.
 pub struct Now {
-    /// Of the guest, 1/100 s.
+    /// Uptime of the guest in 1/100 s.
     pub uptime: u64,
-    /// All of the guest's, bytes.
+    /// Memory of the guest in bytes.
     pub memory: u64,
-    /// On the host.
+    /// Time on the host.
     pub time: SystemTime,
 }
 
-/// A column.
+/// A column of the table.
 #[derive(Debug)]
 pub struct Column {
     names: &'static [&'static str],
-    /// Its first line.
+    /// Header.
     pub header: &'static str,
-    /// At least so wide.
+    /// Minimum width.
     pub width: usize,
-    /// Aligned to the right.
+    /// Whether values are aligned to the right.
     pub right: bool,
-    /// A process's entry.
+    /// Formats the value of a process.
     pub value: fn(&ProcessInfo, &Now) -> String,
 }
 
@@ -44,7 +44,7 @@ const fn left(names: &'static [&'static str], header: &'static str, width: usize
     Column { names, header, width, right: false, value }
 }
 
-/// Every column there is, with the names and headers of procps.
+/// All columns, with the names and headers of procps.
 static COLUMNS: [Column; 20] = [
     // Names of users are the image's own affair: numbers are right for every image.
     left(&["user", "euser", "ruser", "uname"], "UID", 8, |process, _| process.uid.to_string()),
@@ -71,16 +71,16 @@ static COLUMNS: [Column; 20] = [
     left(&["cmd"], "CMD", 0, command),
 ];
 
-/// When a process was started, under the two headers that people know.
+/// Start time of a process, for the columns STIME and START.
 static STARTED: [Column; 2] =
     [left(&["stime"], "STIME", 5, started), left(&["start", "start_time", "bsdstart"], "START", 5, started)];
 
-/// The column of that name.
+/// Column with a name.
 pub fn find(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().chain(&STARTED).find(|column| column.names.contains(&name))
 }
 
-/// The command line; of one that has none, the name, as ps writes it.
+/// Command line of a process; its name in brackets if it has none, as ps writes it.
 fn command(process: &ProcessInfo, _: &Now) -> String {
     match (process.args.is_empty(), process.state.as_str()) {
         (false, _) => process.args.clone(),
@@ -89,12 +89,12 @@ fn command(process: &ProcessInfo, _: &Now) -> String {
     }
 }
 
-/// In 1/100 s.
+/// Time since a process was started, in 1/100 s.
 fn age(process: &ProcessInfo, now: &Now) -> u64 {
     now.uptime.saturating_sub(process.started)
 }
 
-/// Share of one CPU since the process's start.
+/// CPU usage since the start of a process, in thousandths of one CPU.
 fn per_mille(process: &ProcessInfo, now: &Now) -> u64 {
     process.cpu_time.saturating_mul(1000).checked_div(age(process, now)).unwrap_or(0)
 }
@@ -107,7 +107,7 @@ fn clock(seconds: u64) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// `[[DD-]hh:]mm:ss`
+/// Formats a duration as `[[DD-]hh:]mm:ss`.
 fn elapsed(hundredths: u64) -> String {
     let seconds = hundredths / 100;
     let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
@@ -119,7 +119,7 @@ fn elapsed(hundredths: u64) -> String {
     }
 }
 
-/// `HH:MM` in the last day, `Mon DD` before it, in the host's time zone.
+/// Formats a time as `HH:MM` if it is within the last day, else as `Mon DD`, in the host's time zone.
 fn started(process: &ProcessInfo, now: &Now) -> String {
     const DAY: Duration = Duration::from_secs(86400);
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];

@@ -1,15 +1,15 @@
-//! The options of ps(1) that are understood.
+//! Options of ps(1) that `runvm ps` understands.
 
 use anyhow::{Context, bail};
 
 use super::columns::{Column, find};
 
-/// `ps -ef`
+/// Columns of `ps -ef`.
 const FULL: &str = "user,pid,ppid,c,stime,tty,time,cmd";
-/// `ps aux`
+/// Columns of `ps aux`.
 const USER: &str = "user,pid,%cpu,%mem,vsz,rss,tty,stat,start,time,command";
 
-/// The columns that some options ask for.
+/// Columns that options ask for.
 pub fn columns(options: &[String]) -> anyhow::Result<Vec<&'static Column>> {
     let mut names = None;
     let mut words = options.iter().map(String::as_str);

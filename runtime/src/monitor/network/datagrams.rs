@@ -1,4 +1,4 @@
-//! A published UDP port: datagrams of all its clients go by one stream, each with a tag that tells whose it is.
+//! A published UDP port: datagrams of all its clients pass one stream, each with a tag that says whose it is.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,18 +9,46 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UdpSocket, UnixStream};
 
-use super::published_ports::Guest;
 use crate::log;
-use crate::monitor::streams::connections::open;
+use crate::monitor::streams::connections::{Guest, open};
 
-/// A port.
+/// A datagram on a stream between host and guest, behind its header.
+pub struct Tagged {
+    /// Whose datagram it is.
+    pub tag: u16,
+    /// The datagram.
+    pub datagram: Vec<u8>,
+}
+
+impl Tagged {
+    /// Reads the next one.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub async fn read(stream: &mut OwnedReadHalf) -> io::Result<Self> {
+        let mut header = [0; DatagramHeader::SIZE];
+        stream.read_exact(&mut header).await?;
+        let header = DatagramHeader::from_bytes(header);
+        let mut datagram = vec![0; header.length.into()];
+        stream.read_exact(&mut datagram).await?;
+        Ok(Self { tag: header.tag, datagram })
+    }
+
+    /// Header and datagram.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let length = u16::try_from(self.datagram.len()).unwrap_or(u16::MAX);
+        [&DatagramHeader { length, tag: self.tag }.to_bytes(), self.datagram.as_slice()].concat()
+    }
+}
+
+/// A published UDP port.
 pub struct Datagrams {
     socket: UdpSocket,
     port: u16,
     clients: RefCell<Tags>,
 }
 
-/// Who has which tag.
+/// The clients of a port and their tags.
 #[derive(Default)]
 struct Tags {
     known: Clients<SocketAddr, u16>,
@@ -28,7 +56,7 @@ struct Tags {
 }
 
 impl Tags {
-    /// A client has the same one until it is forgotten.
+    /// The tag of a client, the same one until the client is forgotten.
     fn of(&mut self, client: SocketAddr) -> u16 {
         if let Some(tag) = self.known.hear(&client) {
             return *tag;
@@ -44,21 +72,23 @@ impl Tags {
 }
 
 impl Datagrams {
-    /// A bound socket, and the port of the container's.
+    /// Serves a bound socket, for a port of the container.
     pub fn new(socket: UdpSocket, port: u16) -> Self {
         Self { socket, port, clients: RefCell::default() }
     }
 
-    /// Serves it for ever. The stream is made for the first datagram, and made again when it broke.
+    /// Serves the port for ever. The first datagram opens the stream, as does the next one after it broke.
     pub async fn serve(self, guest: Guest) {
         let mut datagram = vec![0; usize::from(u16::MAX)];
         loop {
-            // An error is one of an earlier answer: that client is gone.
+            // The error is that of an earlier answer, whose client is gone.
             let Ok((length, client)) = self.socket.recv_from(&mut datagram).await else { continue };
-            let first = self.framed(datagram.get(..length).unwrap_or_default(), client);
+            let first = self.tagged(datagram.get(..length).unwrap_or_default(), client);
             match self.stream(&guest).await {
                 Ok(stream) => self.converse(stream, first).await,
-                Err(error) => log::debug(&format!("a datagram for port {} of the container: {error:#}", self.port)),
+                Err(error) => {
+                    log::debug(&format!("pass on a datagram for port {} of the container: {error:#}", self.port))
+                }
             }
         }
     }
@@ -68,36 +98,32 @@ impl Datagrams {
         Ok(open(guest.vsock(), id)?)
     }
 
-    /// Until the stream ends.
-    async fn converse(&self, stream: UnixStream, first: Vec<u8>) {
+    /// Relays both ways until the stream ends.
+    async fn converse(&self, stream: UnixStream, first: Tagged) {
         let (input, output) = stream.into_split();
         let ended = tokio::select! {
             ended = self.inward(output, first) => ended,
             ended = self.outward(input) => ended,
         };
         if let Err(error) = ended {
-            log::debug(&format!("datagrams of port {} of the container: {error}", self.port));
+            log::debug(&format!("relay datagrams of port {} of the container: {error}", self.port));
         }
     }
 
-    async fn inward(&self, mut stream: OwnedWriteHalf, first: Vec<u8>) -> io::Result<()> {
-        stream.write_all(&first).await?;
+    async fn inward(&self, mut stream: OwnedWriteHalf, first: Tagged) -> io::Result<()> {
+        stream.write_all(&first.to_bytes()).await?;
         let mut datagram = vec![0; usize::from(u16::MAX)];
         loop {
             let Ok((length, client)) = self.socket.recv_from(&mut datagram).await else { continue };
-            let framed = self.framed(datagram.get(..length).unwrap_or_default(), client);
-            stream.write_all(&framed).await?;
+            let tagged = self.tagged(datagram.get(..length).unwrap_or_default(), client);
+            stream.write_all(&tagged.to_bytes()).await?;
         }
     }
 
     async fn outward(&self, mut stream: OwnedReadHalf) -> io::Result<()> {
         loop {
-            let mut header = [0; DatagramHeader::SIZE];
-            stream.read_exact(&mut header).await?;
-            let header = DatagramHeader::from_bytes(header);
-            let mut datagram = vec![0; header.length.into()];
-            stream.read_exact(&mut datagram).await?;
-            let client = self.clients.borrow().known.find(|tag| *tag == header.tag).copied();
+            let Tagged { tag, datagram } = Tagged::read(&mut stream).await?;
+            let client = self.clients.borrow().known.find(|known| *known == tag).copied();
             if let Some(client) = client {
                 // As on any network: lost, if it cannot be sent.
                 let _ = self.socket.send_to(&datagram, client).await;
@@ -105,10 +131,8 @@ impl Datagrams {
         }
     }
 
-    fn framed(&self, datagram: &[u8], client: SocketAddr) -> Vec<u8> {
-        let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
-        let tag = self.clients.borrow_mut().of(client);
-        [&DatagramHeader { length, tag }.to_bytes(), datagram].concat()
+    fn tagged(&self, datagram: &[u8], client: SocketAddr) -> Tagged {
+        Tagged { tag: self.clients.borrow_mut().of(client), datagram: datagram.to_vec() }
     }
 }
 

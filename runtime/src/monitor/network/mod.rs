@@ -25,12 +25,11 @@ use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
 use crate::log;
-use crate::monitor::pod::Machine;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{Pool, Slot};
-use crate::network::{Changes, Files, Link, Namespace, Place, mirror};
-use crate::plan::CARDS;
+use crate::network::{AttachedLinks, Changes, Files, Link, NetworkNamespace, mirror};
+use crate::plan::NICS;
 
 /// Engines do several things to a link, one after the other; they are passed on together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -41,8 +40,8 @@ const RETRIES: u32 = 10;
 
 /// A container's network.
 pub struct Network {
-    place: Place,
-    host: Arc<Mutex<Namespace>>,
+    place: NetworkNamespace,
+    host: Arc<Mutex<AttachedLinks>>,
     /// Whether the namespace outlives the container, or the monitor does.
     stays: bool,
     changes: RefCell<Changes>,
@@ -97,15 +96,20 @@ struct Steps {
 struct Found {
     gone: Vec<u32>,
     changed: Vec<Link>,
-    new: Vec<(Link, Vec<OwnedFd>)>,
+    new: Vec<(Link, OwnedFd)>,
     slots: Vec<Slot>,
     resolver: bool,
 }
 
 impl Network {
     /// That of this namespace. Needs a running tokio runtime.
-    pub fn open(place: Place, files: Arc<Files>, stays: bool, resolver: Rc<Announcement>) -> anyhow::Result<Self> {
-        let there = move || Ok((Namespace::open(files)?, Changes::open().context("watch the network")?));
+    pub fn open(
+        place: NetworkNamespace,
+        files: Arc<Files>,
+        stays: bool,
+        resolver: Rc<Announcement>,
+    ) -> anyhow::Result<Self> {
+        let there = move || Ok((AttachedLinks::open(files)?, Changes::open().context("watch the network")?));
         let (namespace, changes) = place.run(there)?;
         let change = changes.as_fd().try_clone_to_owned().context("watch the network")?;
         // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.
@@ -175,7 +179,7 @@ impl Network {
                     state.wired.push(Wired { link, slot, card, done: false });
                 }
                 Err(error) => {
-                    self.on_host(move |host| host.unwire(link.index)).await?;
+                    self.on_host(move |host| host.detach(link.index)).await?;
                     result = result.and(Err(error).with_context(|| format!("connect link {}", link.name)));
                 }
             }
@@ -184,7 +188,7 @@ impl Network {
     }
 
     /// Follows changes, for ever.
-    pub async fn follow(self: Rc<Self>, machine: Rc<Machine>, agent: Agent) {
+    pub async fn follow(self: Rc<Self>, vm: Rc<Vm>, agent: Agent) {
         let mut failures = 0u32;
         loop {
             let changed = tokio::select! {
@@ -196,7 +200,7 @@ impl Network {
                 Ok(true) => {}
                 Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
             }
-            match machine.ask(self.update(&machine.vm, &agent)).await {
+            match vm.ask(self.update(&vm, &agent)).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -224,7 +228,7 @@ impl Network {
         if !self.stays {
             return;
         }
-        if let Err(error) = self.on_host(Namespace::unwire_all).await {
+        if let Err(error) = self.on_host(AttachedLinks::detach_all).await {
             log::warning(&format!("clean up the container's network: {error:#}"));
         }
         for wired in state.wired.drain(..) {
@@ -235,16 +239,16 @@ impl Network {
         state.leaving.clear();
     }
 
-    async fn find(&self, state: &State, cards: &Pool) -> anyhow::Result<Found> {
+    async fn find(&self, state: &State, pool: &Pool) -> anyhow::Result<Found> {
         let known: Vec<Link> = state.wired.iter().map(|wired| wired.link.clone()).collect();
         let spare = state.leaving.iter().filter(|leaving| leaving.slot.is_some()).count();
-        let cards = cards.clone();
-        self.on_host(move |host| find(host, &known, (spare, &cards))).await
+        let pool = pool.clone();
+        self.on_host(move |host| find(host, &known, &Free { spare, pool })).await
     }
 
     async fn on_host<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Namespace) -> anyhow::Result<T> + Send + 'static,
+        work: impl FnOnce(&mut AttachedLinks) -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
         let (place, host) = (self.place.clone(), Arc::clone(&self.host));
         let work = move || work(&mut host.lock().unwrap_or_else(PoisonError::into_inner));
@@ -252,24 +256,32 @@ impl Network {
     }
 }
 
-/// Looks at the namespace and wires what is new there; with so many spare cards, and these.
-fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) -> anyhow::Result<Found> {
+/// NICs for new links.
+struct Free {
+    /// Number of NICs whose link is gone.
+    spare: usize,
+    /// NICs that no container has.
+    pool: Pool,
+}
+
+/// Looks at the namespace, and attaches taps to the links that are new there.
+fn find(host: &mut AttachedLinks, known: &[Link], free: &Free) -> anyhow::Result<Found> {
     let links = host.scan()?;
     let resolver = host.resolver()?;
     let steps = Steps::between(known, links.clone());
-    let wanted = steps.new.len().saturating_sub(steps.gone.len() + spare);
-    let slots = cards.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
-    steps.gone.iter().try_for_each(|index| host.unwire(*index))?;
+    let wanted = steps.new.len().saturating_sub(steps.gone.len() + free.spare);
+    let slots = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
+    steps.gone.iter().try_for_each(|index| host.detach(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
-    let wired = wire(host, (steps.new, cards.pairs()), &mut new).and_then(|()| {
+    let wired = wire(host, steps.new, &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
         keep.try_for_each(|link| host.keep_replies(link))
     });
     if let Err(error) = wired {
         // All or none, or the next try would find them in use.
         for (link, _) in new {
-            host.unwire(link.index)?;
+            host.detach(link.index)?;
         }
         return Err(error);
     }
@@ -279,17 +291,13 @@ fn find(host: &mut Namespace, known: &[Link], (spare, cards): (usize, &Pool)) ->
 fn too_many(new: &[Link], count: usize) -> String {
     let name = new.last().map_or("", |link| &link.name);
     format!(
-        "link {name}: the network namespace has {count} links, and a VM at most {CARDS} cards for all of its containers"
+        "link {name}: the network namespace has {count} links, and a VM at most {NICS} cards for all of its containers"
     )
 }
 
-fn wire(
-    host: &mut Namespace,
-    (links, queues): (Vec<Link>, u16),
-    done: &mut Vec<(Link, Vec<OwnedFd>)>,
-) -> anyhow::Result<()> {
+fn wire(host: &mut AttachedLinks, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
     for link in links {
-        let tap = host.wire(&link, queues.into())?;
+        let tap = host.attach(&link)?;
         done.push((link, tap));
     }
     Ok(())
@@ -398,7 +406,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_goes_is_told_until_the_guest_has_answered() {
-        let pool = Pool::new(1);
+        let pool = Pool::default();
         let mut state = State { wired: vec![wired(2, &pool)], ..State::default() };
         assert!(state.all_done());
         let slot = state.wired.remove(0).slot;
@@ -406,7 +414,7 @@ mod tests {
         for _ in 0..2 {
             assert!(!state.all_done());
             assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
-            assert!(pool.take(CARDS).is_none(), "somebody else could get the card");
+            assert!(pool.take(NICS).is_none(), "somebody else could get the card");
         }
         // A new link of the same container can: the guest does the one before the other.
         let slot = state.spare().unwrap();

@@ -1,10 +1,10 @@
-//! The container's link that leads to passt(1): frames between a tap and a stream, on a thread of their own.
+//! Relay between the container's link and passt(1): moves frames between a tap and a stream, on a thread of its own.
 //!
 //! ```text
-//!  guest ── card ── tap ── tc ── eth0, a tap of ours ◀── this thread ──▶ stream ── passt ── sockets of the host
+//!  guest ── NIC ── tap ── tc ── eth0, a tap of ours ◀── this thread ──▶ stream ── passt ── sockets of the host
 //! ```
 //!
-//! On the stream each frame is behind its length, four bytes in network order. passt may be as wrong as any program: a
+//! On the stream each frame follows its length, four bytes in network order. passt may be as wrong as any program: a
 //! length that no frame has ends the relay, and with it the container's network, and nothing else.
 
 use std::io;
@@ -21,32 +21,33 @@ use crate::log;
 const LENGTH: usize = 4;
 /// Most bytes of a frame: an Ethernet header and the longest packet.
 const FRAME: usize = 14 + 65_535;
-/// What is read of the stream at a time: more than the longest frame.
+/// Bytes read of the stream at a time: more than the longest frame has.
 const BUFFER: usize = 256 << 10;
 /// Frames of one direction before the other has its turn.
 const BATCH: usize = 64;
-/// Enough for a loop over buffers on the heap.
+/// Bytes of the thread's stack: enough for a loop over buffers on the heap.
 const STACK: usize = 64 << 10;
 
 /// Relays until one of the two ends.
 pub fn start(tap: OwnedFd, stream: OwnedFd) -> anyhow::Result<()> {
     let run = move || {
         let error = Relay::new(tap, stream).run().err();
-        let why = error.map_or_else(|| "it has ended".to_owned(), |error| error.to_string());
+        let why = error.map_or_else(|| "it has exited".to_owned(), |error| error.to_string());
         log::warning(&format!("the container has no network any more: passt: {why}"));
     };
-    let thread = std::thread::Builder::new().name("uplink".to_owned()).stack_size(STACK).spawn(run);
-    thread.context("start a thread for the network")?;
+    let thread = std::thread::Builder::new().name("passt".to_owned()).stack_size(STACK).spawn(run);
+    thread.context("start the thread that relays to passt")?;
     Ok(())
 }
 
 struct Relay {
     tap: OwnedFd,
     stream: OwnedFd,
-    /// A frame of the tap's behind its length, and what of that passt is yet to take.
+    /// A length and the tap's frame.
     out: Vec<u8>,
+    /// Part of `out` that passt is yet to take.
     waiting: std::ops::Range<usize>,
-    /// What came from passt, up to `filled`.
+    /// Bytes from passt, up to `filled`.
     input: Vec<u8>,
     filled: usize,
 }
@@ -71,13 +72,13 @@ impl Relay {
         }
     }
 
-    /// While passt takes no more, frames stay in the tap's queue.
+    /// Waits for the tap and the stream. While passt takes no more, frames stay in the tap's queue.
     fn wait(&self) -> io::Result<(PollFlags, PollFlags)> {
         let full = !self.waiting.is_empty();
         let (tap, stream) =
             if full { (PollFlags::empty(), PollFlags::IN | PollFlags::OUT) } else { (PollFlags::IN, PollFlags::IN) };
         let mut fds = [PollFd::new(&self.stream, stream), PollFd::new(&self.tap, tap)];
-        // One that is not waited for has errors to tell all the same, again and again.
+        // poll(2) reports errors of a descriptor even if it is asked for no event, again and again.
         let watched = if full { 1 } else { 2 };
         match rustix::event::poll(fds.get_mut(..watched).unwrap_or_default(), None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -122,7 +123,7 @@ impl Relay {
         Ok(())
     }
 
-    /// False at the stream's end.
+    /// Moves frames from passt to the tap; false at the stream's end.
     fn inward(&mut self) -> io::Result<bool> {
         let room = self.input.get_mut(self.filled..).unwrap_or_default();
         match rustix::net::recv(&self.stream, room, RecvFlags::DONTWAIT) {

@@ -1,11 +1,11 @@
-//! Ports of the host that lead to a container, by streams to the guest and with no network device.
+//! Published ports: ports of the host that lead to a container, by streams to the guest and with no network device.
 //!
 //! ```text
 //!  client ── socket that the command opened ── vsock ══ stream ══ agent ── 127.0.0.1:port, in the container's network
 //! ```
 //!
-//! Who connects is accepted, and let go at once when nobody serves the port in the container. Bytes of a TCP connection
-//! are the vsock device's business alone; for UDP see `datagrams`.
+//! The monitor accepts every client, and resets the connection at once when nobody serves the port in the container. The
+//! vsock device moves the bytes of a TCP connection by itself; for UDP see `datagrams`.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,61 +13,36 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use vmm::virtio::vsock::Handle;
 
 use super::datagrams::Datagrams;
 use crate::log;
-use crate::monitor::pod::Machine;
-use crate::monitor::streams::connections::Connections;
-use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::streams::connections::{Connections, Guest, Room};
 
-/// Connections to all ports of a container together; more wait to be accepted.
+/// Most connections to all ports of a container together; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// How long is waited when there are no descriptors for a connection.
+/// How long to wait when there are no descriptors for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A published port.
 pub struct Port {
     /// Bound on the host; listens, unless it is for datagrams.
     pub socket: OwnedFd,
-    /// The container's.
+    /// Port of the container.
     pub container: u16,
-    /// UDP, and not TCP.
+    /// Whether it is a UDP port, and not a TCP port.
     pub datagrams: bool,
 }
 
-/// Those of one container.
+/// The published ports of one container.
 pub struct Ports {
     streams: Vec<(TcpListener, u16)>,
     datagrams: Vec<(UdpSocket, u16)>,
 }
 
-/// Where connections lead to.
-#[derive(Clone)]
-pub struct Guest {
-    /// The machine.
-    pub machine: Rc<Machine>,
-    /// The container.
-    pub agent: Agent,
-}
-
-impl Guest {
-    /// Has a port connected with a stream, whose id this gives.
-    pub async fn connect(&self, port: u16, datagrams: bool) -> anyhow::Result<u64> {
-        self.machine.ask(self.agent.connect_port(port, datagrams)).await
-    }
-
-    /// Where streams are opened.
-    pub fn vsock(&self) -> &Handle {
-        self.machine.vm.vsock()
-    }
-}
-
 impl Ports {
-    /// Needs a running tokio runtime.
+    /// Takes the sockets over. Needs a running tokio runtime.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -82,7 +57,7 @@ impl Ports {
         Ok(all)
     }
 
-    /// Serves them until this is dropped.
+    /// Serves the ports until the future is dropped.
     pub async fn serve(self, guest: Guest) {
         let connections = Rc::new(Connections::new(MAX_CONNECTIONS));
         let mut tasks = JoinSet::new();
@@ -90,50 +65,58 @@ impl Ports {
             tasks.spawn_local(Datagrams::new(socket, port).serve(guest.clone()));
         }
         for (listener, port) in self.streams {
-            tasks.spawn_local(accept((listener, port), guest.clone(), Rc::clone(&connections)));
+            let port = StreamPort { port, guest: guest.clone(), connections: Rc::clone(&connections) };
+            tasks.spawn_local(port.serve(listener));
         }
         while tasks.join_next().await.is_some() {}
     }
 }
 
-async fn accept((listener, port): (TcpListener, u16), guest: Guest, connections: Rc<Connections>) {
-    let mut pending = JoinSet::new();
-    loop {
-        while pending.try_join_next().is_some() {}
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
-            Err(error) => {
-                log::debug(&format!("accept a connection for port {port} of the container: {error}"));
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let Some(permit) = connections.room().await else { return };
-        let (guest, connections) = (guest.clone(), Rc::clone(&connections));
-        pending.spawn_local(async move {
-            if let Err(error) = connect((client, permit), port, &guest, &connections).await {
-                log::debug(&format!("connect to port {port} of the container: {error:#}"));
-            }
-        });
-    }
+/// A published TCP port.
+#[derive(Clone)]
+struct StreamPort {
+    /// Port of the container.
+    port: u16,
+    guest: Guest,
+    connections: Rc<Connections>,
 }
 
-async fn connect(
-    (client, permit): (TcpStream, OwnedSemaphorePermit),
-    port: u16,
-    guest: &Guest,
-    connections: &Connections,
-) -> anyhow::Result<()> {
-    let id = match guest.connect(port, false).await {
-        Ok(id) => id,
-        Err(error) => {
-            // To the client it is as if nobody had listened here.
-            let _ = client.set_zero_linger();
-            return Err(error);
+impl StreamPort {
+    async fn serve(self, listener: TcpListener) {
+        let mut pending = JoinSet::new();
+        loop {
+            while pending.try_join_next().is_some() {}
+            let client = match listener.accept().await {
+                Ok((client, _)) => client,
+                Err(error) => {
+                    log::debug(&format!("accept a connection for port {} of the container: {error}", self.port));
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(room) = self.connections.room().await else { return };
+            pending.spawn_local(self.clone().connect(client, room));
         }
-    };
-    // Neither side waits for more of what the other sends; not having that is no reason to send nothing.
-    let _ = client.set_nodelay(true);
-    let client = OwnedFd::from(client.into_std().context("take a connection from the event loop")?);
-    Ok(connections.join(guest.vsock(), (client, permit), id)?)
+    }
+
+    async fn connect(self, client: TcpStream, room: Room) {
+        if let Err(error) = self.try_connect(client, room).await {
+            log::debug(&format!("connect to port {} of the container: {error:#}", self.port));
+        }
+    }
+
+    async fn try_connect(&self, client: TcpStream, room: Room) -> anyhow::Result<()> {
+        let id = match self.guest.connect(self.port, false).await {
+            Ok(id) => id,
+            Err(error) => {
+                // To the client it is as if nobody had listened here.
+                let _ = client.set_zero_linger();
+                return Err(error);
+            }
+        };
+        // Neither side waits for more of what the other sends; not having that is no reason to send nothing.
+        let _ = client.set_nodelay(true);
+        let client = OwnedFd::from(client.into_std().context("take a connection from the event loop")?);
+        Ok(self.connections.join(self.guest.vsock(), room.taken_by(client), id)?)
+    }
 }

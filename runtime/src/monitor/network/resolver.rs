@@ -1,7 +1,8 @@
 //! Questions of a container's processes to the resolver of its network, by UDP.
 //!
-//! They come down one stream, each with a tag, and are asked from the namespace in whose loopback the resolver is. Each
-//! has a socket of its own for as long as it may be answered, so nobody can answer another's.
+//! The guest sends the questions down one stream, each with a tag. The monitor asks them from the namespace in whose
+//! loopback the resolver listens. Each question has a socket of its own for as long as it may be answered, so nobody can
+//! answer another's.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -11,29 +12,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use protocol::{DatagramHeader, RESOLVER};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use protocol::RESOLVER;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UdpSocket;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
+use super::datagrams::Tagged;
 use crate::log;
 use crate::monitor::streams::connections::open;
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 
-/// How long an answer is waited for: longer than who asks does.
+/// How long to wait for an answer: longer than the process that asked does.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Questions without an answer; with more of them the next one is dropped, as networks do.
+/// Most questions without an answer; the next one is dropped, as networks do.
 const WAITING: usize = 128;
-/// Ports that questions come from.
+/// Ports on the host that questions are sent from.
 const PORTS: RangeInclusive<u16> = 20_000..=28_000;
-/// How many of them are tried.
+/// How many of these ports are tried for a question.
 const TRIES: usize = 16;
 
 /// Whether the container's network has a resolver, and what serves questions to it.
 pub struct Announcement {
-    place: Place,
+    place: NetworkNamespace,
     there: Cell<bool>,
     made: Notify,
     /// One stream at a time.
@@ -42,29 +44,29 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// There is none in this namespace yet.
-    pub fn new(place: Place) -> Self {
+    /// Announces nothing yet; the resolver may come up in this namespace.
+    pub fn new(place: NetworkNamespace) -> Self {
         let (there, made) = (Cell::new(false), Notify::new());
         Self { place, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
     }
 
-    /// There is one, from now on.
+    /// From now on there is a resolver.
     pub fn announce(&self) {
         self.there.set(true);
         self.made.notify_one();
     }
 
-    /// Whether there is one.
+    /// Whether there is a resolver.
     pub fn is_there(&self) -> bool {
         self.there.get()
     }
 
-    /// Waits until there is one; for one who waits.
+    /// Waits until there is a resolver. For one task only.
     pub async fn made(&self) {
         self.made.notified().await;
     }
 
-    /// Opens a stream to the guest, which waits for one of this id, and serves it to its end.
+    /// Opens the stream that the guest waits for by this id, and serves it to its end.
     pub async fn serve(self: Rc<Self>, vsock: Handle, id: u64) {
         let Ok(_stream) = self.stream.try_acquire() else {
             return log::debug("the guest asks for a second stream to the resolver");
@@ -76,7 +78,7 @@ impl Announcement {
                 let questioning = Questions { waiting, place, answers: Rc::new(Mutex::new(answers)) };
                 // The guest closes it when the container ends.
                 if let Err(error) = questioning.ask(questions).await {
-                    log::debug(&format!("questions to the resolver of the container's network: {error}"));
+                    log::debug(&format!("relay questions to the resolver of the container's network: {error}"));
                 }
             }
             Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
@@ -86,32 +88,29 @@ impl Announcement {
 
 struct Questions {
     waiting: Arc<Semaphore>,
-    place: Place,
+    place: NetworkNamespace,
     answers: Rc<Mutex<OwnedWriteHalf>>,
 }
 
 impl Questions {
     async fn ask(&self, mut stream: OwnedReadHalf) -> std::io::Result<()> {
         loop {
-            let mut header = [0; DatagramHeader::SIZE];
-            stream.read_exact(&mut header).await?;
-            let header = DatagramHeader::from_bytes(header);
-            let mut question = vec![0; header.length.into()];
-            stream.read_exact(&mut question).await?;
+            let Tagged { tag, datagram: question } = Tagged::read(&mut stream).await?;
             let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { continue };
             let (answers, resolver) = (Rc::clone(&self.answers), self.place.clone());
             tokio::task::spawn_local(async move {
                 let _place = place;
                 // Without an answer the process asks again.
-                if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, answer(resolver, &question)).await {
-                    let _ = deliver(&answers, header.tag, &answer).await;
+                if let Ok(Ok(datagram)) = tokio::time::timeout(PATIENCE, answer(resolver, &question)).await {
+                    let answer = Tagged { tag, datagram }.to_bytes();
+                    let _ = answers.lock().await.write_all(&answer).await;
                 }
             });
         }
     }
 }
 
-async fn answer(place: Place, question: &[u8]) -> anyhow::Result<Vec<u8>> {
+async fn answer(place: NetworkNamespace, question: &[u8]) -> anyhow::Result<Vec<u8>> {
     let socket = tokio::task::spawn_blocking(move || place.run(|| Ok(bind()?))).await??;
     let socket = UdpSocket::from_std(socket)?;
     socket.connect(RESOLVER).await?;
@@ -122,7 +121,7 @@ async fn answer(place: Place, question: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// A socket at a port of our own choice: those that the kernel would choose are few in such a namespace, and the
+/// A socket at a port of our own choice: the ports that the kernel would choose are few in such a namespace, and the
 /// resolver needs them for questions to others.
 fn bind() -> std::io::Result<std::net::UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -137,10 +136,4 @@ fn bind() -> std::io::Result<std::net::UdpSocket> {
     let socket = result?;
     socket.set_nonblocking(true)?;
     Ok(socket)
-}
-
-async fn deliver(answers: &Mutex<OwnedWriteHalf>, tag: u16, answer: &[u8]) -> std::io::Result<()> {
-    let length = u16::try_from(answer.len()).unwrap_or(u16::MAX);
-    let header = DatagramHeader { length, tag }.to_bytes();
-    answers.lock().await.write_all(&[&header, answer].concat()).await
 }

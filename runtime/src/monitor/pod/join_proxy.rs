@@ -18,11 +18,11 @@ use vmm::virtio::fs::Share;
 use crate::control::{self, Join, Reply, Request};
 use crate::handover::{Answer, Setup};
 use crate::monitor::confine::View;
-use crate::monitor::oom_trigger::Witness;
+use crate::monitor::oom_trigger::HostOomTrigger;
 use crate::monitor::streams::stdio;
 use crate::monitor::wire::{reply, send};
 use crate::monitor::{FORWARDED, Inherited, tell};
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::{console, log};
 
 /// What a container gets whose machine ended under it: as if it had been killed.
@@ -39,7 +39,7 @@ pub async fn live(setup: Setup, mut inherited: Inherited) -> u8 {
     };
     let told = ready.map(|pipe| tell(pipe, &answer));
     match (joined, told) {
-        (Ok((stream, witness)), Some(Ok(()))) => attend(Rc::new(stream), witness, terminal).await,
+        (Ok((stream, oom_trigger)), Some(Ok(()))) => attend(Rc::new(stream), oom_trigger, terminal).await,
         // Nobody heard that the container is ready: the command is gone, so is the container.
         _ => 1,
     }
@@ -50,9 +50,9 @@ async fn join(
     setup: &Setup,
     inherited: Inherited,
     terminal: Option<&OwnedFd>,
-) -> anyhow::Result<(UnixStream, Option<Witness>)> {
+) -> anyhow::Result<(UnixStream, Option<HostOomTrigger>)> {
     let mut request = CreateContainerRequest::parse_from_bytes(&setup.container).context("decode the container")?;
-    let witness = Witness::find(&setup.cgroups)?;
+    let oom_trigger = HostOomTrigger::find(&setup.cgroups)?;
     let (files, streams) = standard_files(setup, terminal)?;
     if let Some(slave) = terminal {
         console::note_size(slave, request.process.mut_or_insert_default());
@@ -75,7 +75,7 @@ async fn join(
         _ => bail!("the VM ended before the container was created in it"),
     }
     view.place();
-    Ok((stream, witness))
+    Ok((stream, oom_trigger))
 }
 
 fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(Vec<OwnedFd>, [bool; 3])> {
@@ -92,7 +92,7 @@ fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(
 /// This process's network namespace, unless the container has another one's.
 fn own_network(request: &CreateContainerRequest) -> anyhow::Result<Option<OwnedFd>> {
     let network = request.namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::NETWORK.into());
-    network.filter(|network| network.container_id.is_empty()).map(|_| Place::own()).transpose()
+    network.filter(|network| network.container_id.is_empty()).map(|_| NetworkNamespace::own()).transpose()
 }
 
 /// In the order in which the monitor expects them.
@@ -108,7 +108,7 @@ fn descriptors<'a>(
 }
 
 /// Until the container's end.
-async fn attend(stream: Rc<UnixStream>, witness: Option<Witness>, terminal: Option<OwnedFd>) -> u8 {
+async fn attend(stream: Rc<UnixStream>, oom_trigger: Option<HostOomTrigger>, terminal: Option<OwnedFd>) -> u8 {
     for number in FORWARDED {
         // The terminal's hang-up reaches the process through its own terminal.
         let ignored = number == libc::SIGHUP && terminal.is_some();
@@ -128,7 +128,7 @@ async fn attend(stream: Rc<UnixStream>, witness: Option<Witness>, terminal: Opti
     loop {
         match reply(&stream).await {
             Ok(Some(Reply::Exited(code))) => return code,
-            Ok(Some(Reply::OutOfMemory)) => tell_the_host(witness.as_ref()).await,
+            Ok(Some(Reply::OutOfMemory)) => tell_the_host(oom_trigger.as_ref()).await,
             Ok(Some(other)) => log::debug(&format!("an answer that nobody waits for: {other:?}")),
             Ok(None) | Err(_) => return MACHINE_ENDED,
         }
@@ -153,10 +153,10 @@ async fn pass_on(stream: &UnixStream, request: Option<Request>) {
     }
 }
 
-async fn tell_the_host(witness: Option<&Witness>) {
+async fn tell_the_host(oom_trigger: Option<&HostOomTrigger>) {
     log::warning("the guest's kernel killed a process of the container for lack of memory");
-    let Some(witness) = witness else { return };
-    if let Err(error) = witness.tell().await {
+    let Some(oom_trigger) = oom_trigger else { return };
+    if let Err(error) = oom_trigger.pull().await {
         log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
     }
 }

@@ -10,35 +10,37 @@ use protocol::CreateContainerRequest;
 use tokio::net::{UnixListener, UnixStream};
 use vmm::virtio::fs::Share;
 
-use super::{Machine, Membership};
+use super::{JoinGuard, Pod};
 use crate::control::{Join, Reply};
 use crate::log;
+use crate::monitor::inbox::Inbox;
 use crate::monitor::network::Network;
-use crate::monitor::server::Server;
+use crate::monitor::server::{Channels, OomNotifier, Server};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
+use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::wire::{arrange, send};
-use crate::network::Place;
+use crate::network::NetworkNamespace;
 use crate::plan::CachePlan;
 
 /// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
 /// container is killed.
 pub async fn join(
-    machine: &Rc<Machine>,
+    pod: &Rc<Pod>,
     agent: &Agent,
-    stream: &UnixStream,
+    stream: &Rc<UnixStream>,
     (join, fds): (Join, Vec<OwnedFd>),
 ) -> anyhow::Result<Reply> {
     let mut parts = Parts::of(join, fds)?;
     let id = parts.request.container_id.clone();
-    let membership = machine.admit(&id).await?;
-    parts.rename_shares(membership.number);
+    let guard = pod.admit(&id).await?;
+    parts.rename_shares(guard.number);
     let names: Vec<String> = parts.shares.iter().map(|share| share.name.clone()).collect();
-    add_shares(machine, std::mem::take(&mut parts.shares)).await?;
-    let result = live(machine, agent.of(&id), stream, (parts, &membership)).await;
+    add_shares(&pod.vm, std::mem::take(&mut parts.shares)).await?;
+    let result = live(pod, agent.of(&id), stream, (parts, &guard)).await;
     // Only now may an engine unmount what was shared.
-    if let Err(error) = remove_shares(machine, names).await {
+    if let Err(error) = remove_shares(&pod.vm, names).await {
         log::warning(&format!("take back what container {id} shared: {error:#}"));
     }
     result
@@ -87,73 +89,66 @@ impl Parts {
 
 /// From its creation to its end.
 async fn live(
-    machine: &Rc<Machine>,
+    pod: &Rc<Pod>,
     agent: Agent,
-    stream: &UnixStream,
-    (parts, membership): (Parts, &Membership),
+    stream: &Rc<UnixStream>,
+    (parts, guard): (Parts, &JoinGuard),
 ) -> anyhow::Result<Reply> {
     let Parts { mut request, control, network, files, sockets, .. } = parts;
-    let place = network.map(Place::of);
-    let sockets = Sockets::new(&machine.files, sockets, place.clone().unwrap_or_default());
-    let open = |place| Network::open(place, Arc::clone(&machine.files), true, sockets.resolver());
+    let place = network.map(NetworkNamespace::of);
+    let sockets = Sockets::new(&pod.files, sockets, place.clone().unwrap_or_default());
+    let open = |place| Network::open(place, Arc::clone(&pod.files), true, sockets.resolver());
     let network = place.map(open).transpose()?;
     let process = request.process.mut_or_insert_default();
-    let stdio = Stdio::attach(machine.vm.vsock(), files, process.terminal)?;
+    let stdio = Stdio::attach(pod.vm.vsock(), files, process.terminal)?;
     stdio.name_in(process);
-    create(machine, &agent, &request, network.as_ref()).await?;
-    let server = Rc::new(Server::of_member(Rc::clone(machine), agent, network));
-    membership.complete(Rc::clone(&server));
-    if machine.is_closing() {
-        server.end().await;
-    }
-    // Whoever stands for it may be gone already; then the first read below says so.
+    create(&pod.vm, &agent, &request, network.as_ref()).await?;
+    let (inbox, events) = Inbox::new();
+    let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
+    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), network, notifier);
+    guard.complete(inbox);
+    // The join proxy may be gone already; then the first read below says so.
     let _ = send(stream, &Reply::Started).await;
-    let mut run = std::pin::pin!(server.run_member(control, stdio, sockets));
-    let mut attend = std::pin::pin!(server.attend(stream, ""));
-    let mut attended = true;
-    loop {
-        tokio::select! {
-            code = &mut run => return Ok(Reply::Exited(code)),
-            () = &mut attend, if attended => attended = false,
-            () = server.memory_ran_out() => {
-                let _ = send(stream, &Reply::OutOfMemory).await;
-            }
-        }
-    }
+    let mut run = std::pin::pin!(server.run_joined(Channels { events, control, stdio, sockets }));
+    let code = tokio::select! {
+        code = &mut run => code,
+        () = server.attend(stream, "") => run.await,
+    };
+    Ok(Reply::Exited(code))
 }
 
 /// Has the guest create it; what fails leaves nothing.
 async fn create(
-    machine: &Machine,
+    vm: &Vm,
     agent: &Agent,
     request: &CreateContainerRequest,
     network: Option<&Network>,
 ) -> anyhow::Result<()> {
-    let created = machine.ask(async {
+    let created = vm.ask(async {
         agent.create(request).await?;
         match network {
-            Some(network) => network.update(&machine.vm, agent).await,
+            Some(network) => network.update(vm, agent).await,
             None => Ok(()),
         }
     });
     let created = created.await;
     if created.is_err() {
         // One that took too long may be there all the same.
-        let _ = machine.ask(agent.delete()).await;
+        let _ = vm.ask(agent.delete()).await;
         if let Some(network) = network {
-            network.end(&machine.vm).await;
+            network.end(vm).await;
         }
     }
     created
 }
 
 /// The device answers when it has done what it is at: not for this thread to wait for.
-async fn add_shares(machine: &Machine, shares: Vec<Share>) -> anyhow::Result<()> {
-    let sharing = machine.vm.sharing().clone();
+async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
+    let sharing = vm.sharing().clone();
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 
-async fn remove_shares(machine: &Machine, names: Vec<String>) -> anyhow::Result<()> {
-    let sharing = machine.vm.sharing().clone();
-    machine.alive(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
+async fn remove_shares(vm: &Vm, names: Vec<String>) -> anyhow::Result<()> {
+    let sharing = vm.sharing().clone();
+    vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
 }

@@ -1,185 +1,117 @@
-//! What all containers of one virtual machine have in common.
+//! The containers of one virtual machine.
 //!
-//! Mostly there is one: the one that the machine was made for. Others join it (see `joined`), and it ends with the
-//! first.
+//! Mostly there is one: the one that the VM was made for. Others join it (see `joined`), and the VM ends with the first.
 
 pub mod join_proxy;
 pub mod joined;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::watch;
 
+use super::inbox::Inbox;
+use super::lifecycle::{Answer, Request, Signal};
+use super::vm::Vm;
 use crate::log;
-use crate::monitor::server::Server;
-use crate::monitor::vm::Vm;
-use crate::monitor::vm::agent_client::Agent;
-use crate::monitor::vm::clock::Clock;
-use crate::monitor::vm::request_gate::Motion;
 use crate::network::Files;
 
 /// How long a container may take to be gone after its end.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long members that are killed have for their last output.
+/// How long joined containers that are killed have for their last output.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A running machine. One thread works on it, so there are no locks but those of conversations.
-pub struct Machine {
-    /// The machine itself.
-    pub vm: Vm,
+/// A running VM and who is in it. One thread works on it, so there are no locks but those of conversations.
+pub struct Pod {
+    /// The VM.
+    pub vm: Rc<Vm>,
     /// The host's, for containers that join.
     pub files: Arc<Files>,
-    motion: Motion,
-    /// Held by whoever pauses or resumes.
-    turn: Mutex<()>,
-    still: Cell<bool>,
-    /// Containers that joined, by id; without a server those that are still being made.
-    members: RefCell<HashMap<String, Option<Rc<Server>>>>,
-    /// How many there are.
+    /// The container that the VM was made for.
+    first: Inbox,
+    /// Joined containers, by id; without an inbox those that are still being made.
+    joined: RefCell<HashMap<String, Option<Inbox>>>,
+    /// Number of joined containers.
     count: watch::Sender<usize>,
-    /// Names of shares are distinct by these.
+    /// Number of joins so far; names of shares are distinct by it.
     joins: Cell<u64>,
-    /// The first container has ended: nobody can join.
+    /// The first container has ended: whoever joins now is killed.
     closing: Cell<bool>,
 }
 
-impl Machine {
-    /// A machine with one container.
-    pub fn new(vm: Vm, files: Arc<Files>) -> Self {
+impl Pod {
+    /// A VM with one container.
+    pub fn new(vm: Vm, files: Arc<Files>, first: Inbox) -> Self {
         Self {
-            vm,
+            vm: Rc::new(vm),
             files,
-            motion: Motion::new(),
-            turn: Mutex::default(),
-            still: Cell::new(false),
-            members: RefCell::default(),
+            first,
+            joined: RefCell::default(),
             count: watch::Sender::new(0),
             joins: Cell::new(0),
             closing: Cell::new(false),
         }
     }
 
-    /// Waits for the guest's answer, or says why it died.
-    pub async fn alive<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        self.vm.or_death(work).await
-    }
-
-    /// `alive`, for what takes the guest a moment: the machine is not stopped meanwhile.
-    pub async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let _asking = self.motion.ask().await;
-        self.alive(work).await
-    }
-
-    /// Waits for the turn to pause or resume something.
-    pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
-    }
-
-    /// Stops the processors, once nobody waits for an answer.
-    pub async fn stop(&self) {
-        self.still.set(true);
-        self.motion.stop().await;
-        self.vm.pause();
-    }
-
-    /// Undoes [`Machine::stop`].
-    pub fn go_on(&self) {
-        self.vm.resume();
-        self.still.set(false);
-        self.motion.go_on();
-    }
-
-    /// Whether the processors stand still, or are about to.
-    pub fn is_still(&self) -> bool {
-        self.still.get()
-    }
-
     /// Whether there are other containers than the first.
     pub fn is_shared(&self) -> bool {
-        !self.members.borrow().is_empty()
+        !self.joined.borrow().is_empty()
     }
 
-    /// Keeps the guest's clock. It goes wrong otherwise, which is no reason to end the guest.
-    pub async fn keep_time(self: Rc<Self>, agent: Agent) {
-        let clock = match Clock::new() {
-            Ok(clock) => clock,
-            Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
-        };
-        while clock.due().await.is_ok() {
-            if let Err(error) = self.ask(agent.set_time()).await {
-                log::debug(&format!("the guest's clock: {error:#}"));
-            }
-        }
-    }
-
-    /// Makes room for a container, from now until the membership is dropped. Waits for one of its name to be gone, and for
-    /// whoever pauses the machine.
+    /// Makes room for a container, until the guard is dropped. Waits for one of its name to be gone.
     ///
     /// # Errors
-    /// It cannot join now.
-    pub async fn admit(self: &Rc<Self>, id: &str) -> anyhow::Result<Membership> {
-        let _turn = loop {
-            if tokio::time::timeout(LEAVE_PATIENCE, self.left(id)).await.is_err() {
-                bail!("container {id} is still in this VM");
-            }
-            let turn = self.turn().await;
-            if !self.members.borrow().contains_key(id) {
-                break turn;
-            }
-        };
-        if self.is_closing() {
-            bail!("the container that the VM was made for has stopped");
+    /// The first container is paused or has ended, or one of this name stays.
+    pub async fn admit(self: &Rc<Self>, id: &str) -> anyhow::Result<JoinGuard> {
+        if tokio::time::timeout(DETACH_PATIENCE, self.detached(id)).await.is_err() {
+            bail!("container {id} is still in this VM");
         }
-        if self.still.get() {
-            bail!("cannot join a paused container: its VM stands still");
-        }
-        self.set(id, Some(None));
+        self.first.ask(Request::Join(id.to_owned())).await?;
         let number = self.joins.replace(self.joins.get() + 1);
-        Ok(Membership { machine: Rc::clone(self), id: id.to_owned(), number })
+        Ok(JoinGuard { pod: Rc::clone(self), id: id.to_owned(), number })
     }
 
-    fn set(&self, id: &str, member: Option<Option<Rc<Server>>>) {
-        let mut members = self.members.borrow_mut();
-        match member {
-            Some(member) => drop(members.insert(id.to_owned(), member)),
-            None => drop(members.remove(id)),
+    /// Enters a container that may join.
+    pub fn enter(&self, id: String) -> Answer {
+        if self.joined.borrow().contains_key(&id) {
+            return Err(format!("container {id} is still in this VM"));
         }
-        self.count.send_replace(members.len());
+        self.set(&id, Some(None));
+        Ok(())
     }
 
-    /// Whether the first container has ended, and the machine is about to.
-    pub fn is_closing(&self) -> bool {
-        self.closing.get()
+    fn set(&self, id: &str, container: Option<Option<Inbox>>) {
+        let mut joined = self.joined.borrow_mut();
+        match container {
+            Some(container) => drop(joined.insert(id.to_owned(), container)),
+            None => drop(joined.remove(id)),
+        }
+        self.count.send_replace(joined.len());
     }
 
     /// Waits until there is no such container here.
-    pub async fn left(&self, id: &str) {
+    pub async fn detached(&self, id: &str) {
         let mut count = self.count.subscribe();
-        while self.members.borrow().contains_key(id) {
+        while self.joined.borrow().contains_key(id) {
             // The sender lives as long as `self`.
             let _ = count.changed().await;
         }
     }
 
-    /// Ends those who joined, and waits for what they leave to be delivered.
-    pub async fn end_members(&self) {
+    /// Kills the joined containers, and waits for their last output to be delivered.
+    pub async fn end_joined(&self) {
         self.closing.set(true);
-        let members: Vec<Rc<Server>> = self.members.borrow().values().flatten().cloned().collect();
-        for member in members {
-            member.end().await;
-        }
-        self.members_gone().await;
+        self.joined.borrow().values().flatten().for_each(kill);
+        self.joined_gone().await;
     }
 
-    /// Waits until there are none, for a while.
-    pub async fn members_gone(&self) {
+    /// Waits for a while until no joined container is left.
+    pub async fn joined_gone(&self) {
         let mut count = self.count.subscribe();
         if tokio::time::timeout(PATIENCE, count.wait_for(|count| *count == 0)).await.is_err() {
             log::warning("containers that share the VM did not end in time");
@@ -187,23 +119,30 @@ impl Machine {
     }
 }
 
-/// A container's place in a machine that it joins.
-pub struct Membership {
-    machine: Rc<Machine>,
+fn kill(container: &Inbox) {
+    container.signal(Signal { number: libc::SIGKILL as u32, all: true });
+}
+
+/// The presence of a container in the VM that it joined.
+pub struct JoinGuard {
+    pod: Rc<Pod>,
     id: String,
-    /// Which one it is; no other has the same.
+    /// Number of this join; no other has the same.
     pub number: u64,
 }
 
-impl Membership {
-    /// It is made, and served by this.
-    pub fn complete(&self, server: Rc<Server>) {
-        self.machine.set(&self.id, Some(Some(server)));
+impl JoinGuard {
+    /// The container is made, and served from this inbox.
+    pub fn complete(&self, container: Inbox) {
+        if self.pod.closing.get() {
+            kill(&container);
+        }
+        self.pod.set(&self.id, Some(Some(container)));
     }
 }
 
-impl Drop for Membership {
+impl Drop for JoinGuard {
     fn drop(&mut self) {
-        self.machine.set(&self.id, None);
+        self.pod.set(&self.id, None);
     }
 }

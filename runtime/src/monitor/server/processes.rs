@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DRAIN_PATIENCE, Server};
 use crate::control::{Reply, Request};
 use crate::monitor::FORWARDED;
+use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::wire::{receive, send};
 use crate::{console, log};
@@ -23,7 +24,7 @@ impl Server {
     ) -> anyhow::Result<Reply> {
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.machine.vm.vsock(), files, process.terminal)?;
+        let mut stdio = Stdio::attach(self.pod.vm.vsock(), files, process.terminal)?;
         stdio.name_in(&mut process);
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
@@ -43,19 +44,27 @@ impl Server {
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
             let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.ask(self.agent.signal(exec_id, number, false)).await,
+                Ok(Some((Request::Signal(number), _))) => self.signal_process(exec_id, number).await,
                 Ok(Some((Request::Resize { rows, columns }, _))) => {
                     self.ask(self.agent.resize(exec_id, rows, columns)).await
                 }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
                 Ok(None) | Err(_) => {
-                    let _ = self.ask(self.agent.signal(exec_id, libc::SIGKILL as u32, false)).await;
+                    let _ = self.signal_process(exec_id, libc::SIGKILL as u32).await;
                     return;
                 }
             };
             if let Err(error) = done {
                 log::debug(&format!("{exec_id}: {error:#}"));
             }
+        }
+    }
+
+    /// Sends a signal to a process, which is the container's own if it has no name.
+    async fn signal_process(&self, exec_id: &str, number: u32) -> anyhow::Result<()> {
+        match exec_id {
+            "" => self.inbox.ask(lifecycle::Request::Signal(Signal { number, all: false })).await,
+            _ => self.ask(self.agent.signal(exec_id, number, false)).await,
         }
     }
 }
@@ -70,7 +79,7 @@ pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
         tokio::task::spawn_local(async move {
             while signals.recv().await.is_some() {
                 if !ignored {
-                    let _ = server.ask(server.agent.signal("", number as u32, false)).await;
+                    server.inbox.signal(Signal { number: number as u32, all: false });
                 }
             }
         });

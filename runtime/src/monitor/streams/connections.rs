@@ -1,7 +1,10 @@
 //! Connections of the host that the vsock device has joined with streams to the guest.
+//!
+//! The guest learns a stream's id by a call of the agent's, and waits for the stream that begins with this id.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use protocol::{STREAM_PORT, StreamHeader};
@@ -9,17 +12,32 @@ use rustix::net::Shutdown;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vmm::virtio::vsock::Handle;
 
-/// Those of one container, of one kind. When this is dropped they end.
+use crate::monitor::vm::Vm;
+use crate::monitor::vm::agent_client::Agent;
+
+/// The connections of one container, of one kind. They end when this is dropped.
 pub struct Connections {
     free: Arc<Semaphore>,
-    /// Some that live, and some that did.
+    /// Connections that live, and some that did.
     all: RefCell<Vec<Weak<Connection>>>,
 }
 
-/// A connection, as long as the device has it.
-struct Connection {
-    stream: OwnedFd,
+/// Room for one more connection.
+pub struct Room {
     _permit: OwnedSemaphorePermit,
+}
+
+/// A connection, as long as the device has it.
+pub struct Connection {
+    stream: OwnedFd,
+    _room: Room,
+}
+
+impl Room {
+    /// A connection that takes this room.
+    pub fn taken_by(self, stream: OwnedFd) -> Connection {
+        Connection { stream, _room: self }
+    }
 }
 
 impl AsFd for Connection {
@@ -29,27 +47,22 @@ impl AsFd for Connection {
 }
 
 impl Connections {
-    /// None yet, and so many at most.
+    /// No connection yet, and so many at most.
     pub fn new(most: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(most)), all: RefCell::default() }
     }
 
     /// Waits for room for one more.
-    pub async fn room(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.free).acquire_owned().await.ok()
+    pub async fn room(&self) -> Option<Room> {
+        Arc::clone(&self.free).acquire_owned().await.ok().map(|permit| Room { _permit: permit })
     }
 
     /// Joins a connection with the stream of this id; bytes go without anybody's help from then on.
     ///
     /// # Errors
     /// The device is gone.
-    pub fn join(
-        &self,
-        vsock: &Handle,
-        (stream, permit): (OwnedFd, OwnedSemaphorePermit),
-        id: u64,
-    ) -> std::io::Result<()> {
-        let connection = Arc::new(Connection { stream, _permit: permit });
+    pub fn join(&self, vsock: &Handle, connection: Connection, id: u64) -> std::io::Result<()> {
+        let connection = Arc::new(connection);
         let mut all = self.all.borrow_mut();
         all.retain(|connection| connection.strong_count() > 0);
         all.push(Arc::downgrade(&connection));
@@ -63,6 +76,27 @@ impl Drop for Connections {
             // The device sees that, tells the guest and lets go.
             let _ = rustix::net::shutdown(&connection.stream, Shutdown::Both);
         }
+    }
+}
+
+/// The container that connections to its ports lead to.
+#[derive(Clone)]
+pub struct Guest {
+    /// The VM.
+    pub vm: Rc<Vm>,
+    /// The container.
+    pub agent: Agent,
+}
+
+impl Guest {
+    /// Has a port connected with a stream, whose id this gives.
+    pub async fn connect(&self, port: u16, datagrams: bool) -> anyhow::Result<u64> {
+        self.vm.ask(self.agent.connect_port(port, datagrams)).await
+    }
+
+    /// Where streams are opened.
+    pub fn vsock(&self) -> &Handle {
+        self.vm.vsock()
     }
 }
 

@@ -15,14 +15,13 @@ use protocol::{
     AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT,
     StreamHeader,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
-use super::connections::Connections;
+use super::connections::{Connections, Room};
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
-use crate::network::{Files, Place};
+use crate::network::{Files, NetworkNamespace};
 use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
@@ -42,12 +41,12 @@ struct Dialer {
     files: Arc<Files>,
     sockets: Vec<OwnedFd>,
     /// Where the resolver is.
-    place: Place,
+    place: NetworkNamespace,
 }
 
 impl Sockets {
     /// These, and the resolver if there will be one in this namespace.
-    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: Place) -> Self {
+    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: NetworkNamespace) -> Self {
         let resolver = Rc::new(Announcement::new(place.clone()));
         let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
         Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
@@ -65,43 +64,48 @@ impl Sockets {
         }
         let mut answers = JoinSet::new();
         loop {
-            let Some(permit) = self.connections.room().await else { return };
-            let wish = match agent.accept_socket().await {
-                Ok(wish) => wish,
+            let Some(room) = self.connections.room().await else { return };
+            let request = match agent.accept_socket().await {
+                Ok(request) => request,
                 Err(error) => return log::debug(&format!("connections to sockets of the host: {error:#}")),
             };
             while answers.try_join_next().is_some() {}
-            if wish.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
+            if request.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
                 log::debug("the guest asks for a resolver that there is not");
                 continue;
             }
-            if wish.socket == RESOLVER_DATAGRAMS {
-                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), wish.stream));
+            if request.socket == RESOLVER_DATAGRAMS {
+                answers.spawn_local(Rc::clone(&self.resolver).serve(vsock.clone(), request.stream));
                 continue;
             }
-            let (dialer, connections) = (Arc::clone(&self.dialer), Rc::clone(&self.connections));
-            answers.spawn_local(answer(vsock.clone(), dialer, connections, (wish, permit)));
+            let wanted = Wanted { vsock: vsock.clone(), request, room };
+            answers.spawn_local(wanted.connect(Arc::clone(&self.dialer), Rc::clone(&self.connections)));
         }
     }
 }
 
-async fn answer(
+/// A connection that a process of the guest waits for.
+struct Wanted {
     vsock: Handle,
-    dialer: Arc<Dialer>,
-    connections: Rc<Connections>,
-    (wish, permit): (AcceptSocketResponse, OwnedSemaphorePermit),
-) {
-    let joined = match dial(dialer, wish.socket).await {
-        Ok(stream) => connections.join(&vsock, (stream, permit), wish.stream),
-        Err(error) => {
-            log::debug(&format!("connect to socket {} of the host: {error:#}", wish.socket));
-            // A stream that is at its end.
-            let header = StreamHeader { id: wish.stream }.to_bytes();
-            vsock.connect(STREAM_PORT).and_then(|mut stream| stream.write_all(&header))
+    request: AcceptSocketResponse,
+    room: Room,
+}
+
+impl Wanted {
+    async fn connect(self, dialer: Arc<Dialer>, connections: Rc<Connections>) {
+        let Self { vsock, request, room } = self;
+        let joined = match dial(dialer, request.socket).await {
+            Ok(stream) => connections.join(&vsock, room.taken_by(stream), request.stream),
+            Err(error) => {
+                log::debug(&format!("connect to socket {} of the host: {error:#}", request.socket));
+                // A stream that is at its end.
+                let header = StreamHeader { id: request.stream }.to_bytes();
+                vsock.connect(STREAM_PORT).and_then(|mut stream| stream.write_all(&header))
+            }
+        };
+        if let Err(error) = joined {
+            log::debug(&format!("open a stream to the guest: {error}"));
         }
-    };
-    if let Err(error) = joined {
-        log::debug(&format!("open a stream to the guest: {error}"));
     }
 }
 
@@ -132,8 +136,11 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
-        let dialer =
-            Arc::new(Dialer { files: Arc::new(Files::open().unwrap()), sockets: opened, place: Place::default() });
+        let dialer = Arc::new(Dialer {
+            files: Arc::new(Files::open().unwrap()),
+            sockets: opened,
+            place: NetworkNamespace::default(),
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
         assert!(dialed(0).is_ok());

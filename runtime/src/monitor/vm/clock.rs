@@ -1,7 +1,10 @@
-//! When the guest's clock needs the host's: after the host's was set or the host slept, and now and then, since the
-//! guest does not follow what NTP does to the host.
+//! Keeps the guest's clock.
+//!
+//! The monitor tells the guest the time after the host's clock was set or the host slept, and now and then, since the guest
+//! does not follow what NTP does to the host.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,15 +15,32 @@ use rustix::time::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// At 50 millionths, as badly as clocks drift, a fiftieth of a second.
+use super::Vm;
+use super::agent_client::Agent;
+use crate::log;
+
+/// Time between two updates: at 50 millionths, as badly as clocks drift, the guest is off by a fiftieth of a second.
 const INTERVAL: Duration = Duration::from_secs(600);
 
+/// Keeps the guest's clock, for ever. A clock that cannot be kept is logged, and no reason to end the guest.
+pub async fn keep(vm: Rc<Vm>, agent: Agent) {
+    let clock = match Clock::new() {
+        Ok(clock) => clock,
+        Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
+    };
+    while clock.due().await.is_ok() {
+        if let Err(error) = vm.ask(agent.set_time()).await {
+            log::debug(&format!("the guest's clock: {error:#}"));
+        }
+    }
+}
+
 /// A timer that also ends when the clock jumps.
-pub struct Clock(AsyncFd<OwnedFd>);
+struct Clock(AsyncFd<OwnedFd>);
 
 impl Clock {
     /// Needs a running tokio runtime.
-    pub fn new() -> anyhow::Result<Self> {
+    fn new() -> anyhow::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags).context("make a timer")?;
         // SAFETY: an OwnedFd keeps the same descriptor open until the AsyncFd, which now owns it, is dropped.
@@ -28,7 +48,7 @@ impl Clock {
     }
 
     /// Returns when the guest should be told the time.
-    pub async fn due(&self) -> anyhow::Result<()> {
+    async fn due(&self) -> anyhow::Result<()> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut end = clock_gettime(ClockId::Realtime);
         end.tv_sec = end.tv_sec.saturating_add(INTERVAL.as_secs() as i64);

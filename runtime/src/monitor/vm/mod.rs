@@ -24,8 +24,9 @@ use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
+use self::request_gate::RequestGate;
 use crate::handover::{Setup, VmTarget};
-use crate::plan::{CARD_PAIRS, OWN_DEVICES};
+use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -46,6 +47,8 @@ pub struct Vm {
     requests: Arc<Counters>,
     sharing: Sharing,
     cards: Cards,
+    /// Where requests to the guest pass.
+    pub gate: RequestGate,
 }
 
 impl Vm {
@@ -70,8 +73,7 @@ impl Vm {
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let pairs = u16::from(machine.plan.vcpus).min(CARD_PAIRS);
-        let (mut nets, cards) = Cards::new(devices.len(), machine.kernel_is_ours, pairs)?;
+        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -94,6 +96,7 @@ impl Vm {
             requests,
             sharing,
             cards,
+            gate: RequestGate::new(),
         })
     }
 
@@ -131,7 +134,7 @@ impl Vm {
     }
 
     /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: Vec<OwnedFd>) -> anyhow::Result<Nic> {
+    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
         self.cards.plug(card, tap, &self.running).await
     }
 
@@ -140,14 +143,14 @@ impl Vm {
         self.cards.unplug(card).await
     }
 
-    /// Stops the processors; nothing in the machine moves until [`Vm::resume`].
+    /// Stops the virtual CPUs until [`Vm::resume`].
     pub fn pause(&self) {
-        self.running.park();
+        self.running.pause();
     }
 
     /// Undoes [`Vm::pause`].
     pub fn resume(&self) {
-        self.running.unpark();
+        self.running.resume();
     }
 
     /// Adds a moment to the timeline.
@@ -179,6 +182,12 @@ impl Vm {
             done = work => done,
             () = self.ended() => Err(self.cause_of_death()),
         }
+    }
+
+    /// [`Vm::or_death`] for what takes the guest a moment: the VM is not paused meanwhile.
+    pub async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let _request = self.gate.enter().await;
+        self.or_death(work).await
     }
 
     /// Why the VM has stopped, with the guest kernel's last words.

@@ -8,13 +8,13 @@ use anyhow::Context;
 use protocol::Nic;
 use vmm::Running;
 use vmm::virtio::Device;
-use vmm::virtio::net::{Counters, Net, Plug, Traffic};
+use vmm::virtio::net::{Counters, Net, TapHandle, Traffic};
 
-use crate::plan::CARDS;
+use crate::plan::NICS;
 
 /// All of them.
 pub struct Cards {
-    plugs: Vec<Plug>,
+    taps: Vec<TapHandle>,
     counters: Vec<Arc<Counters>>,
     /// Number of the first one among the machine's devices.
     first: usize,
@@ -24,17 +24,16 @@ pub struct Cards {
 }
 
 impl Cards {
-    /// Makes them, as devices behind so many others, each with so many pairs of queues. Their addresses only matter until
-    /// they are connected to something.
-    pub fn new(first: usize, late: bool, pairs: u16) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
-        let (mut devices, mut plugs, mut counters) = (Vec::<Box<dyn Device>>::new(), Vec::new(), Vec::new());
-        for number in (0..=u8::MAX).take(CARDS) {
-            let (device, plug) = Net::new([2, b'r', b'v', b'm', 0, number], pairs).context("make a network card")?;
-            counters.extend(device.counters());
+    /// Makes them, as devices behind so many others. Their addresses only matter until they are connected to something.
+    pub fn new(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
+        let (mut devices, mut taps, mut counters) = (Vec::<Box<dyn Device>>::new(), Vec::new(), Vec::new());
+        for number in (0..=u8::MAX).take(NICS) {
+            let (device, tap) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
+            counters.push(device.counters());
             devices.push(Box::new(device));
-            plugs.push(plug);
+            taps.push(tap);
         }
-        Ok((devices, Self { plugs, counters, first, late, pool: Pool::new(pairs) }))
+        Ok((devices, Self { taps, counters, first, late, pool: Pool::default() }))
     }
 
     /// Those that are free.
@@ -55,41 +54,35 @@ impl Cards {
         ]
     }
 
-    /// Connects one with a tap, by a descriptor for each of its queues. Returns how the guest finds it.
-    pub async fn plug(&self, slot: &Slot, tap: Vec<OwnedFd>, running: &Running) -> anyhow::Result<Nic> {
+    /// Connects one with a tap. Returns how the guest finds it.
+    pub async fn plug(&self, slot: &Slot, tap: OwnedFd, running: &Running) -> anyhow::Result<Nic> {
         let (number, device) = (slot.number, self.first + slot.number);
-        let plug = self.plugs.get(number).with_context(|| format!("there is no network card {number}"))?.clone();
-        let text = if self.late { format!("{}:{device}", running.attach(number)?) } else { String::new() };
+        let handle = self.taps.get(number).with_context(|| format!("there is no network card {number}"))?.clone();
+        let text = if self.late { format!("{}:{device}", running.hotplug(number)?) } else { String::new() };
         // The device answers when it has done what it is at: not for this thread to wait for.
-        tokio::task::spawn_blocking(move || plug.plug(tap)).await??;
+        tokio::task::spawn_blocking(move || handle.attach(tap)).await??;
         Ok(Nic { device: u32::try_from(device)?, kernel_parameter: text, ..Default::default() })
     }
 
     /// Disconnects it.
     pub async fn unplug(&self, slot: &Slot) -> anyhow::Result<()> {
-        let Some(plug) = self.plugs.get(slot.number).cloned() else { return Ok(()) };
-        Ok(tokio::task::spawn_blocking(move || plug.unplug()).await??)
+        let Some(handle) = self.taps.get(slot.number).cloned() else { return Ok(()) };
+        Ok(tokio::task::spawn_blocking(move || handle.detach()).await??)
     }
 }
 
 /// Numbers of cards that no container has.
 #[derive(Clone)]
-pub struct Pool {
-    free: Arc<Mutex<BTreeSet<usize>>>,
-    pairs: u16,
+pub struct Pool(Arc<Mutex<BTreeSet<usize>>>);
+
+impl Default for Pool {
+    /// All numbers.
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new((0..NICS).collect())))
+    }
 }
 
 impl Pool {
-    /// All numbers, of cards of so many pairs of queues.
-    pub fn new(pairs: u16) -> Self {
-        Self { free: Arc::new(Mutex::new((0..CARDS).collect())), pairs }
-    }
-
-    /// How many pairs of queues each card has.
-    pub fn pairs(&self) -> u16 {
-        self.pairs
-    }
-
     /// Takes so many, or none if there are fewer.
     pub fn take(&self, count: usize) -> Option<Vec<Slot>> {
         let slots: Vec<Slot> = (0..count).map_while(|_| self.take_one()).collect();
@@ -102,7 +95,7 @@ impl Pool {
     }
 
     fn free(&self) -> MutexGuard<'_, BTreeSet<usize>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,13 +117,13 @@ mod tests {
 
     #[test]
     fn all_that_are_wanted_or_none() {
-        let pool = Pool::new(1);
-        let most = pool.take(CARDS - 1).unwrap();
+        let pool = Pool::default();
+        let most = pool.take(NICS - 1).unwrap();
         assert!(pool.take(2).is_none());
         let last = pool.take(1).unwrap();
-        assert_eq!(last[0].number, CARDS - 1);
+        assert_eq!(last[0].number, NICS - 1);
         assert!(pool.take(1).is_none() && pool.take(0).is_some());
         drop(most);
-        assert_eq!(pool.take(CARDS - 1).unwrap()[0].number, 0);
+        assert_eq!(pool.take(NICS - 1).unwrap()[0].number, 0);
     }
 }

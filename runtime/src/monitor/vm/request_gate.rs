@@ -1,52 +1,56 @@
-//! Whether the machine moves, and who is asking the guest something.
+//! Holds requests to the guest back while its VM is paused.
 //!
-//! A machine that stopped in the middle of a request would answer it after its deadline, if ever. So a pause lets
-//! requests come to their end first, and what comes later waits until the machine goes on.
+//! A VM that is paused in the middle of a request would answer it after its deadline, if ever. So a pause waits until no
+//! request is in flight, and what comes later waits until the VM runs again.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How long a pause waits for requests: they take milliseconds, unless the guest is stuck, and then it is to stop too.
+/// How long a pause waits for requests: they take milliseconds, unless the guest is stuck, and then it is to pause too.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One machine's.
-pub struct Motion {
-    still: watch::Sender<bool>,
-    asking: watch::Sender<usize>,
+/// The gate of one VM.
+pub struct RequestGate {
+    closed: watch::Sender<bool>,
+    in_flight: watch::Sender<usize>,
 }
 
-/// A request in flight, until it is dropped.
-pub struct Asking<'a>(&'a watch::Sender<usize>);
+/// A request in flight, until this is dropped.
+pub struct InFlight<'a>(&'a watch::Sender<usize>);
 
-impl Motion {
-    /// It moves and nobody asks.
+impl RequestGate {
+    /// An open gate, with no request in flight.
     pub fn new() -> Self {
-        Self { still: watch::Sender::new(false), asking: watch::Sender::new(0) }
+        Self { closed: watch::Sender::new(false), in_flight: watch::Sender::new(0) }
     }
 
-    /// Waits until the machine moves.
-    pub async fn ask(&self) -> Asking<'_> {
+    /// Waits until the gate is open.
+    pub async fn enter(&self) -> InFlight<'_> {
         // The sender lives as long as `self`.
-        let _ = self.still.subscribe().wait_for(|still| !still).await;
-        self.asking.send_modify(|n| *n += 1);
-        Asking(&self.asking)
+        let _ = self.closed.subscribe().wait_for(|closed| !closed).await;
+        self.in_flight.send_modify(|n| *n += 1);
+        InFlight(&self.in_flight)
     }
 
-    /// New requests wait from now on. Returns when the machine may be stopped.
-    pub async fn stop(&self) {
-        self.still.send_replace(true);
-        let mut asking = self.asking.subscribe();
-        let _ = tokio::time::timeout(PATIENCE, asking.wait_for(|n| *n == 0)).await;
+    /// Holds new requests back from now on.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
     }
 
-    /// It moves again.
-    pub fn go_on(&self) {
-        self.still.send_replace(false);
+    /// Waits until no request is in flight, or until they take too long.
+    pub async fn quiesce(&self) {
+        let mut in_flight = self.in_flight.subscribe();
+        let _ = tokio::time::timeout(PATIENCE, in_flight.wait_for(|n| *n == 0)).await;
+    }
+
+    /// Lets requests through again.
+    pub fn open(&self) {
+        self.closed.send_replace(false);
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|n| *n = n.saturating_sub(1));
     }
@@ -67,42 +71,44 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_waits_for_requests_and_they_for_it() {
+    fn a_pause_waits_for_requests_and_they_for_it() {
         alone(async {
-            let motion = Rc::new(Motion::new());
-            let first = motion.ask().await;
-            let (stopped, asked) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
-            let (its_motion, its_stopped) = (motion.clone(), stopped.clone());
+            let gate = Rc::new(RequestGate::new());
+            let first = gate.enter().await;
+            let (quiet, entered) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+            gate.close();
+            let (its_gate, its_quiet) = (gate.clone(), quiet.clone());
             spawn_local(async move {
-                its_motion.stop().await;
-                its_stopped.set(true);
+                its_gate.quiesce().await;
+                its_quiet.set(true);
             });
             yield_now().await;
-            let (its_motion, its_asked) = (motion.clone(), asked.clone());
+            let (its_gate, its_entered) = (gate.clone(), entered.clone());
             spawn_local(async move {
-                let _asking = its_motion.ask().await;
-                its_asked.set(true);
+                let _request = its_gate.enter().await;
+                its_entered.set(true);
             });
             yield_now().await;
-            assert_eq!((stopped.get(), asked.get()), (false, false));
+            assert_eq!((quiet.get(), entered.get()), (false, false));
             drop(first);
             yield_now().await;
             yield_now().await;
-            assert_eq!((stopped.get(), asked.get()), (true, false));
-            motion.go_on();
+            assert_eq!((quiet.get(), entered.get()), (true, false));
+            gate.open();
             yield_now().await;
             yield_now().await;
-            assert!(asked.get());
+            assert!(entered.get());
         });
     }
 
     #[test]
-    fn a_stuck_guest_is_stopped_all_the_same() {
+    fn a_stuck_guest_is_paused_all_the_same() {
         alone(async {
-            let motion = Motion::new();
-            let _stuck = motion.ask().await;
+            let gate = RequestGate::new();
+            let _stuck = gate.enter().await;
+            gate.close();
             let before = tokio::time::Instant::now();
-            motion.stop().await;
+            gate.quiesce().await;
             assert_eq!(before.elapsed(), PATIENCE);
         });
     }

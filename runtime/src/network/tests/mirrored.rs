@@ -19,8 +19,8 @@ fn replay(messages: &[Vec<u8>]) {
 }
 
 /// Addresses, routes and neighbours in the words of iproute2.
-fn told(place: &Place) -> String {
-    let text = place.sh(
+fn told(netns: &TestNamespace) -> String {
+    let text = netns.sh(
         "ip -o -d link show eth0 | grep -o 'mtu [0-9]*\\|link/ether [0-9a-f:]*\\|addrgenmode [a-z0-9]*\\|NOARP\\|,UP'; \
          ip -o addr show dev eth0; { ip route show table all; ip -6 route show table all; } | grep -v peer; \
          ip neigh show nud permanent",
@@ -30,14 +30,14 @@ fn told(place: &Place) -> String {
 }
 
 /// A namespace whose eth0 is the guest's network device: the other's number and name, and nothing else.
-fn guest(index: u32) -> Place {
-    let guest = Place::new();
+fn guest(index: u32) -> TestNamespace {
+    let guest = TestNamespace::new();
     guest.sh(&format!("ip link add eth0 index {index} type veth peer name peer; ip link set peer up"));
     guest
 }
 
-fn scan(place: &Place) -> Link {
-    named(place.namespace().scan().unwrap(), "eth0")
+fn scan(netns: &TestNamespace) -> Link {
+    named(netns.attached_links().scan().unwrap(), "eth0")
 }
 
 const SETTINGS: &str = "
@@ -67,8 +67,8 @@ const SETTINGS: &str = "
 #[test]
 fn a_guest_gets_all_that_is_configured() {
     isolated(|| {
-        let (inside, outside) = (Place::new(), Place::new());
-        inside.plug(&outside);
+        let (inside, outside) = (TestNamespace::new(), TestNamespace::new());
+        inside.connect(&outside);
         inside.sh(SETTINGS);
         inside.sh("sleep 2");
         let link = scan(&inside);
@@ -88,8 +88,8 @@ fn a_guest_gets_all_that_is_configured() {
 #[test]
 fn a_guest_follows_what_changes() {
     isolated(|| {
-        let (inside, outside) = (Place::new(), Place::new());
-        inside.plug(&outside);
+        let (inside, outside) = (TestNamespace::new(), TestNamespace::new());
+        inside.connect(&outside);
         inside.sh(SETTINGS);
         inside.sh("sleep 2");
         let mut old = scan(&inside);
@@ -132,8 +132,8 @@ const TRIED: &str = "while ip -6 addr show tentative | grep -q inet6; do sleep 0
 #[test]
 fn a_route_of_the_kernels_that_was_removed_does_not_come_back() {
     isolated(|| {
-        let (inside, outside) = (Place::new(), Place::new());
-        inside.plug(&outside);
+        let (inside, outside) = (TestNamespace::new(), TestNamespace::new());
+        inside.connect(&outside);
         // As the CNI's ptp does it.
         inside.sh("ip route del 10.0.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth0");
         inside.sh("ip route add 10.0.0.1 dev eth0 scope link src 10.0.0.2");
@@ -173,7 +173,7 @@ fn what_changes_is_looked_at_until_two_looks_agree() {
 #[test]
 fn a_link_without_ipv6_stays_without() {
     isolated(|| {
-        let inside = Place::new();
+        let inside = TestNamespace::new();
         inside.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
         inside.plug_ipv4();
         let link = scan(&inside);
@@ -190,7 +190,7 @@ fn a_link_without_ipv6_stays_without() {
     });
 }
 
-impl Place {
+impl TestNamespace {
     fn plug_ipv4(&self) {
         self.sh("ip link add eth0 type veth peer name far; ip link set far up; ip link set eth0 up");
         self.sh("ip addr add 10.0.0.2/24 dev eth0");

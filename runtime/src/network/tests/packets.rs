@@ -42,7 +42,7 @@ fn ethernet(protocol: u16, payload: &[u8]) -> Vec<u8> {
     [&HERE[..], &THERE, &protocol.to_be_bytes(), payload].concat()
 }
 
-/// From 10.0.0.1 to 10.0.0.2, with this first byte and place of the fragment.
+/// From 10.0.0.1 to 10.0.0.2, with this first byte and netns of the fragment.
 fn ipv4(first: u8, fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![first, 0, 0, 0, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     header.resize(usize::from(first & 15) * 4, 1);
@@ -70,13 +70,13 @@ fn ports(from: u16, to: u16) -> Vec<u8> {
 #[test]
 fn packets_go_where_they_belong() {
     isolated(|| {
-        let (inside, outside) = (Place::new(), Place::new());
-        inside.plug(&outside);
-        let mut namespace = inside.namespace();
-        let link = namespace.scan().unwrap().remove(0);
+        let (inside, outside) = (TestNamespace::new(), TestNamespace::new());
+        inside.connect(&outside);
+        let mut attached = inside.attached_links();
+        let link = attached.scan().unwrap().remove(0);
         let host = UdpSocket::bind("10.0.0.2:8080").unwrap();
         host.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
-        let tap = namespace.wire_one(&link).unwrap();
+        let tap = attached.attach(&link).unwrap();
         let mac = outside.sh("ip -o link show peer");
         let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
         let there: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
@@ -98,27 +98,27 @@ fn packets_go_where_they_belong() {
         let (length, from) = far.recv_from(&mut text).unwrap();
         assert_eq!((&text[..length], from.to_string().as_str()), (&b"hola"[..], "10.0.0.2:8080"));
         inside.enter();
-        namespace.unwire_all().unwrap();
+        attached.detach_all().unwrap();
         outside.sh("ip neigh del 10.0.0.2 dev peer");
-        far.send_to(b"unwired", "10.0.0.2:8080").unwrap();
-        assert_eq!(host.recv(&mut [0; 99]).unwrap(), 7, "the host's stack does not get it any more");
+        far.send_to(b"detached", "10.0.0.2:8080").unwrap();
+        assert_eq!(host.recv(&mut [0; 99]).unwrap(), 8, "the host's stack does not get it any more");
     });
 }
 
 #[test]
 fn the_hosts_resolver_gets_its_answers() {
     isolated(|| {
-        let (inside, outside) = (Place::new(), Place::new());
-        inside.plug(&outside);
+        let (inside, outside) = (TestNamespace::new(), TestNamespace::new());
+        inside.connect(&outside);
         outside.sh("ip addr add fd00::5/64 dev peer nodad; ip addr add 10.0.0.5/24 dev peer");
-        let mut namespace = inside.namespace();
-        assert!(!namespace.resolver().unwrap());
+        let mut attached = inside.attached_links();
+        assert!(!attached.resolver().unwrap());
         let name_server = UdpSocket::bind("127.0.0.11:0").unwrap();
-        assert!(namespace.resolver().unwrap());
+        assert!(attached.resolver().unwrap());
         drop(name_server);
-        let link = namespace.scan().unwrap().remove(0);
-        let tap = namespace.wire_one(&link).unwrap();
-        namespace.keep_replies(&link).unwrap();
+        let link = attached.scan().unwrap().remove(0);
+        let tap = attached.attach(&link).unwrap();
+        attached.keep_replies(&link).unwrap();
         for (server, any) in [("10.0.0.1:53", "0.0.0.0:0"), ("[fd00::1]:53", "[::]:0")] {
             outside.enter();
             let server = UdpSocket::bind(server).unwrap();
@@ -145,7 +145,7 @@ fn the_hosts_resolver_gets_its_answers() {
             assert!(holds(&frames(&tap), b"other"));
         }
         inside.enter();
-        namespace.unwire_all().unwrap();
+        attached.detach_all().unwrap();
         assert!(UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port() < 65280);
     });
 }
@@ -153,13 +153,13 @@ fn the_hosts_resolver_gets_its_answers() {
 #[test]
 fn nothing_but_answers_is_kept() {
     isolated(|| {
-        let place = Place::new();
+        let netns = TestNamespace::new();
         // A link whose other end is the test.
-        let mut namespace = place.namespace();
-        let far = tap::make(namespace.files.devices.as_ref().unwrap(), &mut namespace.socket, 1).unwrap();
-        place.sh("ip link set runvm0 name eth0; ip link set eth0 up address 02:00:00:00:00:02");
-        let link = named(namespace.scan().unwrap(), "eth0");
-        let tap = namespace.wire_one(&link).unwrap();
+        let mut attached = netns.attached_links();
+        let far = tap::make(attached.files.devices().unwrap(), &attached.socket).unwrap();
+        netns.sh("ip link set runvm0 name eth0; ip link set eth0 up address 02:00:00:00:00:02");
+        let link = named(attached.scan().unwrap(), "eth0");
+        let tap = attached.attach(&link).unwrap();
         let (answer, udp, tcp) = (ports(53, 65300), 17, 6);
         let neighbour = |kind: u8| ipv6(58, &[&[kind], &[0; 23][..]].concat());
         let vlan = [&HERE[..], &THERE, &[0x81, 0, 0, 7, 8, 0], &ipv4(0x45, 0, udp, &answer)[14..]].concat();
@@ -197,7 +197,7 @@ fn nothing_but_answers_is_kept() {
                 let seen = frames(&tap).contains(frame);
                 assert_eq!(seen, *guests || !kept, "frame {number}, answers kept: {kept}");
             }
-            namespace.keep_replies(&link).unwrap();
+            attached.keep_replies(&link).unwrap();
         }
     });
 }
@@ -205,11 +205,11 @@ fn nothing_but_answers_is_kept() {
 #[test]
 fn a_tap_is_quiet() {
     isolated(|| {
-        let place = Place::new();
-        place.sh("ip tuntap add eth0 mode tap; ip link set eth0 up");
-        let mut namespace = place.namespace();
-        let link = namespace.scan().unwrap().remove(0);
-        let tap = namespace.wire_one(&link).unwrap();
+        let netns = TestNamespace::new();
+        netns.sh("ip tuntap add eth0 mode tap; ip link set eth0 up");
+        let mut attached = netns.attached_links();
+        let link = attached.scan().unwrap().remove(0);
+        let tap = attached.attach(&link).unwrap();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(frames(&tap), Vec::<Vec<u8>>::new());
     });

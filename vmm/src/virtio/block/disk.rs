@@ -1,4 +1,4 @@
-//! What is behind the device: a descriptor of the host's.
+//! The disk behind the device: a descriptor of the host's.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{FallocateFlags, FileType, SeekFrom};
 use rustix::io::Errno;
 
-use super::SECTOR;
-
+/// Bytes of a sector, the unit of all addresses, whatever the size of the disk's blocks.
+pub(super) const SECTOR: u64 = 512;
 /// Largest block that Linux takes from a virtio disk: a page.
 const MAX_BLOCK: u32 = 4096;
 /// `_IO(0x12, 119)`; libc does not have it.
@@ -18,14 +18,14 @@ const BLKDISCARD: u32 = 0x1277;
 pub struct Disk {
     /// A block device or a regular file, open for reading and, unless it is read-only, for writing.
     pub file: OwnedFd,
-    /// By which the guest knows it: 1 to 20 printable characters.
+    /// Serial number by which the guest knows the disk: 1 to 20 printable characters.
     pub serial: String,
     /// Whether the guest may change nothing.
     pub read_only: bool,
 }
 
 impl Disk {
-    /// Its size in bytes, and that of its logical blocks.
+    /// Size of the disk and of its logical blocks, in bytes.
     pub(super) fn size(&self) -> io::Result<(u64, u32)> {
         let size = rustix::fs::seek(&self.file, SeekFrom::End(0))?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&self.file)?.st_mode);
@@ -39,7 +39,7 @@ impl Disk {
         Ok((size, block))
     }
 
-    /// Has all that was written stored.
+    /// Has the host store everything that was written.
     pub(super) fn flush(&self) -> io::Result<()> {
         Ok(rustix::fs::fdatasync(&self.file)?)
     }

@@ -1,42 +1,42 @@
-//! How long the guest may believe what it was told, and how it learns that it no longer holds.
+//! How long the guest may believe what it was told, and how it learns that this no longer holds.
 //!
-//! The host and other guests may change a file at any time, and FUSE over virtio has no way to tell the guest. So it
-//! believes names and attributes for as long as the share's [`Cache`] says, and every open is checked: when the file
+//! The host and other guests may change a file at any time, and FUSE over virtio has no way to tell the guest. So the
+//! guest believes names and attributes for as long as the share's [`Cache`] says, and every open is checked: when the file
 //! has changed since the guest was last told of it, or stands under that name no more, the answer is `ESTALE`, on which
-//! Linux walks the path once more and asks for each name anew. So who opens a file reads what is in it now (close-to-open),
+//! Linux walks the path once more and asks for each name anew. So a process that opens a file reads the present content (close-to-open),
 //! however long attributes are believed.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::inodes::Inode;
 use super::sys::{self, Stat};
+use super::table::inode::Inode;
 
 /// What the guest may keep of a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// How long it believes names and attributes.
+    /// How long the guest believes names and attributes.
     pub valid: Duration,
-    /// Nobody else changes anything: data and the absence of names are kept too, and no open is checked.
+    /// Whether nobody else changes anything: the guest keeps data and the absence of names too, and no open is checked.
     pub exclusive: bool,
-    /// Locks hold against others on the host, rather than in the guest alone.
+    /// Whether locks hold against others on the host, rather than in the guest alone.
     pub host_locks: bool,
 }
 
 /// Two changes of a file within one tick of its file system's clock look like one: what was told so soon after a change
 /// says nothing about later. Ten milliseconds are the longest tick of Linux.
 const TICK: Duration = Duration::from_millis(20);
-/// Such attributes are believed for so long, and so are those of a share that is a single file: it is not looked
-/// up by name where it is mounted, so that only asking for attributes tells how long it is now.
+/// How long the guest believes attributes of such a file, and of a share that is a single file: the guest does not look
+/// that one up by name, so only asking for attributes tells the present length.
 const SHORT: Duration = Duration::from_millis(50);
-/// No change time: before the first one, and when an open is good whatever has become of the file.
+/// Stands for no change time: before the first one, and when an open is good whatever has become of the file.
 const NOTHING: i64 = 0;
-/// No time that a file has: pages of it are right for nothing.
+/// A time that no file has: cached pages with this time are never right.
 pub(super) const UNKNOWN: i64 = i64::MIN;
 
 impl Cache {
-    /// What the guest keeps of an object with these attributes.
+    /// How long the guest may keep the attributes of an object that are these now.
     pub(super) fn attributes_valid(&self, stat: &Stat, single: bool) -> Duration {
         let file = sys::kind(stat) == libc::S_IFREG;
         if !self.exclusive && file && (single || is_recent(stat)) { self.valid.min(SHORT) } else { self.valid }
@@ -44,23 +44,25 @@ impl Cache {
 }
 
 impl Inode {
-    /// The guest gets these attributes, or has made them so itself.
-    pub(super) fn told(&mut self, stat: &Stat) {
+    /// Notes that the guest gets these attributes, or has made them so itself.
+    pub(super) fn reported(&mut self, stat: &Stat) {
         self.known = change_time(stat);
     }
 
-    /// The guest has changed it, and nobody can say into what, or has taken its last name, so that there is none to look up.
+    /// Notes that the guest has changed the object in a way that nobody can tell, or has taken its last name, so that there is
+    /// none to look up.
     pub(super) fn changed(&mut self) {
         self.known = NOTHING;
     }
 
-    /// Whether a guest that opens it should look again first. Not at a share's root: no name leads there in the guest.
+    /// Whether a guest that opens the object should look again first. Never so for a share's root: no name leads there in the
+    /// guest.
     pub(super) fn is_outdated(&self, stat: &Stat) -> bool {
         let changed = self.known != change_time(stat) || stat.stx_nlink == 0;
         !self.pinned && self.known != NOTHING && changed
     }
 
-    /// Whether the guest's pages of it are still right, and notes what they are right for from now on.
+    /// Whether the guest's pages of the object are still right; notes what they are right for from now on.
     pub(super) fn keeps_pages(&mut self, stat: &Stat) -> bool {
         let (now, before) = (change_time(stat), self.opened_at);
         self.opened_at = if is_recent(stat) { UNKNOWN } else { now };
@@ -68,8 +70,9 @@ impl Inode {
     }
 }
 
-/// Who was sent to look again lately: by nodeid and process. Nobody is sent twice in a row, so that a file can be opened
-/// that changes all the time, or that is reached without looking up a name (`/proc/self/fd`, a bind mount).
+/// Opens that were answered with `ESTALE` lately, by nodeid and process. No process gets that answer twice in a row, so that
+/// a file can be opened that changes all the time, or that is reached without looking up a name (`/proc/self/fd`, a bind
+/// mount).
 #[derive(Default)]
 pub(super) struct Sent {
     latest: [(u64, u32); 16],
@@ -77,7 +80,7 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// Notes an open, and whether it is `outdated`. Returns whether to send it to look again.
+    /// Notes an open, and whether it is `outdated`. Returns whether to answer with `ESTALE`.
     pub fn again(&mut self, opener: (u64, u32), outdated: bool) -> bool {
         let before = self.latest.iter_mut().find(|sent| **sent == opener);
         let again = outdated && before.is_none();

@@ -1,4 +1,4 @@
-//! How often each request came, for tests and benchmarks.
+//! Number of requests by opcode, for tests and benchmarks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,12 +28,12 @@ impl Counters {
         }
     }
 
-    /// Requests of one opcode.
+    /// Number of requests of one opcode.
     pub fn get(&self, opcode: u32) -> u64 {
         self.requests.get(opcode as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    /// Requests of all opcodes.
+    /// Number of requests of all opcodes.
     pub fn total(&self) -> u64 {
         self.requests.iter().map(|counter| counter.load(Ordering::Relaxed)).sum()
     }

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::server::Server;
-use super::sharing::{self, Sharing, Wishes};
+use super::sharing::{self, ChangeReceiver, Sharing};
 use super::{Counters, Share};
 use crate::virtio::queue::Outcome;
 use crate::virtio::{Context, Device, Error, Event};
@@ -14,22 +14,22 @@ const TAG_SIZE: usize = 36;
 /// The high-priority queue (for `FORGET`) and the request queue. The second bounds a request: Linux puts
 /// a page in a descriptor and needs four more, so 512 is the first size that carries 1 MiB.
 const QUEUE_SIZES: [u16; 2] = [64, 512];
-/// Token of the wishes' eventfd.
-const WISHES: u64 = 0;
+/// Token of the eventfd that wakes the worker for changes of the shares.
+const CHANGES: u64 = 0;
 
 /// The file system device: all shares behind one tag.
 pub struct Fs {
     tag: String,
     server: Server,
     sharing: Sharing,
-    wishes: Wishes,
+    changes: ChangeReceiver,
 }
 
 impl Fs {
     /// A device of this tag (1 to 36 bytes, no NUL), whose root directory holds these shares.
     ///
     /// Raise `RLIMIT_NOFILE` first: it bounds how many files the guest can know at a time. Keep the
-    /// descriptors open in the process that calls this, since `/proc/self/fd` of it is used.
+    /// descriptors open in the process that calls this, since the device uses that process's `/proc/self/fd`.
     /// Fails on bad or repeated names and when `/proc` is not mounted.
     pub fn new(tag: &str, shares: Vec<Share>) -> Result<Self, Error> {
         check_tag(tag)?;
@@ -37,18 +37,18 @@ impl Fs {
     }
 
     fn of(tag: &str, server: Server) -> Result<Self, Error> {
-        let (sharing, wishes) = sharing::pair()?;
-        Ok(Self { tag: tag.to_owned(), server, sharing, wishes })
+        let (sharing, changes) = sharing::channel()?;
+        Ok(Self { tag: tag.to_owned(), server, sharing, changes })
     }
 
-    /// To change the shares while the device is in use.
+    /// A handle that changes the shares while the device is in use.
     pub fn sharing(&self) -> Sharing {
         self.sharing.clone()
     }
 
-    /// How often each request came, to be read while the device is in use.
+    /// Number of requests by opcode, to be read while the device is in use.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(self.server.counters())
+        Arc::clone(&self.server.counters)
     }
 
     /// The device with tables of these sizes.
@@ -89,25 +89,25 @@ impl Device for Fs {
     }
 
     fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {
-        let watched = context.watcher.add(self.wishes.wake.as_raw_fd(), WISHES, libc::EPOLLIN as u32);
+        let watched = context.watcher.add(self.changes.wake.as_raw_fd(), CHANGES, libc::EPOLLIN as u32);
         watched.map_err(|error| Error::Host("watch for changes of the shares", error))?;
         self.server.enter_thread()
     }
 
     fn deactivate(&mut self, context: &mut Context) {
         // Not watched where activation failed.
-        let _ = context.watcher.remove(self.wishes.wake.as_raw_fd());
+        let _ = context.watcher.remove(self.changes.wake.as_raw_fd());
     }
 
     fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
         let Event::Queue(index) = event else {
-            self.wishes.woken(&mut self.server);
+            self.changes.woken(&mut self.server);
             return Ok(());
         };
         let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
         ring.serve(context.memory, |chain| {
             // A guest that never stops asking must not keep the host from its own.
-            self.wishes.fulfil(&mut self.server);
+            self.changes.apply(&mut self.server);
             self.server.serve(chain).map(Outcome::Used)
         })
     }

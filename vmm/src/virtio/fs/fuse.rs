@@ -192,7 +192,7 @@ wire! {
     struct OpenOut { fh: u64, open_flags: u32, backing_id: i32, }
     struct ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64, }
     struct FlushIn { fh: u64, unused: u32, padding: u32, lock_owner: u64, }
-    /// Of `READ`, `READDIR` and `READDIRPLUS`.
+    /// `READ`, `READDIR` and `READDIRPLUS`.
     struct ReadIn {
         fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32,
     }

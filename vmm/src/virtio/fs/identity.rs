@@ -1,4 +1,4 @@
-//! As whom the worker's thread acts on the host.
+//! The identity under which the worker's thread acts on the host.
 //!
 //! A new object has to belong to the caller from its first moment, so it is created with the caller's
 //! `fsuid` and `fsgid`, which Linux keeps per thread. Everything else is done as the monitor: the guest's
@@ -24,7 +24,7 @@ use crate::virtio::Error;
 
 /// `SECBIT_NO_SETUID_FIXUP` of `linux/securebits.h`.
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
-/// No id: the calls then only tell the present one.
+/// An argument that is no id: the calls then only return the present one.
 const NO_ID: u32 = u32::MAX;
 
 /// The identity that the thread has between requests.
@@ -32,7 +32,7 @@ const NO_ID: u32 = u32::MAX;
 pub(super) struct Identity {
     uid: u32,
     gid: u32,
-    /// The umask now set; it is left as the last request wanted it.
+    /// The umask now set: what the last request wanted.
     umask: Cell<u32>,
 }
 
@@ -76,7 +76,7 @@ impl Identity {
     }
 }
 
-/// While it lives the thread acts as a caller.
+/// Guard: while it lives the thread acts as a caller.
 #[must_use]
 pub(super) struct ActingAs<'a> {
     identity: &'a Identity,

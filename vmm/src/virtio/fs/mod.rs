@@ -38,7 +38,7 @@
 //!
 //! # Saving and restoring
 //!
-//! What the guest knows and has open is saved as plain data (`saved` has the form, `save` and `restore` do it) and
+//! The device saves what the guest knows and has open as plain data (`saved`), which is
 //! made again on another device with shares of the same names, wherever these are mounted now: nodeids and
 //! handles are the same. Changes that the host made meanwhile are treated as those made while the guest runs.
 //!
@@ -51,15 +51,15 @@
 //! * **Directories** are looked up at once, which tells what the mounts are now (`walk`). One that is on the same
 //!   disk has to be the same. Elsewhere (overlayfs, tmpfs, btrfs, NFS: device numbers without a major one) its
 //!   path and kind are enough: overlays may number directories anew at each mount, and engines make some in
-//!   every upper layer. It holds nothing itself, and what is below is judged by the rule above.
-//! * **The root of a share** is what the new share says. It may be missing if the guest knows nothing of it.
+//!   every upper layer. A directory holds nothing itself, and what is below is judged by the rule above.
+//! * **The root of a share** is what the new share says. The share may be missing if the guest knows nothing of it.
 //! * **Handles** are opened again at once, with the flags that the host says they are open with. Where the
 //!   file isn't there any more, or is another one, the handle stays and answers `ESTALE`. Where the host refuses (no
 //!   right, a share that is read-only now, too few descriptors) restoring fails.
 //! * **Without a name** (deleted, `O_TMPFILE`) nothing can be found again. If such a file is open, saving fails and
 //!   says how many there are and which: going on without would lose data that exists nowhere else. If
 //!   it isn't, it is `ESTALE` after the restore.
-//! * **Positions in directories** are the host's (`d_off`). They mean the same in a directory opened again on ext4,
+//! * **Positions in directories** are the host's (`d_off`). Positions mean the same in a directory opened again on ext4,
 //!   xfs, btrfs, and tmpfs since Linux 6.6. On older tmpfs and in merged directories of overlayfs they count
 //!   entries: a listing under way may miss or repeat some if the directory changed between save and restore.
 //!
@@ -76,7 +76,7 @@
 //!
 //! # System calls
 //!
-//! For whoever writes the worker's filter. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
+//! The worker makes these. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
@@ -87,51 +87,27 @@
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
 //! `SETUID`, `SETGID`, and `SETPCAP` until activation.
 
-mod attributes;
 mod coherence;
-mod cold;
 mod counters;
 mod device;
-mod directories;
-mod files;
+mod dispatch;
 mod fuse;
-mod handles;
 mod identity;
-mod index;
-mod inodes;
-mod locks;
-mod names;
+mod operations;
 mod request;
-mod restore;
-mod save;
 mod saved;
 mod server;
 mod session;
+mod share;
 mod sharing;
-mod slab;
 mod sys;
-mod walk;
-mod xattrs;
+mod table;
 
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::OwnedFd;
-
 pub use coherence::Cache;
 pub use counters::Counters;
 pub use device::Fs;
+pub use share::Share;
 pub use sharing::Sharing;
-
-/// One thing of the host's that the guest may use: an entry of the device's root directory.
-#[derive(Debug)]
-pub struct Share {
-    /// Its name there: one path component, unique in the device, at most 255 bytes.
-    pub name: String,
-    /// An `O_PATH` descriptor of a directory, or of a single file, socket or device.
-    pub root: OwnedFd,
-    /// Whether every change below it fails with `EROFS`.
-    pub read_only: bool,
-    /// What the guest may keep of it.
-    pub cache: Cache,
-}

@@ -33,7 +33,7 @@ impl From<std::io::Error> for Errno {
 /// What serving one request gives: nothing (the reply is in the [`Output`]) or an error number.
 pub(super) type Served<T = ()> = Result<T, Errno>;
 
-/// One request: its header, and what follows, consumed from the front.
+/// A request: the header, and what follows, consumed from the front.
 pub(super) struct Request<'a, 'm> {
     /// The header, read once and checked.
     pub header: InHeader,

@@ -1,4 +1,4 @@
-//! The FUSE server: takes one request out of a chain, has it served, puts the reply in.
+//! The FUSE server's state, and what the operations have in common.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,23 +7,20 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
-use zerocopy::IntoBytes;
 
 use super::coherence::Sent;
-use super::directories::Listings;
-use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
-use super::handles::{Handle, Handles};
+use super::fuse::{InHeader, ROOT_ID};
 use super::identity::{ActingAs, Identity};
-use super::inodes::{Inode, Inodes};
-use super::locks::{self, Locks};
-use super::request::{Errno, NAME_MAX, Output, Request, Served};
+use super::request::{Errno, NAME_MAX, Served};
 use super::session::Session;
+use super::table::handles::{Handle, Handles};
+use super::table::inode::Inode;
+use super::table::inodes::Inodes;
+use super::table::listings::Listings;
+use super::table::locks::{self, Locks};
 use super::{Cache, Counters, Share, sys};
 use crate::virtio::Error;
-use crate::virtio::queue::Chain;
 
-/// Largest request besides the data of a write: an extended attribute with its name (`XATTR_SIZE_MAX`).
-const MAX_BODY: usize = (64 << 10) + 1024;
 /// Most objects that the guest may know, hot and cold: 130 MB of table.
 const MAX_INODES: usize = 1 << 20;
 /// Descriptors left to the rest of the process.
@@ -33,13 +30,13 @@ const MAX_DESCRIPTORS: u64 = 1 << 20;
 
 /// A share in use. Its place in [`Server::shares`] is the share's number in an inode's key.
 pub(super) struct Root {
-    /// Its name in the device's root directory.
+    /// Name in the device's root directory.
     pub name: String,
-    /// Its own nodeid.
+    /// Nodeid of the share's root.
     pub nodeid: u64,
-    /// Whether changes fail.
+    /// Whether changes fail with `EROFS`.
     pub read_only: bool,
-    /// What the guest may keep.
+    /// What the guest may keep of the share.
     pub cache: Cache,
 }
 
@@ -55,25 +52,24 @@ pub(super) struct Server {
     pub session: Session,
     /// Locks that hold on the host.
     pub locks: Locks,
-    /// Whose opens were refused, for the guest to look again.
+    /// Opens that were refused so that the guest looks again.
     pub sent: Sent,
     /// Directory entries read ahead.
     pub listings: Listings,
     /// `/proc/self/fd`, `O_PATH`.
     pub proc_fd: Arc<OwnedFd>,
-    /// For replies of variable size that must be looked at before the guest gets them.
+    /// Buffer for replies of variable size that the server looks at before the guest gets them.
     pub scratch: Vec<u8>,
     identity: Option<Identity>,
-    body: Vec<u8>,
-    counters: Arc<Counters>,
+    /// The body of the present request, copied out of guest memory.
+    pub body: Vec<u8>,
+    /// Number of requests by opcode.
+    pub counters: Arc<Counters>,
 }
 
-/// How one opcode is served. What it writes to the output is the reply's body if it succeeds.
-type Operation = fn(&mut Server, &mut Request, &mut Output) -> Served;
-
 impl Server {
-    /// A server of these shares. It takes three quarters of the descriptors that `RLIMIT_NOFILE` allows
-    /// for inodes and the rest, but a reserve and a share for locks, for handles.
+    /// A server of these shares. Of the descriptors that `RLIMIT_NOFILE` allows, without a reserve and a part for locks,
+    /// inodes get three quarters and handles the rest.
     pub fn new(shares: Vec<Share>) -> Result<Self, Error> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS);
         let descriptors = limit.saturating_sub(RESERVED_DESCRIPTORS).max(RESERVED_DESCRIPTORS) as usize;
@@ -156,11 +152,6 @@ impl Server {
         Ok(())
     }
 
-    /// How often each request came.
-    pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
-    }
-
     /// Forgets all that the guest knows and has open, and what was agreed on.
     pub fn forget_guest(&mut self) {
         self.handles.close_all();
@@ -169,71 +160,6 @@ impl Server {
         self.sent = Sent::default();
         self.listings = Listings::default();
         self.session = Session::default();
-    }
-
-    /// Serves the request of a chain; returns how many bytes the reply has (0: none is due).
-    ///
-    /// Fails when there is no whole header, or no room for the header of a reply that is due.
-    pub fn serve(&mut self, chain: &mut Chain) -> Result<u32, Error> {
-        let total = chain.readable.len();
-        let mut header = InHeader::default();
-        if chain.readable.read(header.as_mut_bytes()) < size_of::<InHeader>() {
-            return Err(Error::Protocol("a request shorter than its header"));
-        }
-        self.counters.count(header.opcode);
-        let mut output = Output::new(chain.writable.split_off(size_of::<OutHeader>()));
-        let result = if header.len as usize == total && header.total_extlen == 0 {
-            self.perform(header, chain, &mut output)
-        } else {
-            Err(Errno(libc::EINVAL))
-        };
-        if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT) {
-            return Ok(0);
-        }
-        let (error, written) = match result {
-            Ok(()) => (0, output.written()),
-            Err(Errno(errno)) => (-errno, 0),
-        };
-        let len = (size_of::<OutHeader>() + written) as u32;
-        let reply = OutHeader { len, error, unique: header.unique };
-        if chain.writable.write(reply.as_bytes()) < size_of::<OutHeader>() {
-            return Err(Error::Protocol("no room for the header of a reply"));
-        }
-        Ok(len)
-    }
-
-    /// Copies the request's body out of guest memory and calls the operation.
-    fn perform(&mut self, header: InHeader, chain: &mut Chain, output: &mut Output) -> Served {
-        let operation = operation(header.opcode).ok_or(Errno(libc::ENOSYS))?;
-        if !self.session.is_open() && header.opcode != opcode::INIT {
-            return Err(Errno(libc::ENOTCONN));
-        }
-        let data = match header.opcode {
-            opcode::WRITE => chain.readable.split_off(size_of::<WriteIn>()),
-            _ => Default::default(),
-        };
-        if chain.readable.len() > MAX_BODY {
-            return Err(Errno(libc::E2BIG));
-        }
-        let mut body = std::mem::take(&mut self.body);
-        self.inodes.begin();
-        body.resize(chain.readable.len(), 0);
-        chain.readable.read(&mut body);
-        let mut request = Request { header, body: &body, data };
-        let result = self.warm(&header).and_then(|()| operation(self, &mut request, output));
-        self.body = body;
-        result
-    }
-
-    /// Makes the object that a request is about hot, unless the request is about an open file or none.
-    fn warm(&mut self, header: &InHeader) -> Served {
-        use opcode::*;
-        match header.opcode {
-            FORGET | BATCH_FORGET | INTERRUPT | INIT | DESTROY | READ | WRITE | READDIR | FLUSH | RELEASE
-            | RELEASEDIR | FSYNC | FSYNCDIR | LSEEK | GETLK | SETLK | FALLOCATE | COPY_FILE_RANGE => Ok(()),
-            _ if header.nodeid == ROOT_ID => Ok(()),
-            _ => self.inodes.warm(header.nodeid),
-        }
     }
 
     /// The object of a nodeid, which is not the device's root directory (`EROFS` there).
@@ -258,18 +184,18 @@ impl Server {
         self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.cache)
     }
 
-    /// The guest has changed an object, and its kernel knows that its attributes are others now.
+    /// Notes that the guest has changed an object: the guest's kernel knows that the attributes are others now.
     pub fn changed(&mut self, nodeid: u64) {
         let stat = self.inodes.peek(nodeid).and_then(|inode| sys::stat(inode.fd()?));
         if let Ok(inode) = self.inodes.get_mut(nodeid) {
             match stat {
-                Ok(stat) if stat.stx_nlink > 0 => inode.told(&stat),
+                Ok(stat) if stat.stx_nlink > 0 => inode.reported(&stat),
                 _ => inode.changed(),
             }
         }
     }
 
-    /// The guest has changed what it has open.
+    /// Notes that the guest has changed the object of a handle.
     pub fn changed_open(&mut self, fh: u64) {
         self.handles.nodeid(fh).into_iter().for_each(|nodeid| self.changed(nodeid));
     }
@@ -316,52 +242,4 @@ impl Server {
         let found = self.all_shares().find(|share| share.name.as_bytes() == name.to_bytes());
         found.ok_or(Errno(libc::ENOENT))
     }
-}
-
-/// Who serves an opcode; `None` for those that are not offered.
-fn operation(code: u32) -> Option<Operation> {
-    use opcode::*;
-    Some(match code {
-        INIT => Server::init,
-        DESTROY => Server::destroy,
-        SYNCFS => Server::syncfs,
-        INTERRUPT => |_, _, _| Ok(()),
-        LOOKUP => Server::lookup,
-        FORGET => Server::forget,
-        BATCH_FORGET => Server::batch_forget,
-        GETATTR => Server::getattr,
-        STATX => Server::statx,
-        SETATTR => Server::setattr,
-        STATFS => Server::statfs,
-        READLINK => Server::readlink,
-        SYMLINK => Server::symlink,
-        MKNOD => Server::mknod,
-        MKDIR => Server::mkdir,
-        UNLINK => Server::unlink,
-        RMDIR => Server::rmdir,
-        RENAME => Server::rename,
-        RENAME2 => Server::rename2,
-        LINK => Server::link,
-        OPEN => Server::open,
-        CREATE => Server::create,
-        TMPFILE => Server::tmpfile,
-        READ => Server::read,
-        WRITE => Server::write,
-        FLUSH => Server::flush,
-        RELEASE | RELEASEDIR => Server::release,
-        FSYNC | FSYNCDIR => Server::fsync,
-        LSEEK => Server::lseek,
-        GETLK => Server::getlk,
-        SETLK => Server::setlk,
-        FALLOCATE => Server::fallocate,
-        COPY_FILE_RANGE => Server::copy_file_range,
-        OPENDIR => Server::opendir,
-        READDIR => Server::readdir,
-        READDIRPLUS => Server::readdirplus,
-        GETXATTR => Server::getxattr,
-        SETXATTR => Server::setxattr,
-        LISTXATTR => Server::listxattr,
-        REMOVEXATTR => Server::removexattr,
-        _ => return None,
-    })
 }

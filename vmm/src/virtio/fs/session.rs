@@ -1,16 +1,7 @@
-//! Beginning and end: what is agreed on with the guest's kernel, and flushing everything.
+//! What was agreed on with the guest's kernel.
 
-use rustix::fs::OFlags;
-
-use super::fuse::{self, InitIn, InitIn2, InitOut, init};
-use super::request::{Errno, Output, Request, Served};
-use super::server::Server;
+use super::fuse::init;
 use crate::virtio::Error;
-
-/// Bytes of data in one `READ` or `WRITE`: 256 pages, the most that Linux asks for by default.
-const MAX_WRITE: u32 = 1 << 20;
-/// Background requests (read-ahead, direct I/O) that the guest may have under way.
-const MAX_BACKGROUND: u16 = 64;
 
 /// What this server can do. Left out on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (locks stay in the
 /// guest), `EXPORT_SUPPORT` (it would look up `..`), `WRITEBACK_CACHE` (a write must reach the host),
@@ -45,6 +36,16 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// An open session with those of the flags that the guest wants and this server can do.
+    pub fn agreed(wanted: u64) -> Self {
+        Self { open: true, flags: agree(wanted) }
+    }
+
+    /// The bits of [`init`] in force.
+    pub fn flags(&self) -> u64 {
+        self.flags
+    }
+
     /// Whether `INIT` was done and `DESTROY` wasn't.
     pub fn is_open(&self) -> bool {
         self.open
@@ -76,63 +77,6 @@ impl Session {
             }
             _ => Err(wrong),
         }
-    }
-}
-
-impl Server {
-    /// `INIT`: agrees on a version and on flags. A second one starts from scratch.
-    pub(super) fn init(&mut self, request: &mut Request, output: &mut Output) -> Served {
-        let args: InitIn = request.take()?;
-        if args.major != fuse::MAJOR || args.minor < fuse::OLDEST_MINOR {
-            return Err(Errno(libc::EPROTO));
-        }
-        let mut wanted = u64::from(args.flags);
-        if wanted & init::INIT_EXT != 0 {
-            wanted |= u64::from(request.take::<InitIn2>()?.flags2) << 32;
-        }
-        self.forget_guest();
-        let flags = agree(wanted);
-        output.put(&InitOut {
-            major: fuse::MAJOR,
-            minor: args.minor.min(fuse::MINOR),
-            max_readahead: args.max_readahead.min(MAX_WRITE),
-            flags: flags as u32,
-            max_background: MAX_BACKGROUND,
-            congestion_threshold: MAX_BACKGROUND / 4 * 3,
-            max_write: MAX_WRITE,
-            time_gran: 1,
-            max_pages: (MAX_WRITE / 4096) as u16,
-            flags2: (flags >> 32) as u32,
-            ..InitOut::default()
-        })?;
-        self.session = Session { open: true, flags };
-        Ok(())
-    }
-
-    /// `DESTROY`: the guest unmounted.
-    pub(super) fn destroy(&mut self, _: &mut Request, _: &mut Output) -> Served {
-        self.forget_guest();
-        Ok(())
-    }
-
-    /// `SYNCFS`: flushes the host's file system below a directory, or below all writable shares.
-    pub(super) fn syncfs(&mut self, request: &mut Request, _: &mut Output) -> Served {
-        if request.header.nodeid != fuse::ROOT_ID {
-            return self.sync_below(request.header.nodeid);
-        }
-        let shares = self.all_shares().filter(|share| !share.read_only);
-        // All of them, whatever becomes of one.
-        let results: Vec<Served> = shares.map(|share| self.sync_below(share.nodeid)).collect();
-        results.into_iter().collect()
-    }
-
-    fn sync_below(&self, nodeid: u64) -> Served {
-        let inode = self.inode(nodeid)?;
-        if self.is_read_only(inode) || inode.check_openable().is_err() {
-            return Ok(());
-        }
-        let file = self.reopen(inode, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        Ok(rustix::fs::syncfs(file)?)
     }
 }
 

@@ -1,9 +1,9 @@
 //! Shares that come and go while the guest uses the device: of containers that join a machine.
 //!
-//! The device's worker has the table, so others send it their wishes and wait.
+//! The device's worker has the table: [`Sharing`] sends it a change and waits for the answer.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -15,21 +15,21 @@ use crate::virtio::Error;
 /// The worker does one request after another, and one may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the shares of a device. Its calls block until the worker has come to them.
+/// Changes the shares of a device. Each call blocks until the device's worker has done it.
 #[derive(Clone)]
 pub struct Sharing {
-    wishes: Sender<Wish>,
+    changes: Sender<Change>,
     wake: Arc<EventFd>,
 }
 
-/// The worker's end.
-pub(super) struct Wishes {
-    received: Receiver<Wish>,
-    /// Readable when there are some.
+/// The worker's end of a [`Sharing`].
+pub(super) struct ChangeReceiver {
+    received: Receiver<Change>,
+    /// Readable when there are changes.
     pub wake: Arc<EventFd>,
 }
 
-struct Wish {
+struct Change {
     what: What,
     done: Sender<Result<(), Error>>,
 }
@@ -39,12 +39,12 @@ enum What {
     Remove(Vec<String>),
 }
 
-/// Both ends.
-pub(super) fn pair() -> Result<(Sharing, Wishes), Error> {
+/// Handle and receiver of one device.
+pub(super) fn channel() -> Result<(Sharing, ChangeReceiver), Error> {
     let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
     let wake = Arc::new(wake.map_err(|error| Error::Host("make an eventfd", error))?);
-    let (wishes, received) = channel();
-    Ok((Sharing { wishes, wake: Arc::clone(&wake) }, Wishes { received, wake }))
+    let (changes, received) = mpsc::channel();
+    Ok((Sharing { changes, wake: Arc::clone(&wake) }, ChangeReceiver { received, wake }))
 }
 
 impl Sharing {
@@ -56,8 +56,8 @@ impl Sharing {
         self.ask(What::Add(shares))
     }
 
-    /// Takes shares away with all that the guest knew or had open there: it gets `ESTALE` from now on. Names that
-    /// there are none of are left out.
+    /// Takes shares away with all that the guest knew or had open there: the guest gets `ESTALE` from now on. Unknown names
+    /// are ignored.
     ///
     /// # Errors
     /// A device that is not in use.
@@ -68,8 +68,8 @@ impl Sharing {
     fn ask(&self, what: What) -> Result<(), Error> {
         const GONE: Error = Error::Protocol("the file-system device is not in use");
         const BUSY: Error = Error::Protocol("the file-system device does not answer: is a disk of the host stuck?");
-        let (done, answer) = channel();
-        self.wishes.send(Wish { what, done }).map_err(|_| GONE)?;
+        let (done, answer) = mpsc::channel();
+        self.changes.send(Change { what, done }).map_err(|_| GONE)?;
         self.wake.write(1).map_err(|error| Error::Host("wake the file-system device", error))?;
         answer.recv_timeout(PATIENCE).unwrap_or_else(|why| match why {
             RecvTimeoutError::Timeout => Err(BUSY),
@@ -78,16 +78,16 @@ impl Sharing {
     }
 }
 
-impl Wishes {
-    /// The event of [`Wishes::wake`]: it only says that there is something.
+impl ChangeReceiver {
+    /// Answers the event of [`ChangeReceiver::wake`], which only says that there is something.
     pub fn woken(&self, server: &mut Server) {
         let _ = self.wake.read();
-        self.fulfil(server);
+        self.apply(server);
     }
 
-    /// Does all that was asked for so far; costs next to nothing when that is nothing.
-    pub fn fulfil(&self, server: &mut Server) {
-        while let Ok(Wish { what, done }) = self.received.try_recv() {
+    /// Makes all changes asked for so far; costs next to nothing when there are none.
+    pub fn apply(&self, server: &mut Server) {
+        while let Ok(Change { what, done }) = self.received.try_recv() {
             let (result, added) = match what {
                 What::Add(shares) => {
                     let names = shares.iter().map(|share| share.name.clone()).collect();
@@ -101,7 +101,7 @@ impl Wishes {
                 }
             };
             if done.send(result).is_err() {
-                // Whoever asked has given up, and will not take them away.
+                // The caller has given up, and will not take them away.
                 added.iter().for_each(|name| server.remove_share(name));
             }
         }

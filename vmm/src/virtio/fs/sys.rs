@@ -130,7 +130,7 @@ fn result(returned: isize) -> Served<usize> {
     })
 }
 
-/// Closes a descriptor and tells what its file system has to say about that.
+/// Closes a descriptor and returns the error that its file system gives.
 pub(super) fn close(fd: OwnedFd) -> Served {
     // SAFETY: the descriptor was owned and is given up, so it is closed exactly once.
     let returned = unsafe { libc::close(fd.into_raw_fd()) };

@@ -1,4 +1,4 @@
-//! What a transport saves.
+//! The saved form of a transport's state.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
@@ -9,7 +9,7 @@ pub const STATE_VERSION: u32 = 1;
 /// State of one device with its transport, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
-    /// [`STATE_VERSION`].
+    /// Version of the form: [`STATE_VERSION`].
     pub version: u32,
     /// Device id (virtio 1.2, section 5); must match on restore.
     pub id: u32,
@@ -17,7 +17,7 @@ pub struct DeviceState {
     pub registers: Registers,
     /// The queues, in the device's order.
     pub queues: Vec<SavedQueue>,
-    /// The device had set `DEVICE_NEEDS_RESET`.
+    /// Whether the device had set `DEVICE_NEEDS_RESET`.
     pub broken: bool,
     /// What [`Device::save`](crate::virtio::Device::save) gave.
     pub device: Vec<u8>,

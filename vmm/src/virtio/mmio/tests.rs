@@ -32,34 +32,34 @@ impl Guest {
     /// Section 3.1.1, up to and including FEATURES_OK.
     fn negotiate(&mut self, features: u64) {
         for status in [1, 3] {
-            self.write(register::STATUS, status);
+            self.write(offset::STATUS, status);
         }
         for half in [0, 1] {
-            self.write(register::DRIVER_FEATURES_SEL, half);
-            self.write(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+            self.write(offset::DRIVER_FEATURES_SEL, half);
+            self.write(offset::DRIVER_FEATURES, (features >> (32 * half)) as u32);
         }
-        self.write(register::STATUS, 11);
+        self.write(offset::STATUS, 11);
     }
 
     fn set_up_queue(&mut self, index: u32, descriptors: u64) {
-        self.write(register::QUEUE_SEL, index);
-        assert_eq!(self.read(register::QUEUE_SIZE_MAX), u32::from(SIZE));
-        self.write(register::QUEUE_SIZE, SIZE.into());
+        self.write(offset::QUEUE_SEL, index);
+        assert_eq!(self.read(offset::QUEUE_SIZE_MAX), u32::from(SIZE));
+        self.write(offset::QUEUE_SIZE, SIZE.into());
         for (low, address) in [
-            (register::QUEUE_DESC_LOW, descriptors),
-            (register::QUEUE_DRIVER_LOW, AVAILABLE),
-            (register::QUEUE_DEVICE_LOW, USED),
+            (offset::QUEUE_DESC_LOW, descriptors),
+            (offset::QUEUE_DRIVER_LOW, AVAILABLE),
+            (offset::QUEUE_DEVICE_LOW, USED),
         ] {
             self.write(low, address as u32);
             self.write(low + 4, (address >> 32) as u32);
         }
-        self.write(register::QUEUE_READY, 1);
+        self.write(offset::QUEUE_READY, 1);
     }
 
     fn start(&mut self, descriptors: u64) {
         self.negotiate(VERSION_1 | EVENT_IDX);
         self.set_up_queue(0, descriptors);
-        self.write(register::STATUS, 15);
+        self.write(offset::STATUS, 15);
     }
 
     fn driver(&self) -> Driver {
@@ -72,14 +72,14 @@ fn identifies_itself() {
     let mut guest = Guest::new();
     assert_eq!(guest.read(0), u32::from_le_bytes(*b"virt"));
     assert_eq!((guest.read(4), guest.read(8)), (2, 999));
-    assert_eq!(guest.read(register::DEVICE_FEATURES), ((1u32 << 28) | (1 << 29)));
-    guest.write(register::DEVICE_FEATURES_SEL, 1);
-    assert_eq!(guest.read(register::DEVICE_FEATURES), 1 | (1 << 8));
-    guest.write(register::DEVICE_FEATURES_SEL, 2);
-    assert_eq!(guest.read(register::DEVICE_FEATURES), 0);
-    assert_eq!((guest.read(register::SHM_LEN_LOW), guest.read(register::SHM_BASE_HIGH)), (u32::MAX, u32::MAX));
-    guest.write(register::QUEUE_SEL, 2);
-    assert_eq!((guest.read(register::QUEUE_SIZE_MAX), guest.read(register::QUEUE_READY)), (0, 0));
+    assert_eq!(guest.read(offset::DEVICE_FEATURES), ((1u32 << 28) | (1 << 29)));
+    guest.write(offset::DEVICE_FEATURES_SEL, 1);
+    assert_eq!(guest.read(offset::DEVICE_FEATURES), 1 | (1 << 8));
+    guest.write(offset::DEVICE_FEATURES_SEL, 2);
+    assert_eq!(guest.read(offset::DEVICE_FEATURES), 0);
+    assert_eq!((guest.read(offset::SHM_LEN_LOW), guest.read(offset::SHM_BASE_HIGH)), (u32::MAX, u32::MAX));
+    guest.write(offset::QUEUE_SEL, 2);
+    assert_eq!((guest.read(offset::QUEUE_SIZE_MAX), guest.read(offset::QUEUE_READY)), (0, 0));
 }
 
 #[test]
@@ -94,27 +94,27 @@ fn features_that_were_not_offered_or_lack_version_1_are_refused() {
     for features in [VERSION_1 | 1, EVENT_IDX] {
         let mut guest = Guest::new();
         guest.negotiate(features);
-        assert_eq!(guest.read(register::STATUS), 3);
-        guest.write(register::STATUS, 15);
-        assert_eq!(guest.read(register::STATUS), 3, "no DRIVER_OK without FEATURES_OK");
+        assert_eq!(guest.read(offset::STATUS), 3);
+        guest.write(offset::STATUS, 15);
+        assert_eq!(guest.read(offset::STATUS), 3, "no DRIVER_OK without FEATURES_OK");
     }
     let mut guest = Guest::new();
     guest.negotiate(VERSION_1 | (1 << 40));
-    assert_eq!(guest.read(register::STATUS), 11);
+    assert_eq!(guest.read(offset::STATUS), 11);
 }
 
 #[test]
 fn a_ready_queue_keeps_its_settings() {
     let mut guest = Guest::new();
-    guest.write(register::QUEUE_SIZE, 8);
+    guest.write(offset::QUEUE_SIZE, 8);
     guest.negotiate(VERSION_1);
     guest.set_up_queue(0, DESCRIPTORS);
-    guest.write(register::QUEUE_DESC_LOW, 0x10);
-    guest.write(register::QUEUE_SIZE, 2);
+    guest.write(offset::QUEUE_DESC_LOW, 0x10);
+    guest.write(offset::QUEUE_SIZE, 2);
     let queue = guest.transport.queues[0];
     assert_eq!((queue.size, queue.desc_table, queue.ready), (SIZE, DESCRIPTORS, true));
-    guest.write(register::QUEUE_READY, 0);
-    assert_eq!(guest.read(register::QUEUE_READY), 0);
+    guest.write(offset::QUEUE_READY, 0);
+    assert_eq!(guest.read(offset::QUEUE_READY), 0);
 }
 
 #[test]
@@ -124,16 +124,16 @@ fn works_from_reset_to_reset() {
         let mut driver = guest.driver();
         // Before DRIVER_OK, by the register: as on a host without ioeventfds.
         assert!(driver.submit(7));
-        guest.write(register::QUEUE_NOTIFY, 0);
-        guest.write(register::QUEUE_NOTIFY, 77);
+        guest.write(offset::QUEUE_NOTIFY, 0);
+        guest.write(offset::QUEUE_NOTIFY, 77);
         guest.start(DESCRIPTORS);
         wait("an answer", || driver.collect() == 1);
-        wait("an interrupt", || guest.read(register::INTERRUPT_STATUS) == 1);
+        wait("an interrupt", || guest.read(offset::INTERRUPT_STATUS) == 1);
         guest.irqfd.read().unwrap();
-        guest.write(register::INTERRUPT_ACK, 1);
-        assert_eq!(guest.read(register::INTERRUPT_STATUS), 1, "each interrupt is one of the rings");
-        guest.write(register::STATUS, 0);
-        assert_eq!((guest.read(register::STATUS), guest.read(register::QUEUE_READY)), (0, 0));
+        guest.write(offset::INTERRUPT_ACK, 1);
+        assert_eq!(guest.read(offset::INTERRUPT_STATUS), 1, "each interrupt is one of the rings");
+        guest.write(offset::STATUS, 0);
+        assert_eq!((guest.read(offset::STATUS), guest.read(offset::QUEUE_READY)), (0, 0));
         let zeros = vec![0u8; 0x1000];
         vm_memory::Bytes::write_slice(&guest.wiring.memory, &zeros, vm_memory::GuestAddress(AVAILABLE)).unwrap();
         vm_memory::Bytes::write_slice(&guest.wiring.memory, &zeros, vm_memory::GuestAddress(USED)).unwrap();
@@ -142,28 +142,15 @@ fn works_from_reset_to_reset() {
 }
 
 #[test]
-fn notifications_by_exits_are_told() {
-    let mut guest = Guest::new();
-    let told: Arc<Mutex<Vec<usize>>> = Arc::default();
-    let tell = told.clone();
-    guest.transport.on_exit(Box::new(move |queue| tell.lock().unwrap().push(queue)));
-    for queue in [1, 0, 1, 2, 77, u32::MAX] {
-        guest.write(register::QUEUE_NOTIFY, queue);
-    }
-    assert_eq!(*told.lock().unwrap(), [1, 0, 1], "and nothing of queues that there are not");
-    assert_eq!([0, 1].map(|queue| guest.wiring.notified[queue].read().unwrap()), [1, 2]);
-}
-
-#[test]
 fn a_bad_queue_needs_a_reset_and_a_reset_helps() {
     let mut guest = Guest::new();
     guest.start(0xffff_ffff_0000);
-    wait("DEVICE_NEEDS_RESET", || guest.read(register::STATUS) == 15 | 64);
+    wait("DEVICE_NEEDS_RESET", || guest.read(offset::STATUS) == 15 | 64);
     wait("an interrupt", || guest.irqfd.read().is_ok());
-    assert_eq!(guest.read(register::INTERRUPT_STATUS), 3);
+    assert_eq!(guest.read(offset::INTERRUPT_STATUS), 3);
     assert_eq!(guest.faults.lock().unwrap().len(), 1);
-    guest.write(register::STATUS, 0);
-    assert_eq!((guest.read(register::STATUS), guest.read(register::INTERRUPT_STATUS)), (0, 1));
+    guest.write(offset::STATUS, 0);
+    assert_eq!((guest.read(offset::STATUS), guest.read(offset::INTERRUPT_STATUS)), (0, 1));
     let mut driver = guest.driver();
     guest.start(DESCRIPTORS);
     assert!(driver.submit(1));
@@ -207,9 +194,9 @@ proptest! {
             let length = if aligned { 4 } else { length };
             guest.transport.write(offset, &bytes[..length]);
         }
-        guest.write(register::STATUS, 0);
-        prop_assert_eq!(guest.read(register::STATUS), 0);
+        guest.write(offset::STATUS, 0);
+        prop_assert_eq!(guest.read(offset::STATUS), 0);
         guest.start(DESCRIPTORS);
-        prop_assert_eq!(guest.read(register::STATUS) & 15, 15);
+        prop_assert_eq!(guest.read(offset::STATUS) & 15, 15);
     }
 }

@@ -1,4 +1,4 @@
-//! What went through a device, for whoever looks for lost frames.
+//! Number of frames that went through a device, to look for lost ones.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ pub struct Counters {
     pub transmitted: Traffic,
 }
 
-/// One direction.
+/// Traffic of one direction.
 #[derive(Debug, Default)]
 pub struct Traffic {
     frames: AtomicU64,
@@ -26,22 +26,22 @@ impl Traffic {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Counts a frame that did not.
+    /// Counts a frame that was dropped.
     pub(super) fn drop_one(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Frames that arrived.
+    /// Number of frames that arrived.
     pub fn frames(&self) -> u64 {
         self.frames.load(Ordering::Relaxed)
     }
 
-    /// Their bytes, without the headers of virtio.
+    /// Bytes of the frames that arrived, without the headers of virtio.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Frames that did not: malformed, too long, refused by the tap, or sent while there was none.
+    /// Number of frames that were dropped: malformed, too long, refused by the tap, or sent while there was no tap.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! A pair of queues and the tap, or its queue, that they share: frames one way and the other.
+//! A pair of queues and the tap that they share: frames one way and the other.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -6,53 +6,57 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
+use super::counters::Counters;
+use super::frame::{ETHERNET, HEADER, LONGEST};
 use super::tap::Tap;
-use super::{Counters, ETHERNET, HEADER, LONGEST, TAP};
 use crate::virtio::queue::{Buffers, Fill, Outcome, Room, Wanted};
 use crate::virtio::{Context, Error};
 
-/// Frames of one direction before the worker sees to the rest: a flood must not keep it. Few enough that the guest
-/// hears of the first while the last are read.
+/// Index of the queue with buffers for frames to the guest.
+pub const RX: usize = 0;
+/// Index of the queue with frames from the guest.
+pub const TX: usize = 1;
+/// Token of the tap.
+pub(super) const TAP: u64 = 1;
+/// Frames of one direction before the worker sees to everything else: a flood must not keep it busy. Few enough that the
+/// guest hears of the first while the last are read.
 pub(super) const BATCH: usize = 64;
-/// Where `flags` and `num_buffers` are in the header.
+/// Offsets of `flags` and `num_buffers` in the header.
 const FLAGS: usize = 0;
 const NUM_BUFFERS: usize = 10;
 
 const IN: u32 = libc::EPOLLIN as u32;
 const OUT: u32 = libc::EPOLLOUT as u32;
 
-/// Receives into the first queue, transmits from the second.
+/// The pair of queues of a device, and its tap.
 pub struct Pair {
-    rx: usize,
-    tx: usize,
     tap: Option<Tap>,
-    /// What the tap is watched for.
+    /// Events that the tap is watched for.
     watched: u32,
     features: u64,
-    /// The driver has too few buffers, and notifies when it adds some: the tap keeps its frames until then.
+    /// Whether the driver has too few buffers. It notifies when it adds some; the tap keeps its frames until then.
     rx_short: bool,
-    /// The tap takes no more for now: the driver's frames stay in the ring until then.
+    /// Whether the tap takes no more for now: the driver's frames stay in the ring until it does.
     tx_full: bool,
-    /// There may be frames in the ring that there was no time for.
+    /// Whether there may be frames in the ring that there was no time for.
     tx_left: bool,
     counters: Arc<Counters>,
 }
 
 impl Pair {
-    /// The queues of these indices, without a tap.
-    pub fn new((rx, tx): (usize, usize), counters: Arc<Counters>) -> Self {
-        let (tap, watched, features) = (None, 0, 0);
-        Self { rx, tx, tap, watched, features, rx_short: false, tx_full: false, tx_left: false, counters }
+    /// The pair without a tap.
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { tap: None, watched: 0, features: 0, rx_short: false, tx_full: false, tx_left: false, counters }
     }
 
-    /// The driver is ready and took these features; the tap is what there was before.
+    /// Begins to serve a driver that took these features, with the tap that was attached before, if any.
     pub fn enter(&mut self, features: u64, tap: Option<Tap>, context: &mut Context) -> Result<(), Error> {
         self.features = features;
-        // One whose interface was removed meanwhile is none; who removed it plugs another.
+        // A tap whose interface was removed meanwhile counts as none; whoever removed it attaches another.
         self.replace(tap, context).or_else(|_| self.replace(None, context))
     }
 
-    /// Undoes [`Pair::enter`] and gives the tap back.
+    /// Stops serving the driver and gives the tap back.
     pub fn leave(&mut self, context: &mut Context) -> Option<Tap> {
         let tap = self.tap.take()?;
         // Fails only where it is not watched.
@@ -60,7 +64,7 @@ impl Pair {
         Some(tap)
     }
 
-    /// Puts a tap, or none, into the place of the one that is there, which is closed. If it can't, nothing changes.
+    /// Replaces the tap by another one or none, and closes it. On an error nothing has changed.
     pub fn replace(&mut self, tap: Option<Tap>, context: &mut Context) -> Result<(), Error> {
         if let Some(tap) = &tap {
             tap.set_offloads(self.features).map_err(|error| Error::Host("set a tap's offloads", error))?;
@@ -72,12 +76,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether there is one.
-    pub fn has_tap(&self) -> bool {
-        self.tap.is_some()
-    }
-
-    /// The tap has these events.
+    /// Serves a tap that has these events.
     pub fn on_tap(&mut self, events: u32, context: &mut Context) -> Result<(), Error> {
         if events & (libc::EPOLLERR | libc::EPOLLHUP) as u32 != 0 && self.tap.as_ref().is_some_and(Tap::is_gone) {
             self.replace(None, context)?;
@@ -93,7 +92,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The driver added buffers to be filled. Frames may have waited for them; if not, the tap says when there is one.
+    /// Serves a driver that added buffers to be filled. Frames may have waited for them; if not, the tap has an event later.
     pub fn on_room(&mut self, context: &mut Context) -> Result<(), Error> {
         if self.rx_short { self.receive(context) } else { Ok(()) }
     }
@@ -103,9 +102,9 @@ impl Pair {
         self.tx_left
     }
 
-    /// Fills the driver's buffers until the tap has no frame, the driver no room, or the others have their turn.
+    /// Fills the driver's buffers until the tap has no frame, the driver no room, or [`BATCH`] is reached.
     fn receive(&mut self, context: &mut Context) -> Result<(), Error> {
-        let (Some(tap), Some(ring)) = (&self.tap, context.rings.get_mut(self.rx)) else { return Ok(()) };
+        let (Some(tap), Some(ring)) = (&self.tap, context.rings.get_mut(RX)) else { return Ok(()) };
         let (features, counters) = (self.features, &self.counters.received);
         let (mut left, mut iovecs) = (BATCH, Vec::new());
         self.rx_short = ring.fill(context.memory, &wanted(features), |room| {
@@ -127,10 +126,10 @@ impl Pair {
         self.watch(context)
     }
 
-    /// Gives the driver's frames to the tap until there is none, the tap is full, or the others have their turn.
+    /// Gives the driver's frames to the tap until there is none, the tap is full, or [`BATCH`] is reached.
     pub fn transmit(&mut self, context: &mut Context) -> Result<(), Error> {
         self.tx_left = false;
-        let Some(ring) = context.rings.get_mut(self.tx) else { return Ok(()) };
+        let Some(ring) = context.rings.get_mut(TX) else { return Ok(()) };
         if self.tx_full {
             return Ok(());
         }
@@ -162,7 +161,7 @@ impl Pair {
         true
     }
 
-    /// Has the tap watched for what is waited for. A silent one still tells when it is gone.
+    /// Has the tap watched for what the pair waits for. A tap watched for nothing still reports that it is gone.
     fn watch(&mut self, context: &mut Context) -> Result<(), Error> {
         let Some(tap) = &self.tap else { return Ok(()) };
         let wanted = if self.rx_short { 0 } else { IN } | if self.tx_full { OUT } else { 0 };
@@ -175,15 +174,15 @@ impl Pair {
     }
 }
 
-/// The room for a frame: for the longest one in as many chains as that takes or, when the driver does not merge them,
-/// one chain, whose length is its own choice.
+/// The room wanted for a frame: for the longest one, in as many chains as that takes or, when the driver does not merge
+/// chains, in one, whose length is the driver's choice.
 fn wanted(features: u64) -> Wanted {
     let merging = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
     Wanted { bytes: LONGEST, chains: if merging { usize::MAX } else { 1 }, least: HEADER }
 }
 
-/// Says in the header how many chains the frame is in; the tap leaves that out. Without the feature a driver need not
-/// know what other flags mean.
+/// Writes into the header how many chains the frame is in, which the tap leaves out. A driver that did not take the feature
+/// for checksums need not know what the flags mean, so they are cleared.
 fn finish_header(room: &Room, bytes: usize, features: u64) {
     let chains = u16::try_from(room.chains(bytes)).unwrap_or(u16::MAX);
     room.write_at(NUM_BUFFERS, &chains.to_le_bytes());

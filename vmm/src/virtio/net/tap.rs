@@ -9,15 +9,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
 
-use super::HEADER;
+use super::frame::HEADER;
 use crate::virtio::queue::{Buffers, Room};
 
-/// A tap, or one of its queues, whose header is as long as the device's, and whose calls do not block.
+/// A tap whose header is as long as the device's, and whose calls do not block.
 pub struct Tap {
     fd: OwnedFd,
-    /// Whether the host steers frames to this queue.
-    steered: bool,
-    /// In a test's stead of a tap: where the offloads are noted.
+    /// In tests: where the offloads of what stands for a tap are noted.
     #[cfg(test)]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
 }
@@ -26,12 +24,11 @@ impl Tap {
     /// Takes a tap that was made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
     ///
     /// # Errors
-    /// It is no tap, or one without headers.
+    /// The descriptor is no tap, or a tap without headers.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         // IFF_NO_PI can't be seen: in an answer that bit says whether the tap has a filter.
         let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
-        let flags = flags(fd.as_fd())?;
-        if flags & (wanted | libc::IFF_TUN) != wanted {
+        if flags(fd.as_fd())? & (wanted | libc::IFF_TUN) != wanted {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a tap with headers of virtio's"));
         }
         let size = HEADER as libc::c_int;
@@ -42,42 +39,16 @@ impl Tap {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
             fd,
-            steered: flags & libc::IFF_DETACH_QUEUE == 0,
             #[cfg(test)]
             noted: None,
         })
     }
 
-    /// Has the host steer frames to this queue, or to others only. What is in it is lost then.
-    ///
-    /// # Errors
-    /// It is the only queue, or the interface is gone.
-    pub fn steer(&mut self, steered: bool) -> io::Result<()> {
-        if steered == self.steered {
-            return Ok(());
-        }
-        #[cfg(test)]
-        if self.noted.is_some() {
-            self.steered = steered;
-            return Ok(());
-        }
-        // SAFETY: an ifreq is plain data, for which zeros are a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flag = if steered { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
-        request.ifr_ifru.ifru_flags = flag as libc::c_short;
-        // SAFETY: the call reads one ifreq, which lives across it.
-        if unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        self.steered = steered;
-        Ok(())
-    }
-
     /// A socket whose messages are frames, in a tap's stead.
     #[cfg(test)]
-    pub fn stand_in(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
+    pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
-        Self { fd, steered: true, noted: Some(noted) }
+        Self { fd, noted: Some(noted) }
     }
 
     /// Tells the host what frames the guest takes: those without a checksum, and long ones.
@@ -95,7 +66,7 @@ impl Tap {
         }
     }
 
-    /// Reads a frame with its header; returns their bytes, or more than the room has if it is longer than that.
+    /// Reads a frame with its header; returns their bytes, or more than the room has if the frame does not fit.
     pub fn receive(&self, room: &Room, iovecs: &mut Vec<iovec>) -> io::Result<usize> {
         // What does not fit is lost without a word. A byte more tells.
         let mut beyond = 0u8;
@@ -124,7 +95,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Whether the interface behind it is no more, so that nothing will come of it.
+    /// Whether the tap's interface was removed: no frame will come from it again.
     pub fn is_gone(&self) -> bool {
         let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
         let asked = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));

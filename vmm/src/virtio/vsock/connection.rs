@@ -1,5 +1,5 @@
-//! One stream: its phases, its credit both ways and its two directions, each closed on its own
-//! (virtio 1.2, sections 5.10.6.3 to 5.10.6.6). It does no I/O of its own; see [`Stream`].
+//! A connection: phases, credit both ways and two directions, each closed on its own
+//! (virtio 1.2, sections 5.10.6.3 to 5.10.6.6). All I/O is done by its [`Stream`].
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
@@ -15,40 +15,40 @@ use crate::virtio::queue::Buffers;
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The host wants it; the guest has not answered.
+    /// The host asked for the connection; the guest has not answered.
     Requested,
     /// Data flows.
     Open,
-    /// The guest is done with it; what it sent before is still on its way to the host.
+    /// The guest has ended the connection; what it sent before is still on its way to the host.
     Draining,
-    /// The host is done with it since then, the guest was told; its answer is missing.
+    /// The host has ended the connection and the guest heard of it at this time; the guest's answer is missing.
     Lingering(Instant),
 }
 
 /// What a packet from the guest did to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on.
+    /// The connection goes on.
     Keep,
-    /// The guest ended it.
+    /// The guest ended the connection.
     End,
-    /// It is over and the guest is to be told so with `RST`.
+    /// The connection is over, and the guest has to hear so by `RST`.
     Reset,
 }
 
 /// A connection over a stream `S` of the host.
 pub struct Connection<S> {
-    /// `None` once the host is done.
+    /// The host's stream; `None` once the host is done.
     stream: Option<S>,
     phase: Phase,
     /// `REQUEST` or `RESPONSE` that was not sent yet.
     hello: Option<Op>,
-    /// What the guest closed, as flags of `SHUTDOWN`.
+    /// Directions that the guest closed, as flags of `SHUTDOWN`.
     guest_closed: u32,
-    /// What the host closed, and how much of that the guest was told.
+    /// Directions that the host closed, and those of them that the guest has heard of.
     host_closed: u32,
-    told: u32,
-    /// The stream may have bytes for us, and whether its other end is gone: then it is not watched.
+    reported: u32,
+    /// Whether the stream may have bytes for the guest, and whether its other end is gone: then it is not watched.
     readable: bool,
     hung_up: bool,
     credit: Credit,
@@ -70,7 +70,7 @@ impl<S: Stream> Connection<S> {
             hello: Some(Op::Request),
             guest_closed: 0,
             host_closed: 0,
-            told: 0,
+            reported: 0,
             readable: false,
             hung_up: false,
             credit: Credit::default(),
@@ -137,7 +137,7 @@ impl<S: Stream> Connection<S> {
         watched.then_some((input, !self.backlog.is_empty()))
     }
 
-    /// The stream has input or room for output, or its other end is gone.
+    /// Notes that the stream has input or room for output, or that its other end is gone.
     pub fn on_stream(&mut self, input: bool, output: bool, hung_up: bool) {
         self.readable |= (input || hung_up) && !self.no_more_input();
         self.hung_up |= hung_up;
@@ -174,7 +174,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The guest ended the connection: what it sent before still goes to the host.
+    /// Notes that the guest ended the connection: what it sent before still goes to the host.
     pub fn end(&mut self) {
         self.phase = Phase::Draining;
         self.hello = None;
@@ -201,7 +201,7 @@ impl<S: Stream> Connection<S> {
         self.update_wanted = false;
         if op == Op::Shutdown {
             header.flags.set(self.host_closed);
-            self.tell();
+            self.shutdown_sent();
         }
         Some(header)
     }
@@ -266,16 +266,16 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// After a `SHUTDOWN` went out: when it said everything, the host's side is done.
-    fn tell(&mut self) {
-        self.told = self.host_closed;
-        if self.told == SHUTDOWN_BOTH {
+    /// Notes that a `SHUTDOWN` went out: when it closed both directions, the host's side is done.
+    fn shutdown_sent(&mut self) {
+        self.reported = self.host_closed;
+        if self.reported == SHUTDOWN_BOTH {
             self.phase = Phase::Lingering(Instant::now());
             self.backlog = Backlog::default();
         }
     }
 
-    /// The guest accepted. The host may have written long since, so look without waiting to be told.
+    /// Notes that the guest accepted. The host may have written long since, so the stream is read without waiting for an event.
     fn open(&mut self) -> Verdict {
         self.phase = Phase::Open;
         self.readable = true;
@@ -311,7 +311,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Writes what waits, until the stream takes no more.
+    /// Writes the backlog until the stream takes no more.
     fn flush(&mut self) {
         while let (false, Some(stream)) = (self.backlog.is_empty(), self.stream.as_mut()) {
             match stream.write_pieces(self.backlog.pieces()) {
@@ -327,7 +327,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The host reads no more: what waits for it counts as taken.
+    /// Notes that the host reads no more: what waits for it counts as taken.
     fn end_of_output(&mut self) {
         self.host_closed |= SHUTDOWN_RECEIVE;
         self.backlog = Backlog::default();
@@ -351,7 +351,7 @@ impl<S: Stream> Connection<S> {
         Verdict::Keep
     }
 
-    /// The guest broke the rules: nothing of this connection is worth keeping.
+    /// Ends the connection because the guest broke the rules.
     fn violation(&mut self) -> Verdict {
         if self.phase != Phase::Draining {
             self.backlog = Backlog::default();
@@ -372,7 +372,7 @@ impl<S: Stream> Connection<S> {
     }
 
     fn untold(&self) -> bool {
-        self.host_closed & !self.told != 0
+        self.host_closed & !self.reported != 0
     }
 
     /// Whether the guest believes that less than half of our buffer is free, and is wrong.

@@ -4,7 +4,7 @@ use std::num::Wrapping;
 
 use super::packet::Header;
 
-/// The guest's free buffer space for one connection, as far as it told.
+/// The guest's free buffer space for one connection, as far as the guest reported it.
 #[derive(Default)]
 pub struct Credit {
     sent: Wrapping<u32>,
@@ -15,7 +15,7 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// Takes what any packet of the guest says.
+    /// Takes over what a packet of the guest says of its buffer.
     pub fn update(&mut self, packet: &Header) {
         self.alloc = packet.buf_alloc.get();
         self.forwarded = Wrapping(packet.fwd_cnt.get());
@@ -42,7 +42,7 @@ impl Credit {
         self.is_empty() && !self.asked
     }
 
-    /// The guest is being asked.
+    /// Notes that the guest is being asked.
     pub fn ask(&mut self) {
         self.asked = true;
     }

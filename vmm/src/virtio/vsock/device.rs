@@ -1,4 +1,4 @@
-//! The device proper: its three rings, its share of the worker's time and its saved state.
+//! The device proper: three rings, the worker's time between them, and the saved state.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::handle::{Connect, Handle, Listeners};
 use super::muxer::{MAX_CONNECTIONS, MAX_RESETS, Muxer};
+use super::packet::HOST_CID;
 use crate::virtio::queue::Outcome;
 use crate::virtio::{Context, Device, Error, Event};
 
@@ -33,7 +34,7 @@ const STATE_VERSION: u32 = 1;
 /// # Errors
 /// `InvalidInput` for a reserved identifier, or what `eventfd` gave.
 pub fn new(guest_cid: u64) -> io::Result<(Vsock, Handle)> {
-    if guest_cid <= super::HOST_CID || guest_cid >= u64::from(u32::MAX) {
+    if guest_cid <= HOST_CID || guest_cid >= u64::from(u32::MAX) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let wake = Arc::new(EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?);
@@ -47,9 +48,9 @@ pub fn new(guest_cid: u64) -> io::Result<(Vsock, Handle)> {
 /// The socket device. Connections survive a stop and a new activation, and end when the driver resets
 /// the device or the device is dropped.
 ///
-/// A snapshot holds no connection, only who had one: a restored device sends `RST` for each before any
-/// other packet. Those arrive in order with what follows, other than a transport reset on the event
-/// ring, which a driver may see after the first new connection and then end that one too. So the event
+/// A snapshot holds no connection, only the ports of those that there were: a restored device sends `RST` for each before
+/// any other packet. These arrive in order with what follows. A transport reset on the event ring would not: a driver may
+/// see it after the first new connection and end that one too. So the event
 /// ring is there, as it has to be, and stays silent; the context identifier can't change.
 pub struct Vsock {
     guest_cid: u64,

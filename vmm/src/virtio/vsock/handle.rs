@@ -1,4 +1,4 @@
-//! What the host's side holds: the handle that opens and accepts streams, from any thread.
+//! The host's handle of the device, which opens and accepts streams from any thread.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,14 +29,14 @@ pub struct Connect {
 /// Opens streams to the guest and takes those that the guest opens. Clones are the same handle.
 #[derive(Clone)]
 pub struct Handle {
-    /// Unbounded, for what waits is the host's own doing and each entry holds a descriptor.
+    /// Requests to the worker. Unbounded: what waits is the host's own doing, and each entry holds a descriptor.
     commands: Sender<Connect>,
     wake: Arc<EventFd>,
     listeners: Arc<Listeners>,
 }
 
 impl Handle {
-    /// A handle that sends its wishes to `commands` and raises `wake`.
+    /// A handle that sends its requests to `commands` and raises `wake`.
     pub(super) fn new(commands: Sender<Connect>, wake: Arc<EventFd>, listeners: Arc<Listeners>) -> Self {
         Self { commands, wake, listeners }
     }
@@ -59,7 +59,7 @@ impl Handle {
     /// go of the socket when the connection is over, or could not be made. Until then whoever has it may shut it down.
     ///
     /// # Errors
-    /// As those of [`Handle::connect`].
+    /// The same as [`Handle::connect`].
     pub fn join(&self, port: u32, stream: Shared, greeting: &[u8]) -> io::Result<()> {
         self.request(port, Socket::joined(stream, greeting))
     }
@@ -94,7 +94,7 @@ impl Handle {
 
 /// Streams that the guest opened to one port of the host.
 ///
-/// Its descriptor is readable while a stream waits, and for ever once the device is gone.
+/// The listener's descriptor is readable while a stream waits, and for ever once the device is gone.
 pub struct Listener {
     port: u32,
     streams: Receiver<UnixStream>,
@@ -134,7 +134,7 @@ impl Drop for Listener {
 
 /// The device's end of a listener.
 struct Waiting {
-    /// Always there until dropped.
+    /// `None` only while the value is dropped.
     streams: Option<SyncSender<UnixStream>>,
     ready: Arc<EventFd>,
 }
@@ -147,13 +147,13 @@ impl Drop for Waiting {
     }
 }
 
-/// Who listens on which port of the host. Locked for a moment when somebody starts or stops to listen
+/// Listeners by port of the host. Locked for a moment when somebody starts or stops to listen
 /// and when the guest asks for a connection: a listener is there as soon as [`Handle::listen`] returns.
 #[derive(Default)]
 pub struct Listeners(Mutex<HashMap<u32, Waiting>>);
 
 impl Listeners {
-    /// Gives a new stream to who listens on `port`; returns the device's end, or an error when nobody
+    /// Gives a new stream to the listener on `port`; returns the device's end, or an error when nobody
     /// listens, too many streams wait already or there are no descriptors left.
     pub fn offer(&self, port: u32) -> io::Result<Socket> {
         let ports = self.lock();
@@ -165,7 +165,7 @@ impl Listeners {
         Ok(socket)
     }
 
-    /// Ends every listener: the device is gone.
+    /// Ends every listener, since the device is gone.
     pub fn close(&self) {
         self.lock().clear();
     }

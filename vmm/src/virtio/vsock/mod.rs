@@ -11,10 +11,11 @@
 //!  UnixStream ◀── socket pair ──▶  connection   credit, half-close, phases; no I/O of its own
 //! ```
 //!
-//! A stream is a Unix socket pair: the host's side holds one end, the device the other. Or it is a socket that the
-//! host's side had already and leaves to the device: then no thread has to stand between. Bytes from the guest go from its buffers into the socket; what the socket cannot take waits in a `backlog` that
-//! never exceeds the credit given to the guest. Bytes for the guest are read from the socket straight
-//! into a buffer of the rx ring, so while there is no buffer or no credit they stay in the socket.
+//! A stream is a Unix socket pair, of which the host's side holds one end and the device the other, or a socket that the
+//! host's side had already and leaves to the device, so that no thread has to stand between. Bytes from the guest go from
+//! its buffers into the socket; what the socket cannot take waits in a `backlog` that never exceeds the credit given to the
+//! guest. The device reads bytes for the guest from the socket straight into a buffer of the rx ring, so they stay in the
+//! socket while there is no buffer or no credit.
 //!
 //! Life of a connection, seen from the device (see `connection`):
 //!
@@ -40,7 +41,5 @@ mod tests;
 
 pub use device::{Vsock, new};
 pub use handle::{Handle, Listener};
+pub use packet::HOST_CID;
 pub use stream::Shared;
-
-/// The host's context identifier (virtio 1.2, section 5.10.4).
-pub const HOST_CID: u64 = 2;

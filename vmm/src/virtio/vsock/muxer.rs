@@ -1,4 +1,4 @@
-//! All connections of a device: which packet belongs to which, and who may send next.
+//! Table of a device's connections: finds the connection of each packet and says which one sends next.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsRawFd;
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use super::HOST_CID;
 use super::connection::{Connection, Verdict};
 use super::handle::{Connect, FIRST_OWN_PORT, Listeners};
-use super::packet::{HEADER_SIZE, Header, Op, PORT_ANY, Ports, TYPE_STREAM};
+use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, PORT_ANY, Ports, TYPE_STREAM};
 use super::stream::Socket;
+use crate::event_loop::Watcher;
+use crate::virtio::Error;
 use crate::virtio::queue::{Buffers, Chain, Outcome};
-use crate::virtio::{Error, Watcher};
 
 /// Most connections at a time.
 pub const MAX_CONNECTIONS: usize = 4096;
@@ -31,10 +31,10 @@ const LINGER: Duration = Duration::from_secs(10);
 
 struct Entry {
     connection: Connection<Socket>,
-    /// Whether it is in `Muxer::sending`, in `Muxer::changed`.
+    /// Whether the connection is in `Muxer::sending`, and in `Muxer::changed`.
     sending: bool,
     changed: bool,
-    /// What its socket is watched for, if it is.
+    /// Events that the socket is watched for, if any.
     watched: Option<u32>,
 }
 
@@ -71,7 +71,7 @@ impl Muxer {
         }
     }
 
-    /// Gives the guest another time to answer the end of a connection.
+    /// Changes how long the guest may take to answer the end of a connection.
     #[cfg(test)]
     pub fn set_linger(&mut self, linger: Duration) {
         self.linger = linger;
@@ -136,7 +136,7 @@ impl Muxer {
         Ok(Outcome::Used((HEADER_SIZE as u32).saturating_add(packet.len.get())))
     }
 
-    /// The socket of the connection of this token is ready.
+    /// Serves the connection of this token, whose socket is ready.
     pub fn on_socket(&mut self, token: u64, events: u32) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         let has = |bits: i32| events & bits as u32 != 0;
@@ -244,7 +244,7 @@ impl Muxer {
         }
     }
 
-    /// After anything happened to a connection: queues it, marks it, or removes it.
+    /// Queues, marks or removes a connection to which something happened.
     fn settle(&mut self, token: u64) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         if entry.connection.is_over() {

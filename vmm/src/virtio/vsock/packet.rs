@@ -6,13 +6,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::virtio::queue::Buffers;
 
+/// The host's context identifier (virtio 1.2, section 5.10.4).
+pub const HOST_CID: u64 = 2;
 /// Socket type `VIRTIO_VSOCK_TYPE_STREAM`.
 pub const TYPE_STREAM: u16 = 1;
 /// Flag of `SHUTDOWN`: the sender will receive no more data.
 pub const SHUTDOWN_RECEIVE: u32 = 1;
 /// Flag of `SHUTDOWN`: the sender will send no more data.
 pub const SHUTDOWN_SEND: u32 = 2;
-/// Both flags of `SHUTDOWN`.
+/// Flags of `SHUTDOWN` for both directions.
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 /// Bytes of a header.
 pub const HEADER_SIZE: usize = size_of::<Header>();
@@ -25,9 +27,9 @@ pub const PORT_ANY: u32 = u32::MAX;
 pub enum Op {
     /// Asks for a connection.
     Request = 1,
-    /// Accepts one.
+    /// Accepts a connection.
     Response = 2,
-    /// Refuses or ends one, or says that there is none.
+    /// Refuses or ends a connection, or says that there is none.
     Reset = 3,
     /// Says that the sender will not send or not receive any more.
     Shutdown = 4,
@@ -57,7 +59,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Both ports in one number, the host's in the upper half.
+    /// A number made of both ports, the host's in the upper half.
     pub fn token(self) -> u64 {
         u64::from(self.host) << 32 | u64::from(self.guest)
     }
@@ -127,7 +129,7 @@ impl Header {
     /// A packet of a stream from the host to the guest, without data, flags and credit.
     pub fn to_guest(guest_cid: u64, ports: Ports, op: Op) -> Self {
         Self {
-            src_cid: U64::new(super::HOST_CID),
+            src_cid: U64::new(HOST_CID),
             dst_cid: U64::new(guest_cid),
             src_port: U32::new(ports.host),
             dst_port: U32::new(ports.guest),

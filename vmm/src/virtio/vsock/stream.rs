@@ -25,19 +25,18 @@ pub trait Stream {
 /// else is to go when the last one lets go goes with it.
 pub type Shared = Arc<dyn AsFd + Send + Sync>;
 
-/// Our end of the socket pair, or a socket that the host's side gave us. It is in blocking mode, each call says that it
-/// must not block: that saves a system call per connection.
+/// The device's end of a socket pair, or a socket that the host's side left to the device. The socket is in blocking mode
+/// and each call says that it must not block, which saves a system call per connection.
 ///
-/// When it is dropped the other end sees the end of the stream. Closing alone, with bytes unread, would
-/// look like a reset there.
+/// Dropping it shows the other end the end of the stream. Closing alone, with bytes unread, would look like a reset there.
 pub struct Socket {
     stream: Shared,
-    /// What is read before anything of the stream.
+    /// Bytes that the guest reads before anything of the stream.
     greeting: Vec<u8>,
 }
 
 impl Socket {
-    /// A socket pair: ours and the one for the host's side.
+    /// A socket pair: the device's end and the one for the host's side.
     pub fn pair() -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         Ok((Self::joined(Arc::new(ours), &[]), theirs))

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::queue::Outcome;
 use super::*;
 use crate::layout::MIB;
-use crate::virtio::registers::Window;
+use crate::registers::Window;
 use crate::virtio::rng::Rng;
 
 pub(crate) const SIZE: u16 = 16;
@@ -288,7 +288,7 @@ fn a_bad_chain_stops_the_device_once_and_asks_for_a_reset() {
         wiring.notified[0].write(1).unwrap();
         assert_eq!(worker.stop().unwrap().queues.len(), 1);
         assert_eq!(
-            wiring.interrupt.registers().load(crate::virtio::mmio::INTERRUPT_STATUS) & crate::interrupt::CONFIG,
+            wiring.interrupt.registers().load(crate::registers::offset::INTERRUPT_STATUS) & crate::interrupt::CONFIG,
             crate::interrupt::CONFIG
         );
         assert!(irqfd.read().unwrap() > 0, "the status changes first, then the driver is told");

@@ -14,10 +14,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
 use super::super::{Cache, Fs, Share};
+use crate::event_loop::Watcher;
 use crate::interrupt::Interrupt;
+use crate::registers::Window;
 use crate::virtio::queue::Ring;
-use crate::virtio::registers::Window;
-use crate::virtio::{Context, Device, Error, Event, Watcher};
+use crate::virtio::{Context, Device, Error, Event};
 
 const SIZE: u16 = 512;
 const DESCRIPTORS: u64 = 0;

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::{RX, TX};
+use super::super::pair::{RX, TX};
 use super::lab::*;
 use crate::virtio::{Device, Error, Event};
 
@@ -30,7 +30,7 @@ fn receive(features: u64, chains: &[&[(u64, u32, bool)]]) -> (Result<(), Error>,
     for chain in chains {
         lab.rx.add(&lab.memory, chain).unwrap();
     }
-    let result = handle(&mut lab, Event::Fd(super::super::TAP, libc::EPOLLIN as u32));
+    let result = handle(&mut lab, Event::Fd(super::super::pair::TAP, libc::EPOLLIN as u32));
     (result, lab, host)
 }
 
@@ -116,7 +116,7 @@ fn countless_buffers_are_room_enough() {
     assert_eq!(lab.received(), (1, 100, 0));
     // The next one may be longer than all of that.
     host.send(&framed(&frame(5000))).unwrap();
-    handle(&mut lab, Event::Fd(super::super::TAP, libc::EPOLLIN as u32)).unwrap();
+    handle(&mut lab, Event::Fd(super::super::pair::TAP, libc::EPOLLIN as u32)).unwrap();
     assert_eq!(lab.received().0, 1);
 }
 
@@ -140,8 +140,8 @@ enum Step {
     Hear(usize),
     Index(u16, bool),
     Scribble(u64, u64),
-    Plug,
-    Unplug,
+    Attach,
+    Detach,
     Turn,
     Restart(u64),
 }
@@ -159,8 +159,8 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (0usize..70_000).prop_map(Step::Hear),
         1 => (any::<u16>(), any::<bool>()).prop_map(|(index, rx)| Step::Index(index, rx)),
         2 => (0x2_0000u64..0x6_0000, any::<u64>()).prop_map(|(at, word)| Step::Scribble(at, word)),
-        2 => Just(Step::Plug),
-        1 => Just(Step::Unplug),
+        2 => Just(Step::Attach),
+        1 => Just(Step::Detach),
         10 => Just(Step::Turn),
         2 => any::<u64>().prop_map(Step::Restart),
     ]
@@ -187,23 +187,23 @@ impl Chaos {
             }
             Step::Index(index, rx) => if *rx { &mut lab.rx } else { &mut lab.tx }.set_available(&memory, *index),
             Step::Scribble(at, word) => memory.write_obj(*word, GuestAddress(*at)).unwrap(),
-            Step::Plug => self.plug(),
-            Step::Unplug => self.change(Vec::new()),
+            Step::Attach => self.attach(),
+            Step::Detach => self.change(None),
             Step::Turn => self.turn(),
             Step::Restart(features) => self.restart(*features),
         }
     }
 
-    fn plug(&mut self) {
+    fn attach(&mut self) {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(vec![stand_in(tap.into()).0]);
+        self.change(Some(fake_tap(tap.into()).0));
         self.host = Some(host);
     }
 
-    fn change(&mut self, tap: Vec<super::super::tap::Tap>) {
-        let plug = self.lab.plug.clone();
-        let asking = std::thread::spawn(move || plug.change(tap));
+    fn change(&mut self, tap: Option<super::super::tap::Tap>) {
+        let tap_handle = self.lab.tap_handle.clone();
+        let asking = std::thread::spawn(move || tap_handle.replace(tap));
         while !asking.is_finished() {
             self.turn();
         }
@@ -230,8 +230,8 @@ impl Chaos {
         let mut fresh = Lab::inactive();
         // A driver begins anew with clean rings.
         std::mem::swap(&mut fresh.device, &mut self.lab.device);
-        std::mem::swap(&mut fresh.plug, &mut self.lab.plug);
-        fresh.counters = fresh.device.counters().remove(0);
+        std::mem::swap(&mut fresh.tap_handle, &mut self.lab.tap_handle);
+        fresh.counters = fresh.device.counters();
         self.lab = fresh;
         self.lab.activate(features);
         self.broken = false;
@@ -259,7 +259,7 @@ proptest! {
         }
         chaos.restart(ALL);
         let mut lab = chaos.lab;
-        let host = lab.plug();
+        let host = lab.attach_tap();
         lab.post(4096, 20);
         host.send(&framed(&frame(3000))).unwrap();
         lab.send(&framed(&frame(70)));

@@ -10,12 +10,14 @@ use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::frame::HEADER;
+use super::super::pair::{RX, TX};
 use super::super::tap::Tap;
-use super::super::{Counters, HEADER, Net, Plug, RX, TX};
+use super::super::{Counters, Net, TapHandle};
 use crate::interrupt::Interrupt;
+use crate::registers::Window;
 use crate::virtio::driver::{DriverQueue, Epoll};
 use crate::virtio::queue::Ring;
-use crate::virtio::registers::Window;
 use crate::virtio::{Context, Device, Error, Event};
 
 pub const SIZE: u16 = 256;
@@ -32,7 +34,7 @@ pub const MEMORY: usize = 0x400_0000;
 pub struct Lab {
     pub memory: GuestMemoryMmap,
     pub device: Net,
-    pub plug: Plug,
+    pub tap_handle: TapHandle,
     pub counters: Arc<Counters>,
     pub watcher: Epoll,
     pub rx: DriverQueue,
@@ -51,7 +53,7 @@ pub struct Lab {
     tx_posted: HashMap<u16, u64>,
 }
 
-/// A header without any wish, and this frame.
+/// A header that asks for nothing, and this frame.
 pub fn framed(frame: &[u8]) -> Vec<u8> {
     [&[0; HEADER], frame].concat()
 }
@@ -62,23 +64,23 @@ pub fn frame(bytes: usize) -> Vec<u8> {
 }
 
 /// A socket in the stead of a tap, and where its offloads are noted.
-pub fn stand_in(fd: OwnedFd) -> (Tap, Arc<AtomicU32>) {
+pub fn fake_tap(fd: OwnedFd) -> (Tap, Arc<AtomicU32>) {
     let noted = Arc::new(AtomicU32::new(u32::MAX));
-    (Tap::stand_in(fd, noted.clone()), noted)
+    (Tap::of_socket(fd, noted.clone()), noted)
 }
 
 impl Lab {
     /// A device whose driver is not ready yet.
     pub fn inactive() -> Self {
-        let (device, plug) = Net::new(MAC, 1).unwrap();
+        let (device, tap_handle) = Net::new(MAC).unwrap();
         let interrupts = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let (rx, tx) = (DriverQueue::new(0, SIZE), DriverQueue::new(1, SIZE));
         let interrupt = Interrupt::new(interrupts.clone(), Window::row(1).unwrap().remove(0));
         Self {
             memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
-            counters: device.counters().remove(0),
+            counters: device.counters(),
             device,
-            plug,
+            tap_handle,
             watcher: Epoll::new(),
             rings: vec![rx.ring(&interrupt), tx.ring(&interrupt)],
             rx,
@@ -98,7 +100,7 @@ impl Lab {
     pub fn with(features: u64) -> (Self, UnixDatagram) {
         let mut lab = Self::inactive();
         lab.activate(features);
-        let host = lab.plug();
+        let host = lab.attach_tap();
         (lab, host)
     }
 
@@ -128,27 +130,27 @@ impl Lab {
         call(&mut self.device, &mut context)
     }
 
-    /// Plugs a tap in and returns its other end.
-    pub fn plug(&mut self) -> UnixDatagram {
+    /// Attaches a tap and returns its other end.
+    pub fn attach_tap(&mut self) -> UnixDatagram {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
-        self.change(vec![stand_in(tap.into()).0]).unwrap();
+        self.change(Some(fake_tap(tap.into()).0)).unwrap();
         host
     }
 
     /// The same with room for few frames from the guest.
-    pub fn plug_narrow(&mut self) -> UnixDatagram {
+    pub fn attach_narrow_tap(&mut self) -> UnixDatagram {
         let (tap, host) = UnixDatagram::pair().unwrap();
         host.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&tap, 1).unwrap();
-        self.change(vec![stand_in(tap.into()).0]).unwrap();
+        self.change(Some(fake_tap(tap.into()).0)).unwrap();
         host
     }
 
     /// Asks from another thread, as the device's own has to answer.
-    pub fn change(&mut self, tap: Vec<Tap>) -> Result<(), Error> {
-        let plug = self.plug.clone();
-        let asking = std::thread::spawn(move || plug.change(tap));
+    pub fn change(&mut self, tap: Option<Tap>) -> Result<(), Error> {
+        let tap_handle = self.tap_handle.clone();
+        let asking = std::thread::spawn(move || tap_handle.replace(tap));
         while !asking.is_finished() {
             self.turn();
         }

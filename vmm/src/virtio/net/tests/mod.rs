@@ -2,10 +2,9 @@
 
 mod hostile;
 mod lab;
-mod pairs;
-mod plugging;
 mod real;
 mod receiving;
-mod several;
 mod states;
+mod taps;
+mod threaded;
 mod transmitting;

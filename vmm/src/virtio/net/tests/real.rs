@@ -4,11 +4,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4};
 
-use super::super::TX;
-use super::super::control::OK;
 use super::lab::*;
-use super::several::*;
-use crate::virtio::worker::tests::wait;
 
 /// Most that is sent here at a time.
 const TCP: usize = 20_000;
@@ -57,15 +53,9 @@ fn tap(flags: i32) -> OwnedFd {
     tap
 }
 
-/// What makes a tap that the device takes.
-const KIND: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-
 impl Network {
     fn new() -> Self {
-        Self::of(tap(KIND))
-    }
-
-    fn of(tap: OwnedFd) -> Self {
+        let tap = tap(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
         Self::set_up(true);
         let socket = socket(libc::AF_PACKET, libc::SOCK_RAW);
         // SAFETY: the name is that of `request`.
@@ -139,8 +129,8 @@ fn frames_go_both_ways() {
         lab.activate(ALL);
         lab.post(4096, 20);
         let tap = network.tap.try_clone().unwrap();
-        let plug = lab.plug.clone();
-        let asking = std::thread::spawn(move || plug.plug(vec![tap]));
+        let tap_handle = lab.tap_handle.clone();
+        let asking = std::thread::spawn(move || tap_handle.attach(tap));
         while !asking.is_finished() {
             lab.turn();
         }
@@ -160,7 +150,7 @@ fn long_segments_pass_whole_and_malformed_headers_are_dropped() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
+        lab.tap_handle.attach(network.tap.try_clone().unwrap()).unwrap();
         lab.activate(ALL);
         let long = long_segment();
         let mut malformed = [long.clone(), long.clone(), long.clone()];
@@ -183,7 +173,7 @@ fn an_interface_that_is_down_drops_and_works_again_when_up() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
+        lab.tap_handle.attach(network.tap.try_clone().unwrap()).unwrap();
         lab.activate(ALL);
         Network::set_up(false);
         lab.send(&framed(&ethernet(MAC, 50)));
@@ -199,7 +189,7 @@ fn an_interface_that_is_gone_is_let_go() {
     apart(|| {
         let network = Network::new();
         let mut lab = Lab::inactive();
-        lab.plug.plug(vec![network.tap.try_clone().unwrap()]).unwrap();
+        lab.tap_handle.attach(network.tap.try_clone().unwrap()).unwrap();
         lab.activate(ALL);
         lab.run();
         delete_interface();
@@ -207,50 +197,6 @@ fn an_interface_that_is_gone_is_let_go() {
         assert!(lab.watcher.wait(0).is_empty(), "the worker is kept busy");
         lab.send(&framed(&ethernet(MAC, 50)));
         assert_eq!((lab.sent, lab.transmitted()), (1, (0, 0, 1)));
-    });
-}
-
-/// Whether the host steers frames to a queue of a tap.
-fn is_steered(tap: &OwnedFd) -> bool {
-    let mut request = request(0);
-    // SAFETY: the call writes one ifreq, which lives across it.
-    let done = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the flags are what the call set.
-    i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_DETACH_QUEUE == 0
-}
-
-#[test]
-fn the_host_steers_frames_to_the_queues_that_the_driver_uses() {
-    apart(|| {
-        let taps = [tap(KIND | libc::IFF_MULTI_QUEUE), tap(KIND | libc::IFF_MULTI_QUEUE)];
-        let network = Network::of(taps[0].try_clone().unwrap());
-        let steered = || taps.each_ref().map(is_steered);
-        let mut several = Several::inactive();
-        several.plug.plug(taps.iter().map(|tap| tap.try_clone().unwrap()).collect()).unwrap();
-        several.start(ALL);
-        assert_eq!((several.use_pairs(1), steered()), (OK, [true, false]), "whoever made it had not detached it");
-        assert_eq!((several.use_pairs(2), steered()), (OK, [true, true]));
-        for queue in [TX, TX1] {
-            let there = ethernet(MAC, 50 + queue);
-            several.offer_bytes(queue, &framed(&there));
-            wait("a frame", || network.heard().is_some_and(|heard| heard == there));
-        }
-        several.stop();
-        assert_eq!(steered(), [true, true], "frames wait while it is stopped");
-        several.start(ALL);
-        assert_eq!((several.use_pairs(1), steered()), (OK, [true, false]));
-        assert_eq!(several.use_pairs(2), OK);
-        several.reset();
-        several.start(ALL);
-        assert_eq!((several.use_pairs(1), steered()), (OK, [true, false]));
-        // Its queues are no more when the interface is, and the device does without.
-        assert_eq!(several.use_pairs(2), OK);
-        delete_interface();
-        several.stop();
-        several.start(ALL);
-        assert_eq!((several.use_pairs(1), several.use_pairs(2)), (OK, OK));
-        assert!(several.faults.lock().unwrap().is_empty());
     });
 }
 
@@ -273,7 +219,7 @@ fn other_kinds_of_taps_are_refused() {
     apart(|| {
         let lab = Lab::inactive();
         for flags in [libc::IFF_TAP | libc::IFF_NO_PI, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR] {
-            assert!(lab.plug.plug(vec![tap(flags)]).is_err(), "{flags:#x}");
+            assert!(lab.tap_handle.attach(tap(flags)).is_err(), "{flags:#x}");
         }
     });
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_HDR_F_DATA_VALID};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::pair::BATCH;
-use super::super::{LONGEST, RX, TAP};
+use super::super::frame::LONGEST;
+use super::super::pair::{BATCH, RX, TAP};
 use super::lab::*;
 use crate::virtio::{Device, Event};
 
@@ -211,7 +211,7 @@ fn the_driver_is_interrupted_when_it_asked_for_one_of_many_buffers() {
         lab.post(1000, 100 - lab.rx_waiting());
         lab.rx.interrupt_with(&lab.memory.clone(), wanted);
         host.send(&framed(&frame(15_900))).unwrap();
-        // Without taking them, which sets the wish anew.
+        // Without taking them, which sets what it asked for anew.
         lab.call(|device, context| device.handle(Event::Fd(TAP, libc::EPOLLIN as u32), context)).unwrap();
         assert_eq!(lab.interrupted(), u64::from(wanted <= 16), "for number {wanted} of 16");
         lab.collect();
@@ -225,7 +225,7 @@ fn a_queue_that_is_not_enabled_receives_nothing() {
     let mut lab = Lab::inactive();
     lab.rings[RX] = crate::virtio::queue::Ring::new(virtio_queue::QueueT::new(SIZE).unwrap(), lab.interrupt());
     lab.activate(ALL);
-    let host = lab.plug();
+    let host = lab.attach_tap();
     host.send(&framed(&frame(60))).unwrap();
     lab.run();
     assert_eq!(lab.received(), (0, 0, 0));

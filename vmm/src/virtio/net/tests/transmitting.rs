@@ -2,8 +2,8 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use super::super::pair::BATCH;
-use super::super::{LONGEST, TX};
+use super::super::frame::LONGEST;
+use super::super::pair::{BATCH, TX};
 use super::lab::*;
 use crate::virtio::{Device, Event};
 
@@ -46,7 +46,7 @@ fn without_a_tap_all_is_dropped() {
 fn narrow() -> (Lab, UnixDatagram) {
     let mut lab = Lab::inactive();
     lab.activate(ALL);
-    let host = lab.plug_narrow();
+    let host = lab.attach_narrow_tap();
     (lab, host)
 }
 

@@ -20,7 +20,7 @@ fn pattern(at: usize, len: usize) -> Vec<u8> {
 struct Peer {
     alloc: u32,
     got: usize,
-    told: usize,
+    reported: usize,
     sent: usize,
     host_alloc: u32,
     host_forwarded: u32,
@@ -33,7 +33,7 @@ impl Peer {
         header.buf_alloc.set(self.alloc);
         header.fwd_cnt.set(self.got as u32);
         header.len.set(len as u32);
-        self.told = self.got;
+        self.reported = self.got;
         header
     }
 
@@ -41,7 +41,7 @@ impl Peer {
         self.host_alloc = header.buf_alloc.get();
         self.host_forwarded = header.fwd_cnt.get();
         if header.op() == Some(Op::Data) {
-            assert!(self.got + data.len() - self.told <= self.alloc as usize, "the device broke our credit");
+            assert!(self.got + data.len() - self.reported <= self.alloc as usize, "the device broke our credit");
             assert_eq!(data, pattern(self.got, data.len()), "at {}", self.got);
             self.got += data.len();
         }
@@ -92,7 +92,7 @@ fn exchange(rx_shape: &[u32], tx_shape: &[u32], alloc: u32, chunk: usize) {
     lab.post();
     lab.activate();
     let listener = lab.handle.listen(PORTS.host).unwrap();
-    let mut peer = Peer { alloc, got: 0, told: 0, sent: 0, host_alloc: 0, host_forwarded: 0, chunk };
+    let mut peer = Peer { alloc, got: 0, reported: 0, sent: 0, host_alloc: 0, host_forwarded: 0, chunk };
     let request = peer.header(Op::Request, 0);
     lab.send(&request, &[]);
     let stream = listener.accept().unwrap();
@@ -121,7 +121,7 @@ fn step(lab: &mut Lab, peer: &mut Peer) {
         asked |= header.op() == Some(Op::CreditRequest);
     }
     // The space is known to the device only when told: at half, when asked, or along with data.
-    if asked || peer.got - peer.told > peer.alloc as usize / 2 {
+    if asked || peer.got - peer.reported > peer.alloc as usize / 2 {
         let header = peer.header(Op::CreditUpdate, 0);
         assert!(lab.offer(&header, &[]));
     }

@@ -9,9 +9,9 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::interrupt::Interrupt;
+use crate::registers::Window;
 use crate::virtio::driver::{DriverQueue, Epoll};
 use crate::virtio::queue::Ring;
-use crate::virtio::registers::Window;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
 use crate::virtio::vsock::{HOST_CID, Handle, Vsock};
 use crate::virtio::{Context, Device, Error, Event};

@@ -70,7 +70,7 @@ fn stop_and_start_in_the_midst_of_traffic() {
 #[test]
 fn reset_by_the_driver_ends_streams_but_no_wish() {
     let mut lab = Lab::inactive();
-    let mut wish = lab.handle.connect(9).unwrap();
+    let mut pending = lab.handle.connect(9).unwrap();
     lab.activate();
     lab.stop();
     lab.device.reset();
@@ -79,10 +79,10 @@ fn reset_by_the_driver_ends_streams_but_no_wish() {
     lab.run();
     let ports = Ports { host: lab.packet().0.src_port.get(), guest: 9 };
     lab.send(&from_guest(Op::Response, ports), &[]);
-    wish.write_all(b"unread").unwrap();
+    pending.write_all(b"unread").unwrap();
     lab.stop();
     lab.device.reset();
-    assert_eq!(wish.read(&mut [0]).unwrap(), 0);
+    assert_eq!(pending.read(&mut [0]).unwrap(), 0);
     lab.activate();
     lab.run();
     lab.send(&data(ports, 1), b"x");

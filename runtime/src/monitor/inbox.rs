@@ -1,0 +1,54 @@
+//! The inbox of a container: everything that happens to it goes in here, one event after the other.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::lifecycle::{Answer, Event, Request, Signal};
+
+/// Where the answer to a request goes. One that is dropped tells that the container is gone.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Sender<Answer>);
+
+/// Where events of one container are put.
+#[derive(Clone)]
+pub struct Inbox(mpsc::UnboundedSender<Event<Ticket>>);
+
+/// The events, in the order in which they were put in.
+pub type Events = mpsc::UnboundedReceiver<Event<Ticket>>;
+
+impl Ticket {
+    /// Answers the request.
+    pub fn answer(self, answer: Answer) {
+        // Whoever asked may be gone.
+        let _ = self.0.send(answer);
+    }
+}
+
+impl Inbox {
+    /// An empty inbox.
+    pub fn new() -> (Self, Events) {
+        let (inbox, events) = mpsc::unbounded_channel();
+        (Self(inbox), events)
+    }
+
+    /// Puts an event in. Nothing happens any more to a container that is gone.
+    pub fn put(&self, event: Event<Ticket>) {
+        let _ = self.0.send(event);
+    }
+
+    /// Asks for something, and waits for the answer.
+    ///
+    /// # Errors
+    /// It is not possible, or did not work.
+    pub async fn ask(&self, request: Request) -> anyhow::Result<()> {
+        let (ticket, answer) = oneshot::channel();
+        self.put(Event::Asked(request, Ticket(ticket)));
+        let answer = answer.await.unwrap_or_else(|_| Err("container not running".to_owned()));
+        answer.map_err(anyhow::Error::msg)
+    }
+
+    /// Sends the container a signal, whatever becomes of it.
+    pub fn signal(&self, signal: Signal) {
+        let (ticket, _) = oneshot::channel();
+        self.put(Event::Asked(Request::Signal(signal), Ticket(ticket)));
+    }
+}

@@ -1,0 +1,122 @@
+//! Carries out what the lifecycle says. Work that takes a while is a task of its own, and its outcome an event.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::task::spawn_local;
+
+use super::{OomNotifier, Server};
+use crate::control::Reply;
+use crate::log;
+use crate::monitor::inbox::Ticket;
+use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
+use crate::monitor::wire::send;
+
+/// How often, and after what pauses, a cgroup that freezes is looked at.
+const FREEZE_ATTEMPTS: usize = 200;
+const FREEZE_PAUSE: Duration = Duration::from_millis(10);
+
+impl Server {
+    pub(super) fn carry_out(self: &Rc<Self>, action: Action<Ticket>) {
+        let (server, vm) = (Rc::clone(self), &self.pod.vm);
+        match action {
+            Action::Answer(ticket, answer) => ticket.answer(answer),
+            Action::CloseGate => vm.gate.close(),
+            Action::OpenGate => vm.gate.open(),
+            Action::PauseVcpus => vm.pause(),
+            Action::ResumeVcpus => vm.resume(),
+            Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id)),
+            Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
+            Action::Begin(work) => {
+                drop(spawn_local(async move { server.inbox.put(server.work(work).await) }));
+            }
+            Action::Signal(signal, ticket) => {
+                drop(spawn_local(async move { ticket.answer(answer(server.signal(signal).await)) }));
+            }
+            Action::Deliver(signals, ticket) => drop(spawn_local(async move {
+                server.deliver(signals).await;
+                ticket.answer(Ok(()));
+            })),
+        }
+    }
+
+    async fn work(&self, work: Work) -> Event<Ticket> {
+        match work {
+            Work::Start => Event::StartDone(answer(self.start().await)),
+            Work::Quiesce => {
+                self.pod.vm.gate.quiesce().await;
+                Event::Quiesced
+            }
+            Work::Freeze => Event::Frozen(answer(self.freeze().await)),
+            Work::Thaw => Event::Thawed(answer(self.set_frozen(false).await)),
+            Work::ReportOom => {
+                self.report_oom().await;
+                Event::OomReported
+            }
+        }
+    }
+
+    async fn start(&self) -> anyhow::Result<()> {
+        self.mark("start asked");
+        if let Some(network) = self.network() {
+            self.ask(network.update(&self.pod.vm, &self.agent)).await?;
+        }
+        self.ask(self.agent.start()).await?;
+        self.mark("started");
+        Ok(())
+    }
+
+    async fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.ask(self.agent.signal("", signal.number, signal.all)).await
+    }
+
+    async fn deliver(&self, signals: Vec<Signal>) {
+        for signal in signals {
+            // The container is resumed in any case, and whoever sent the signal is gone.
+            if let Err(error) = self.signal(signal).await {
+                log::warning(&format!("signal {}, sent during the pause: {error:#}", signal.number));
+            }
+        }
+    }
+
+    /// Freezes the container's cgroup; returns when no process in it runs.
+    async fn freeze(&self) -> anyhow::Result<()> {
+        self.set_frozen(true).await?;
+        for _ in 0..FREEZE_ATTEMPTS {
+            let events = vec!["cgroup.events".to_owned()];
+            let Reply::Files(files) = self.ask(self.agent.read_cgroup(events)).await? else { break };
+            if files.iter().any(|(_, text)| text.lines().any(|line| line == "frozen 1")) {
+                return Ok(());
+            }
+            tokio::time::sleep(FREEZE_PAUSE).await;
+        }
+        self.set_frozen(false).await?;
+        bail!("unable to freeze: processes of the container do not stop")
+    }
+
+    async fn set_frozen(&self, yes: bool) -> anyhow::Result<()> {
+        let file = ("cgroup.freeze".to_owned(), u8::from(yes).to_string());
+        self.ask(self.agent.update(vec![file])).await
+    }
+
+    async fn report_oom(&self) {
+        let trigger = match &self.oom_notifier {
+            OomNotifier::Host(trigger) => trigger,
+            OomNotifier::JoinProxy(stream) => {
+                // A proxy that is gone is noticed on the reading side.
+                let _ = send(stream, &Reply::OutOfMemory).await;
+                return;
+            }
+        };
+        log::warning("the guest's kernel killed a process of the container for lack of memory");
+        let Some(trigger) = trigger else { return };
+        if let Err(error) = trigger.pull().await {
+            log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
+        }
+    }
+}
+
+fn answer(done: anyhow::Result<()>) -> Answer {
+    done.map_err(|error| format!("{error:#}"))
+}

@@ -1,0 +1,242 @@
+//! One container's server: takes commands' requests, has the lifecycle decide, and does what that says.
+//!
+//! ```text
+//!  commands ── control socket ──▶ requests ─┐
+//!  signals of the host ─────────────────────┤              ┌─▶ answers
+//!  end of the process, of the VM, OOM ──────┼─▶ inbox ─▶ lifecycle ─▶ actions ─▶ agent, VM, host
+//!  actions that are done ───────────────────┘                             └─▶ the end
+//! ```
+
+mod actions;
+mod processes;
+mod requests;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::inbox::{Events, Inbox, Ticket};
+use super::lifecycle::{Ending, Event, State};
+use super::network::Network;
+use super::network::published_ports::Ports;
+use super::oom_trigger::HostOomTrigger;
+use super::pod::Pod;
+use super::streams::connections::Guest;
+use super::streams::host_sockets::Sockets;
+use super::streams::stdio::Stdio;
+use super::vm::agent_client::{Agent, End};
+use super::vm::clock;
+use crate::log;
+
+pub use processes::follow_signals;
+
+/// How long output may stay undelivered after the process's end before its reader counts as stuck.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the reader of a container has, whose guest is gone.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Exit code of a container whose VM died.
+const GUEST_DIED: u8 = 255;
+
+/// Who makes the host notice that memory ran out in the guest.
+pub enum OomNotifier {
+    /// This process, if the host limits memory at all.
+    Host(Option<HostOomTrigger>),
+    /// The join proxy, at the other end of this connection.
+    JoinProxy(Rc<UnixStream>),
+}
+
+/// Everything that requests to one container work on. One thread, so no locks.
+pub struct Server {
+    pod: Rc<Pod>,
+    agent: Agent,
+    inbox: Inbox,
+    state: RefCell<State<Ticket>>,
+    /// None for a container that joined with the network of another.
+    network: RefCell<Option<Rc<Network>>>,
+    execs: Cell<u64>,
+    /// How many processes the guest's kernel killed for lack of memory.
+    oom_kills: watch::Sender<u64>,
+    oom_notifier: OomNotifier,
+    ending: watch::Sender<Option<Ending>>,
+}
+
+/// What a server works with until the container's end.
+pub struct Channels {
+    /// What is put into the container's inbox.
+    pub events: Events,
+    /// Where commands connect.
+    pub control: UnixListener,
+    /// The standard streams of its process.
+    pub stdio: Stdio,
+    /// The sockets of the host that it may connect to.
+    pub sockets: Sockets,
+}
+
+impl Server {
+    /// A server for a container that is created and not started.
+    pub fn new(
+        pod: Rc<Pod>,
+        agent: Agent,
+        inbox: Inbox,
+        network: Option<Network>,
+        oom_notifier: OomNotifier,
+    ) -> Rc<Self> {
+        // The machine may want no memory while its limit on the host is lowered.
+        let report_stops_vm = matches!(oom_notifier, OomNotifier::Host(Some(_)));
+        Rc::new(Self {
+            pod,
+            agent,
+            inbox,
+            state: RefCell::new(State::new(report_stops_vm)),
+            network: RefCell::new(network.map(Rc::new)),
+            execs: Cell::new(0),
+            oom_kills: watch::Sender::new(0),
+            oom_notifier,
+            ending: watch::Sender::new(None),
+        })
+    }
+
+    /// Serves the container that the VM was made for, until it has ended and its output is delivered; returns its exit
+    /// code. The VM can be stopped then.
+    pub async fn run(self: &Rc<Self>, channels: Channels, ports: Ports) -> u8 {
+        let (vm, agent) = (Rc::clone(&self.pod.vm), self.agent.clone());
+        tokio::task::spawn_local(clock::keep(vm.clone(), agent.clone()));
+        let (mut tasks, mut stdio) = self.begin(channels);
+        tasks.spawn_local(ports.serve(Guest { vm, agent }));
+        let ending = self.ending().await;
+        self.mark("ended");
+        match ending {
+            Ending::Exited(code) => {
+                self.pod.end_joined().await;
+                self.drain(stdio).await;
+                self.mark("output delivered");
+                if let Err(error) = self.alive(self.agent.shutdown()).await {
+                    log::warning(&format!("stop the guest: {error:#}"));
+                }
+                self.mark("guest synced");
+                self.leave_network().await;
+                code
+            }
+            Ending::VmDied(why) => {
+                log::error(&why);
+                // Few engines show the log of a container that was created: its user looks at its output.
+                if log::file().is_some() {
+                    let words = stdio.end_with(format!("runvm: {why}\n"));
+                    let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, words).await;
+                }
+                self.pod.joined_gone().await;
+                GUEST_DIED
+            }
+        }
+    }
+
+    /// The same for a joined container: nothing of it is left in the guest.
+    pub async fn run_joined(self: &Rc<Self>, channels: Channels) -> u8 {
+        let (_tasks, stdio) = self.begin(channels);
+        let code = match self.ending().await {
+            Ending::Exited(code) => {
+                self.drain(stdio).await;
+                if let Err(error) = self.ask(self.agent.delete()).await {
+                    log::warning(&format!("remove a container from the VM: {error:#}"));
+                }
+                code
+            }
+            Ending::VmDied(_) => GUEST_DIED,
+        };
+        self.leave_network().await;
+        code
+    }
+
+    /// Where the time of the start went.
+    pub fn timeline(&self) -> String {
+        self.pod.vm.timeline()
+    }
+
+    /// Starts what goes on until it is dropped. Commands are answered until there is nothing left to ask about.
+    fn begin(self: &Rc<Self>, channels: Channels) -> (JoinSet<()>, Stdio) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(Rc::clone(self).handle(channels.events));
+        tasks.spawn_local(Rc::clone(self).accept(channels.control));
+        tasks.spawn_local(Rc::clone(self).watch_end());
+        tasks.spawn_local(Rc::clone(self).watch_oom());
+        if let Some(network) = self.network() {
+            tasks.spawn_local(network.follow(Rc::clone(&self.pod.vm), self.agent.clone()));
+        }
+        tasks.spawn_local(channels.sockets.serve(self.pod.vm.vsock().clone(), self.agent.clone()));
+        (tasks, channels.stdio)
+    }
+
+    /// Has the lifecycle decide on each event, and does what it says.
+    async fn handle(self: Rc<Self>, mut events: Events) {
+        while let Some(event) = events.recv().await {
+            let actions = self.state.borrow_mut().step(event, self.pod.is_shared());
+            actions.into_iter().for_each(|action| self.carry_out(action));
+        }
+    }
+
+    /// Waits for the end of the container's process, or of the VM.
+    async fn watch_end(self: Rc<Self>) {
+        self.inbox.put(match self.alive(self.agent.wait("")).await {
+            Ok(End { code, oom_killed }) => Event::Ended { code, oom_killed },
+            Err(error) => Event::VmDied(format!("{error:#}")),
+        });
+    }
+
+    /// One call to the guest serves everybody who waits; the guest is gone when there is no answer.
+    async fn watch_oom(self: Rc<Self>) {
+        loop {
+            let kills = *self.oom_kills.borrow();
+            let Ok(more) = self.agent.wait_oom(kills).await else { return };
+            self.oom_kills.send_replace(more);
+            self.inbox.put(Event::OutOfMemory);
+        }
+    }
+
+    async fn ending(&self) -> Ending {
+        let mut ending = self.ending.subscribe();
+        loop {
+            if let Some(ending) = ending.borrow_and_update().clone() {
+                return ending;
+            }
+            // The sender lives as long as `self`.
+            let _ = ending.changed().await;
+        }
+    }
+
+    fn network(&self) -> Option<Rc<Network>> {
+        self.network.borrow().clone()
+    }
+
+    async fn leave_network(&self) {
+        // A command that still waits for something must not keep the namespace.
+        let network = self.network.take();
+        if let Some(network) = network {
+            network.end(&self.pod.vm).await;
+        }
+    }
+
+    async fn drain(&self, mut stdio: Stdio) {
+        if tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await.is_err() {
+            log::warning("nobody read the rest of the container's output");
+        }
+    }
+
+    async fn alive<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        self.pod.vm.or_death(work).await
+    }
+
+    async fn ask<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        self.pod.vm.ask(work).await
+    }
+
+    fn mark(&self, what: &str) {
+        self.pod.vm.mark(what);
+    }
+}

@@ -1,0 +1,68 @@
+//! The link of a user-mode network, for a namespace that no engine fills: a tap that leads to passt(1).
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use anyhow::Context;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as M};
+
+use super::files::Files;
+use super::netlink::Socket;
+use super::tap;
+use crate::passt::MTU;
+use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX};
+
+/// Name of the link.
+const NAME: &str = "eth0";
+
+/// Makes the link in the calling thread's namespace, with address and route. Returns its descriptor, which carries plain Ethernet
+/// frames; closing it removes the link.
+///
+/// # Errors
+/// The kernel refuses; then there is no link.
+pub fn make(files: &Files) -> anyhow::Result<OwnedFd> {
+    let mut socket = Socket::open().context("open a netlink socket")?;
+    let tap = tap::make_plain(files.devices()?, &socket, NAME)?;
+    let requests = [(up(tap.index), 0), (address(tap.index), NLM_F_EXCL), (route(tap.index), NLM_F_EXCL)];
+    for (request, flags) in requests {
+        let create = if flags == 0 { 0 } else { NLM_F_CREATE };
+        socket.request(request, flags | create).with_context(|| format!("set up link {NAME}"))?;
+    }
+    Ok(tap.file)
+}
+
+fn up(index: u32) -> M {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![LinkAttribute::Mtu(MTU)];
+    M::SetLink(message)
+}
+
+fn address(index: u32) -> M {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = PREFIX;
+    message.header.index = index;
+    let ip = IpAddr::V4(ADDRESS);
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    M::NewAddress(message)
+}
+
+fn route(index: u32) -> M {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)), RouteAttribute::Oif(index)];
+    M::NewRoute(message)
+}

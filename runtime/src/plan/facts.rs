@@ -1,0 +1,138 @@
+//! Facts: what planning has to know about the host, as plain data.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The host, as far as one bundle refers to it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Number of CPUs that this process may run on.
+    pub host_cpus: u32,
+    /// Memory of the host in bytes.
+    pub host_memory: u64,
+    /// The root file system's directory, if the bundle names one.
+    pub rootfs: Option<SourceFact>,
+    /// Sources of bind mounts, by the absolute form of the path that the bundle gives.
+    pub sources: BTreeMap<PathBuf, SourceFact>,
+    /// Block devices that the bundle lists, by major and minor number.
+    pub disks: BTreeMap<(i64, i64), DiskFact>,
+    /// Network namespaces of the host: the one of this process and the one of process 1.
+    pub host_networks: Vec<NamespaceId>,
+    /// The network namespace that the bundle names by path.
+    pub network: NetworkFact,
+    /// Living containers under the same `--root`, if the bundle may refer to any.
+    pub peers: Vec<Peer>,
+}
+
+/// Another container under the same `--root`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Id of the container.
+    pub id: String,
+    /// Pid of its process on the host.
+    pub pid: i32,
+    /// Id of the container that its VM was made for: its own, or another one.
+    pub sandbox: String,
+    /// Network namespace of its process.
+    pub network: Option<NamespaceId>,
+    /// Memory of its VM in MiB.
+    pub memory_mib: u32,
+    /// Number of virtual CPUs of its VM.
+    pub vcpus: u8,
+}
+
+/// A block device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskFact {
+    /// Path of a node of the device.
+    At(PathBuf),
+    /// The reason why no node was found.
+    Missing(String),
+}
+
+/// A file or directory of the host that a mount of the bundle names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFact {
+    /// The path without symlinks; the path as given when nothing is there.
+    pub canonical: PathBuf,
+    /// Kind of the file.
+    pub kind: SourceKind,
+    /// Kind of the file system that it is on.
+    pub file_system: FileSystemKind,
+    /// Size in bytes of the tmpfs that it is on.
+    pub tmpfs_size: Option<u64>,
+}
+
+/// Kind of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice,
+    /// A Unix socket.
+    Socket(SocketFact),
+    /// A named pipe.
+    Fifo,
+    /// The reason why the file could not be examined.
+    Missing(String),
+}
+
+/// A Unix socket, and who may connect to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketFact {
+    /// Permission bits.
+    pub mode: u32,
+    /// User id of the owner.
+    pub uid: u32,
+    /// Group id of the owner.
+    pub gid: u32,
+    /// Whether the socket is known to carry messages rather than a stream. Examined only where the bundle allows sockets.
+    pub carries_messages: bool,
+}
+
+/// Kind of the file system that a file is on, as far as that changes what the file means in a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystemKind {
+    /// A file system with somebody's data.
+    Ordinary,
+    /// procfs.
+    Proc,
+    /// sysfs and what is mounted in it.
+    Sys,
+    /// A cgroup file system, or the directory where they are mounted.
+    Cgroup,
+    /// The host's /dev, without /dev/shm.
+    Dev,
+}
+
+/// Identity of a namespace: device and inode of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceId {
+    /// Device number of nsfs.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// The network namespace path of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkFact {
+    /// The bundle gives no path.
+    NotGiven,
+    /// The path leads to this namespace.
+    Is(NamespaceId),
+    /// The path leads to a file that is no namespace.
+    NotNamespace,
+    /// The reason why the path could not be examined.
+    Missing(String),
+}

@@ -1,0 +1,215 @@
+//! Processes of the specification as messages to the agent.
+
+use std::collections::{BTreeSet, HashMap};
+
+use anyhow::{Context, bail};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, User};
+
+use super::{capabilities, scheduling};
+use crate::bundle::Bundle;
+use crate::plan::{nul, validate};
+
+/// Message for the container's own process.
+///
+/// # Errors
+/// Says what about the process is wrong.
+pub fn init(bundle: &Bundle, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+    let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
+    convert(process, vcpus, notes)
+}
+
+/// Message for another process of a running container, whose VM has `vcpus` CPUs.
+///
+/// # Errors
+/// Says what about the process is wrong.
+pub fn exec(process: &Process, vcpus: u8) -> anyhow::Result<protocol::Process> {
+    validate::process(process)?;
+    convert(process, vcpus, &mut Vec::new())
+}
+
+fn convert(process: &Process, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+    note_ignored(process, notes);
+    let mut message = protocol::Process::new();
+    let args = process.args().iter().flatten();
+    message.args = args.map(|arg| nul::checked("process.args", arg)).collect::<anyhow::Result<_>>()?;
+    message.env = environment(process.env().as_deref().unwrap_or_default())?;
+    message.cwd = nul::path("process.cwd", process.cwd())?;
+    user(process.user(), &mut message)?;
+    message.capabilities = Some(capabilities::masks(process.capabilities().as_ref(), notes)).into();
+    message.rlimits = rlimits(process.rlimits().as_deref().unwrap_or_default())?;
+    message.no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    message.has_oom_score_adj = process.oom_score_adj().is_some();
+    message.oom_score_adj = oom_score_adj(process)?;
+    message.terminal = process.terminal().unwrap_or(false);
+    if let (true, Some(size)) = (message.terminal, process.console_size()) {
+        message.rows = cells(size.height());
+        message.columns = cells(size.width());
+    }
+    scheduling::plan(process, vcpus, &mut message)?;
+    Ok(message)
+}
+
+fn user(user: &User, message: &mut protocol::Process) -> anyhow::Result<()> {
+    (message.uid, message.gid) = (user.uid(), user.gid());
+    message.additional_gids = user.additional_gids().clone().unwrap_or_default();
+    message.has_umask = user.umask().is_some();
+    message.umask = user.umask().unwrap_or_default();
+    let groups = message.additional_gids.iter().map(|&gid| ("additionalGids", gid));
+    let mut ids = [("uid", message.uid), ("gid", message.gid)].into_iter().chain(groups);
+    // The kernel's "no id", which means "leave it" to the calls that set one.
+    if let Some((field, id)) = ids.find(|&(_, id)| id == u32::MAX) {
+        bail!("process.user.{field} {id} is not a valid id");
+    }
+    if message.umask > 0o777 {
+        bail!("process.user.umask {} ({0:#o}): 0 to 511 (0o777) are possible", message.umask);
+    }
+    Ok(())
+}
+
+/// Rows or columns of a terminal; 0 for a number that no terminal can have.
+fn cells(count: u64) -> u32 {
+    u16::try_from(count).map_or(0, u32::from)
+}
+
+fn oom_score_adj(process: &Process) -> anyhow::Result<i32> {
+    let value = process.oom_score_adj().unwrap_or_default();
+    if !(-1000..=1000).contains(&value) {
+        bail!("process.oomScoreAdj {value} is not between -1000 and 1000");
+    }
+    Ok(value)
+}
+
+/// The environment with each variable once: the last value wins.
+fn environment(env: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut result: Vec<String> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for entry in env {
+        let entry_text = nul::checked("process.env", entry)?;
+        let Some((name, _)) = entry.split_once('=') else {
+            bail!("invalid environment variable: missing '=' in {entry:?}");
+        };
+        if name.is_empty() {
+            bail!("invalid environment variable: name cannot be empty in {entry:?}");
+        }
+        match places.get(name).and_then(|&place| result.get_mut(place)) {
+            Some(earlier) => *earlier = entry_text,
+            None => {
+                places.insert(name, result.len());
+                result.push(entry_text);
+            }
+        }
+    }
+    Ok(result)
+}
+
+fn rlimits(rlimits: &[PosixRlimit]) -> anyhow::Result<Vec<protocol::Rlimit>> {
+    let mut seen = BTreeSet::new();
+    let mut convert = |limit: &PosixRlimit| {
+        let (name, resource) = (limit.typ(), rlimit_number(limit.typ()));
+        if !seen.insert(resource) {
+            bail!("rlimit duplicated: {name}");
+        }
+        if limit.soft() > limit.hard() {
+            bail!("rlimit {name}: its soft limit {} is above its hard limit {}", limit.soft(), limit.hard());
+        }
+        let (soft, hard) = (limit.soft(), limit.hard());
+        Ok(protocol::Rlimit { resource, soft, hard, ..Default::default() })
+    };
+    rlimits.iter().map(&mut convert).collect()
+}
+
+/// Number of a resource in getrlimit(2) on x86-64.
+fn rlimit_number(kind: PosixRlimitType) -> u32 {
+    match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+fn note_ignored(process: &Process, notes: &mut Vec<String>) {
+    let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let ignored =
+        [("apparmorProfile", given(process.apparmor_profile())), ("selinuxLabel", given(process.selinux_label()))];
+    let ignored = ignored.iter().filter(|(_, given)| *given);
+    notes.extend(ignored.map(|(name, _)| format!("process.{name}: no effect in the guest")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(json: &str) -> anyhow::Result<protocol::Process> {
+        exec(&serde_json::from_str(json).unwrap(), 2)
+    }
+
+    fn error(json: &str) -> String {
+        format!("{:#}", process(json).unwrap_err())
+    }
+
+    #[test]
+    fn everything_arrives() {
+        let message = process(
+            r#"{"terminal":true,"consoleSize":{"height":24,"width":80},"cwd":"/w","args":["a","b"],
+                "user":{"uid":1,"gid":2,"umask":18,"additionalGids":[3,4]},"env":["A=1","B=2","A=3"],
+                "rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}],"noNewPrivileges":true,
+                "oomScoreAdj":-5,"capabilities":{"bounding":["CAP_KILL"]}}"#,
+        )
+        .unwrap();
+        assert_eq!((message.rows, message.columns, message.terminal), (24, 80, true));
+        assert_eq!((message.args.len(), message.cwd.as_str()), (2, "/w"));
+        assert_eq!((message.uid, message.gid, message.umask, message.has_umask), (1, 2, 18, true));
+        assert_eq!(message.additional_gids, [3, 4]);
+        assert_eq!(message.env, ["A=3", "B=2"]);
+        let limit = &message.rlimits[0];
+        assert_eq!((limit.resource, limit.soft, limit.hard), (7, 10, 20));
+        assert!(message.no_new_privileges && message.has_oom_score_adj);
+        assert_eq!((message.oom_score_adj, message.capabilities.bounding), (-5, 32));
+        assert_eq!((message.stdin, message.stdout, message.stderr), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_runcs_words() {
+        let with = |extra: &str| format!(r#"{{"user":{{}},"args":["a"],"cwd":"/"{extra}}}"#);
+        assert_eq!(error(r#"{"user":{},"cwd":"/"}"#), "args must not be empty");
+        assert_eq!(error(r#"{"user":{},"cwd":"/","args":[]}"#), "args must not be empty");
+        let text = error(r#"{"user":{},"cwd":"x","args":["a"]}"#);
+        assert!(text.starts_with("Cwd must be an absolute path"), "{text}");
+        assert!(error(&with(r#","env":["A"]"#)).starts_with("invalid environment variable: missing '='"));
+        assert!(error(&with(r#","env":["=1"]"#)).contains("name cannot be empty"));
+        assert!(error(&with(r#","env":["A=\u0000"]"#)).contains("zero byte"));
+        assert!(error(&with(r#","oomScoreAdj":1001"#)).contains("oomScoreAdj 1001"));
+        let uid = r#"{"user":{"uid":4294967295},"cwd":"/","args":["a"]}"#;
+        assert_eq!(error(uid), "process.user.uid 4294967295 is not a valid id");
+        let groups = r#"{"user":{"additionalGids":[1,4294967295]},"cwd":"/","args":["a"]}"#;
+        assert!(error(groups).starts_with("process.user.additionalGids 4294967295"));
+        assert!(
+            error(r#"{"user":{"umask":512},"cwd":"/","args":["a"]}"#).starts_with("process.user.umask 512 (0o1000)")
+        );
+        let twice = r#","rlimits":[{"type":"RLIMIT_CPU"},{"type":"RLIMIT_CPU"}]"#;
+        assert_eq!(error(&with(twice)), "rlimit duplicated: RLIMIT_CPU");
+        let above = r#","rlimits":[{"type":"RLIMIT_CPU","soft":2,"hard":1}]"#;
+        assert!(error(&with(above)).contains("above its hard limit 1"));
+    }
+
+    #[test]
+    fn absurd_terminal_sizes_are_no_sizes() {
+        let json =
+            r#"{"terminal":true,"consoleSize":{"height":99999999999,"width":80},"cwd":"/","args":["a"],"user":{}}"#;
+        let message = process(json).unwrap();
+        assert_eq!((message.rows, message.columns), (0, 80));
+    }
+}

@@ -1,0 +1,12 @@
+//! Storage: mounts, and what of the host's files they need.
+
+mod cache;
+mod guest_mounts;
+mod mount_options;
+mod mounts;
+mod share;
+
+pub use cache::CachePlan;
+pub use mount_options::names as mount_option_names;
+pub use mounts::{bind_source, plan, rootfs_path};
+pub use share::{SharePlan, SocketPlan, Tree};

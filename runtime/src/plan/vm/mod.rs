@@ -1,0 +1,8 @@
+//! The virtual machine: its size, or the container whose VM is joined.
+
+mod pod;
+mod sandbox;
+mod size;
+
+pub use sandbox::{Sandbox, Surroundings, is_possible as may_share_vm, plan as sandbox, process_of};
+pub use size::{MachinePlan, plan};

@@ -1,0 +1,155 @@
+//! The slots of virtio-mmio devices: registers, events, and what connects the two with KVM.
+//!
+//! ```text
+//!  build ──▶ Transport   the guest's writes find it from the start
+//!       └──▶ IoeventfdBindings ──connect──▶ KVM: at once or, for a hot-plugged device, when the guest is told of it
+//! ```
+//!
+//! Until then a guest that finds the device by itself can use it: each notification is an exit.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{Error, kvm};
+use crate::interrupt::{Interrupt, KvmLine};
+use crate::layout;
+use crate::registers::Window;
+use crate::registers::offset::{INTERRUPT_ACK, NOTIFY_PORT, QUEUE_NOTIFY};
+use crate::virtio::Device;
+use crate::virtio::mmio::Transport;
+use crate::virtio::worker::{OnFault, Wiring};
+
+/// Devices of a machine, in the order of their slots.
+pub type Devices = Vec<Box<dyn Device>>;
+
+/// A device with its registers.
+pub type Slot = Arc<Mutex<Transport>>;
+
+/// Builds the slots of one machine.
+pub struct SlotBuilder<'a> {
+    /// The machine.
+    pub vm: &'a Arc<VmFd>,
+    /// The guest's memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// Where faults are reported, once somebody has said so.
+    pub on_fault: &'a Arc<OnceLock<OnFault>>,
+}
+
+/// Notification events of a device's queues, to be bound to ioeventfds of KVM.
+pub struct IoeventfdBindings {
+    slot: usize,
+    registers: Window,
+    /// One event per queue.
+    notified: Vec<Arc<EventFd>>,
+}
+
+/// A device that the guest's kernel is told of while it runs.
+pub struct HotPlugged {
+    slot: usize,
+    /// Bindings that were not made yet.
+    bindings: Mutex<Option<IoeventfdBindings>>,
+}
+
+impl SlotBuilder<'_> {
+    /// Slots for the devices that the kernel finds as it boots, then for those to be hot-plugged. The latter are returned
+    /// a second time as what [`HotPlugged::connect`] is called on.
+    pub fn build(
+        &self,
+        devices: Devices,
+        hotplugged: Devices,
+        windows: Vec<Window>,
+    ) -> Result<(Vec<Slot>, Vec<HotPlugged>), Error> {
+        let at_boot = devices.len();
+        let (mut slots, mut unconnected) = (Vec::new(), Vec::new());
+        for (slot, (device, window)) in devices.into_iter().chain(hotplugged).zip(windows).enumerate() {
+            let (built, bindings) = self.build_slot(slot, device, window)?;
+            slots.push(built);
+            if slot < at_boot {
+                bindings.connect(self.vm)?;
+            } else {
+                unconnected.push(HotPlugged { slot, bindings: Mutex::new(Some(bindings)) });
+            }
+        }
+        Ok((slots, unconnected))
+    }
+
+    fn build_slot(
+        &self,
+        slot: usize,
+        device: Box<dyn Device>,
+        window: Window,
+    ) -> Result<(Slot, IoeventfdBindings), Error> {
+        let (_, irq) = layout::virtio_slot(slot);
+        let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        let on_fault = self.on_fault.clone();
+        let wiring = Wiring {
+            name: device_name(device.id()),
+            memory: self.memory.clone(),
+            notified: notified.clone(),
+            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window.clone()),
+            on_fault: Arc::new(move |text| match on_fault.get() {
+                Some(report) => report(text),
+                None => eprintln!("{text}"),
+            }),
+        };
+        let bindings = IoeventfdBindings { slot, registers: window, notified };
+        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), bindings))
+    }
+}
+
+impl IoeventfdBindings {
+    /// Has KVM notify the queues without an exit to user space.
+    pub fn connect(&self, vm: &VmFd) -> Result<(), Error> {
+        let ((address, _), port) = (layout::virtio_slot(self.slot), layout::notify_port(self.slot));
+        let refused = kvm("register an ioeventfd");
+        for (queue, notified) in self.notified.iter().enumerate() {
+            let at = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+            vm.register_ioevent(notified, &at, queue as u32).map_err(&refused)?;
+            vm.register_ioevent(notified, &IoEventAddress::Pio(port), queue as u32).map_err(&refused)?;
+        }
+        self.registers.store(NOTIFY_PORT, port as u32);
+        // A write of any value ends in the kernel; KVM keeps the event.
+        vm.register_ioevent(&event()?, &IoEventAddress::Mmio(address + INTERRUPT_ACK), NoDatamatch).map_err(refused)
+    }
+}
+
+impl HotPlugged {
+    /// Makes the bindings, once, and returns what the guest's kernel is told. What KVM refused half-way it refuses again.
+    pub fn connect(&self, vm: &VmFd) -> Result<String, Error> {
+        let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bindings) = &*bindings {
+            bindings.connect(vm)?;
+        }
+        *bindings = None;
+        Ok(layout::virtio_parameter(self.slot))
+    }
+}
+
+/// A device thread's name by device id (virtio 1.2, section 5).
+fn device_name(id: u32) -> String {
+    let kind = match id {
+        1 => "net",
+        2 => "block",
+        4 => "rng",
+        5 => "balloon",
+        19 => "vsock",
+        24 => "mem",
+        26 => "fs",
+        _ => return format!("virtio-{id}"),
+    };
+    format!("virtio-{kind}")
+}
+
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::Host("create an event", error))
+}
+
+/// An event that raises this interrupt.
+pub fn irqfd(vm: &VmFd, irq: u32) -> Result<Arc<EventFd>, Error> {
+    let fd = event()?;
+    vm.register_irqfd(&fd, irq).map_err(kvm("register an irqfd"))?;
+    Ok(Arc::new(fd))
+}

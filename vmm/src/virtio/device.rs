@@ -1,0 +1,67 @@
+//! The contract that every device keeps.
+
+use vm_memory::GuestMemoryMmap;
+
+use super::error::Error;
+use super::queue::Ring;
+use crate::event_loop::Watcher;
+
+/// Why a device is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The driver added buffers to the queue of this index (or may have: spurious calls are allowed).
+    Queue(usize),
+    /// The descriptor registered under this token is ready; the bits are `EPOLLIN`, `EPOLLOUT`, …
+    Fd(u64, u32),
+}
+
+/// What a device is given with every call, for as long as the call lasts.
+pub struct Context<'a> {
+    /// The guest's memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// The rings, one per virtqueue, in the device's order. Only queues that the driver enabled are live.
+    pub rings: &'a mut [Ring],
+    /// Watches descriptors for the device.
+    pub watcher: &'a mut dyn Watcher,
+}
+
+/// A virtio device without its transport.
+///
+/// Calls, in order: `id`, `features`, `queue_sizes`, `config` by the transport at any time while it
+/// holds the device; then `activate` once by a new worker, on its thread; then `handle` any number of
+/// times on that thread; then, when the worker stops, `deactivate` once on that thread, and the device
+/// is back with the transport as if never activated, its own state kept. `reset` follows when the
+/// driver asked for a reset.
+pub trait Device: Send {
+    /// Device id of virtio 1.2, section 5 (4 is entropy, 5 balloon, 19 socket, 26 file system).
+    fn id(&self) -> u32;
+    /// Feature bits offered, besides those of the transport (`VERSION_1`, `EVENT_IDX`, `INDIRECT_DESC`).
+    fn features(&self) -> u64 {
+        0
+    }
+    /// Largest size of each virtqueue; powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// The device's configuration space, as the driver reads it.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Begins to serve a driver that is ready (`DRIVER_OK`) with these features. Register descriptors here.
+    fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Serves everything that there is to serve after this event and returns; never blocks for long.
+    fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error>;
+    /// Takes back what `activate` and `handle` registered with the watcher: the worker is about to end.
+    fn deactivate(&mut self, _context: &mut Context) {}
+    /// Forgets the guest's state and keeps the configuration, as the driver reset the device.
+    fn reset(&mut self) {}
+    /// The device's own state as plain versioned bytes (its queues are saved by the transport).
+    /// Called while no worker runs. Empty when a device has none.
+    fn save(&self) -> Result<Vec<u8>, Error> {
+        Ok(Vec::new())
+    }
+    /// Takes back what [`Device::save`] gave, before activation. Never trust the bytes blindly.
+    fn restore(&mut self, _state: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! Requests about regular files and what is open.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, OFlags};
+
+use crate::virtio::fs::fuse::{
+    Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_SERVER_LOCKS, FSYNC_FDATASYNC,
+    FallocateIn, FlushIn, FsyncIn, InHeader, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn,
+    WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+};
+use crate::virtio::fs::request::{Errno, Output, Request, Served};
+use crate::virtio::fs::server::Server;
+use crate::virtio::fs::sys;
+use crate::virtio::fs::table::handles::Handle;
+use crate::virtio::fs::table::inode::Inode;
+use crate::virtio::io;
+
+/// Flags of the guest's `open` that the host's gets. Not `O_APPEND`: a mapped page is written where it
+/// belongs through any handle of the file, so appending is asked for in each write. Not `O_DIRECT`: the
+/// module's page says why. Not `O_CREAT`, `O_EXCL` and `O_NOFOLLOW`: names are long resolved.
+const PASSED: OFlags = OFlags::RDWR
+    .union(OFlags::WRONLY)
+    .union(OFlags::TRUNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::NOATIME);
+/// Most bytes that one `COPY_FILE_RANGE` copies: others wait meanwhile.
+const COPY_MAX: u64 = 64 << 20;
+/// File systems where `close` reports nothing that `write` didn't: `FLUSH` would be a wasted request.
+/// ext4, xfs, btrfs, tmpfs, overlayfs, f2fs (`linux/magic.h`).
+const SILENT_CLOSE: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0xf2f5_2010];
+
+impl Server {
+    /// `OPEN`.
+    pub fn open(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: OpenIn = request.take()?;
+        let keeps = self.check_known(&request.header)?;
+        let file = self.open_inode(request.header.nodeid, args.flags, args.open_flags)?;
+        let opened = self.opened(request.header.nodeid, file, args.flags, keeps)?;
+        self.reply_opened(opened, output)
+    }
+
+    /// Checks that the guest knows what it opens, before the open changes anything; `ESTALE` has it look again. Returns
+    /// whether the guest's pages of the object are still right.
+    fn check_known(&mut self, header: &InHeader) -> Served<bool> {
+        let inode = self.inode(header.nodeid)?;
+        let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.share()).exclusive);
+        let outdated = inode.is_outdated(&stat) && !exclusive;
+        if self.sent.again((header.nodeid, header.pid), outdated) {
+            return Err(Errno(libc::ESTALE));
+        }
+        Ok(self.inodes.get_mut(header.nodeid)?.keeps_pages(&stat) || exclusive)
+    }
+
+    fn reply_opened(&mut self, opened: OpenOut, output: &mut Output) -> Served {
+        output.put(&opened).inspect_err(|_| self.take_back(opened.fh))
+    }
+
+    fn open_inode(&self, nodeid: u64, flags: u32, open_flags: u32) -> Served<OwnedFd> {
+        let inode = self.inode(nodeid)?;
+        let append = OFlags::from_bits_retain(flags) & OFlags::APPEND;
+        let flags = self.host_flags(inode, flags)?;
+        let changes = flags.intersects(OFlags::ACCMODE | OFlags::TRUNC);
+        if changes && !append.is_empty() && sys::is_append_only(inode.fd()?)? {
+            // Linux opens such a file in no other way, and nothing is ever written at an offset there.
+            return self.reopen(inode, flags | append);
+        }
+        if !flags.contains(OFlags::TRUNC) || open_flags & OPEN_KILL_SUIDGID == 0 {
+            return self.reopen(inode, flags);
+        }
+        let file = self.reopen(inode, flags - OFlags::TRUNC)?;
+        sys::drop_suid(file.as_fd())?;
+        rustix::fs::ftruncate(&file, 0)?;
+        Ok(file)
+    }
+
+    /// The flags to open an object with. `EROFS` if they change something in a read-only share.
+    fn host_flags(&self, inode: &Inode, flags: u32) -> Served<OFlags> {
+        if inode.kind != libc::S_IFREG {
+            return Err(Errno(if inode.kind == libc::S_IFDIR { libc::EISDIR } else { libc::ENXIO }));
+        }
+        let flags = OFlags::from_bits_retain(flags) & PASSED;
+        let reads = flags & OFlags::ACCMODE == OFlags::RDONLY;
+        if flags & OFlags::ACCMODE == OFlags::ACCMODE {
+            return Err(Errno(libc::EINVAL));
+        }
+        if !self.is_read_only(inode) {
+            return Ok(flags);
+        }
+        // Not even a time stamp changes there.
+        if reads && !flags.contains(OFlags::TRUNC) { Ok(flags | OFlags::NOATIME) } else { Err(Errno(libc::EROFS)) }
+    }
+
+    /// Adds an open file to the handles and says what the guest may do with its cache.
+    fn opened(&mut self, nodeid: u64, file: OwnedFd, flags: u32, keeps: bool) -> Served<OpenOut> {
+        let mut open_flags = if keeps { FOPEN_KEEP_CACHE } else { 0 };
+        if flags & libc::O_TRUNC as u32 != 0 {
+            self.changed(nodeid);
+        }
+        let reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
+        if reads || has_silent_close(file.as_fd()) {
+            open_flags |= FOPEN_NOFLUSH;
+        }
+        if self.cache_of(self.inodes.peek(nodeid)?.share()).host_locks {
+            open_flags |= FOPEN_SERVER_LOCKS;
+        }
+        let fh = self.add_handle(Handle::File(file), nodeid)?;
+        Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
+    }
+
+    /// `CREATE`: makes and opens a file, or opens the one that came into being meanwhile.
+    pub fn create(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<CreateIn>()?, request.last_name()?);
+        match self.make(request, name, &args, OFlags::CREATE | OFlags::EXCL) {
+            Ok(file) => self.reply_created(request, &args, file, output),
+            Err(Errno(libc::EEXIST)) if args.flags & libc::O_EXCL as u32 == 0 => {
+                self.open_existing(request, name, &args, output)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `TMPFILE`: makes and opens a file without a name. The guest sends a name that means nothing.
+    pub fn tmpfile(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: CreateIn = request.take()?;
+        let file = self.make(request, c".", &args, OFlags::TMPFILE)?;
+        self.reply_created(request, &args, file, output)
+    }
+
+    fn make(&self, request: &Request, name: &CStr, args: &CreateIn, how: OFlags) -> Served<OwnedFd> {
+        let directory = self.writable(request.header.nodeid)?;
+        let flags = OFlags::from_bits_retain(args.flags) & PASSED.difference(OFlags::TRUNC);
+        // Without a name only O_EXCL says that there will never be one.
+        let flags = flags | how | (OFlags::from_bits_retain(args.flags) & OFlags::EXCL);
+        let _caller = self.act_as_caller(&request.header, args.umask)?;
+        sys::create(directory.fd()?, name, flags, args.mode)
+    }
+
+    fn reply_created(&mut self, request: &Request, args: &CreateIn, file: OwnedFd, output: &mut Output) -> Served {
+        let share = self.inode(request.header.nodeid)?.key.share();
+        // Not by name, which may be another's by now.
+        let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
+        let stat = sys::stat(path.as_fd())?;
+        let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, share)?;
+        let (name, attributes) = (self.cache_of(share.into()).valid, self.report(nodeid, &stat)?);
+        let entry = EntryOut::new(nodeid, Attr::new(&stat, 0), name, attributes);
+        self.reply_entry_opened(entry, file, args, output)
+    }
+
+    fn open_existing(&mut self, request: &Request, name: &CStr, args: &CreateIn, output: &mut Output) -> Served {
+        let entry = self.find(request.header.nodeid, name)?;
+        match self.open_inode(entry.nodeid, args.flags, args.open_flags) {
+            Ok(file) => self.reply_entry_opened(entry, file, args, output),
+            Err(error) => {
+                self.inodes.forget(entry.nodeid, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Replies with an entry and an open file, or takes back both.
+    fn reply_entry_opened(&mut self, entry: EntryOut, file: OwnedFd, args: &CreateIn, output: &mut Output) -> Served {
+        let nodeid = entry.nodeid;
+        // The guest has just heard of it: there is nothing to look up again.
+        let keeps = sys::stat(file.as_fd()).and_then(|stat| Ok(self.inodes.get_mut(nodeid)?.keeps_pages(&stat)));
+        let result = keeps.and_then(|keeps| self.opened(nodeid, file, args.flags, keeps)).and_then(|opened| {
+            output.put(&entry)?;
+            self.reply_opened(opened, output)
+        });
+        result.inspect_err(|_| self.inodes.forget(nodeid, 1))
+    }
+
+    /// `READ`.
+    pub fn read(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: ReadIn = request.take()?;
+        let file = self.handles.file(args.fh)?;
+        output.limit(args.size as usize);
+        let mut result = Ok(());
+        output.advance(|data| match io::read(file, data, args.offset) {
+            Ok(read) => read,
+            Err(error) => {
+                result = Err(error.into());
+                0
+            }
+        });
+        result
+    }
+
+    /// `WRITE`. With `O_APPEND` the host finds the end of the file, which may be another's since the
+    /// guest looked; pages that the guest's cache writes back go where they belong.
+    pub fn write(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: WriteIn = request.take()?;
+        if args.size as usize != request.data.len() {
+            return Err(Errno(libc::EINVAL));
+        }
+        let file = self.handles.file(args.fh)?;
+        if args.write_flags & WRITE_KILL_SUIDGID != 0 {
+            sys::drop_suid(file)?;
+        }
+        let append = args.flags & libc::O_APPEND as u32 != 0 && args.write_flags & WRITE_CACHE == 0;
+        let flags = if append { libc::RWF_APPEND } else { 0 };
+        let size = io::write(file, &mut request.data, args.offset, flags)? as u32;
+        self.changed_open(args.fh);
+        output.put(&WriteOut { size, padding: 0 })
+    }
+
+    /// `FLUSH`: one of the guest's descriptors was closed. On the host it is closing one that reports
+    /// what network file systems could not write.
+    pub fn flush(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: FlushIn = request.take()?;
+        if let Some(nodeid) = self.handles.nodeid(args.fh) {
+            self.locks.drop_owner(nodeid, args.lock_owner);
+        }
+        let file = self.handles.file(args.fh)?;
+        sys::close(rustix::io::fcntl_dupfd_cloexec(file, 0)?)
+    }
+
+    /// `RELEASE` and `RELEASEDIR`: nothing in the guest uses the handle any more.
+    pub fn release(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: ReleaseIn = request.take()?;
+        self.listings.forget(args.fh);
+        self.locks.drop_handle(args.fh);
+        self.close_handle(args.fh)
+    }
+
+    /// `FSYNC` and `FSYNCDIR`.
+    pub fn fsync(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: FsyncIn = request.take()?;
+        let file = match self.handles.get(args.fh)? {
+            Handle::Root => return Ok(()),
+            Handle::Directory(fd) | Handle::File(fd) => fd,
+        };
+        let data_only = args.flags & FSYNC_FDATASYNC != 0;
+        Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
+    }
+
+    /// `LSEEK`: only for what the guest can't know, `SEEK_DATA` and `SEEK_HOLE`.
+    pub fn lseek(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: LseekIn = request.take()?;
+        let whence = args.whence as i32;
+        if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
+            return Err(Errno(libc::EINVAL));
+        }
+        let offset = sys::seek(self.handles.file(args.fh)?, args.offset, whence)?;
+        output.put(&LseekOut { offset })
+    }
+
+    /// `FALLOCATE`.
+    pub fn fallocate(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: FallocateIn = request.take()?;
+        let mode = FallocateFlags::from_bits_retain(args.mode);
+        let file = self.handles.file(args.fh)?;
+        drop_suid_for(request, file)?;
+        rustix::fs::fallocate(file, mode, args.offset, args.length)?;
+        self.changed_open(args.fh);
+        Ok(())
+    }
+
+    /// `COPY_FILE_RANGE`: at most [`COPY_MAX`] bytes a time.
+    pub fn copy_file_range(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let args: CopyFileRangeIn = request.take()?;
+        if args.flags != 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        let (from, to) = (self.handles.file(args.fh_in)?, self.handles.file(args.fh_out)?);
+        drop_suid_for(request, to)?;
+        let (mut at_from, mut at_to) = (args.off_in, args.off_out);
+        let length = args.len.min(COPY_MAX) as usize;
+        let size = rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32;
+        self.changed_open(args.fh_out);
+        output.put(&WriteOut { size, padding: 0 })
+    }
+}
+
+/// Drops setuid and setgid before a change of content, which the guest's kernel leaves to us (`HANDLE_KILLPRIV_V2`) without
+/// saying, as it does for writes, whether the caller may keep them: root may.
+fn drop_suid_for(request: &Request, file: BorrowedFd) -> Served {
+    if request.header.uid == 0 { Ok(()) } else { sys::drop_suid(file) }
+}
+
+fn has_silent_close(file: BorrowedFd) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|host| SILENT_CLOSE.contains(&host.f_type))
+}

@@ -1,0 +1,242 @@
+//! Requests about names: finding, making, renaming and removing them.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FileType, RenameFlags};
+
+use super::attributes::decode_device;
+use crate::virtio::fs::fuse::{
+    ATTR_SUBMOUNT, Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In,
+    RenameIn, init,
+};
+use crate::virtio::fs::request::{Errno, Output, Request, Served};
+use crate::virtio::fs::server::Server;
+use crate::virtio::fs::sys::{self, Stat};
+use crate::virtio::fs::table::inode::Key;
+
+/// Longest target of a symbolic link, its NUL included (`PATH_MAX`).
+const TARGET_MAX: usize = libc::PATH_MAX as usize;
+
+impl Server {
+    /// `LOOKUP`. The answer for a name that doesn't exist is an error, which the guest doesn't remember, except where nobody
+    /// else makes names.
+    pub fn lookup(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let name = request.last_name()?;
+        match self.find(request.header.nodeid, name) {
+            Err(Errno(libc::ENOENT)) if self.absence_valid(request.header.nodeid) > Duration::ZERO => {
+                output.put(&EntryOut::nothing(self.absence_valid(request.header.nodeid)))
+            }
+            found => self.reply_entry(found?, output),
+        }
+    }
+
+    /// Writes an entry that was counted as a lookup; if there is no room the guest never learns of it.
+    pub fn reply_entry(&mut self, entry: EntryOut, output: &mut Output) -> Served {
+        output.put(&entry).inspect_err(|_| self.inodes.forget(entry.nodeid, 1))
+    }
+
+    /// Finds a name in a directory and counts a lookup of its object.
+    pub fn find(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
+        self.find_as(parent, name, false)
+    }
+
+    /// [`Server::find`] for an object that will not be used soon if it is only `listed`.
+    pub fn find_as(&mut self, parent: u64, name: &CStr, listed: bool) -> Served<EntryOut> {
+        if parent == ROOT_ID {
+            return self.find_share(name);
+        }
+        let directory = self.inode(parent)?;
+        let above = directory.key;
+        let stat = sys::stat_at(directory.fd()?, name)?;
+        if let Some(nodeid) = self.inodes.find(&stat, parent, name, above.share()) {
+            return self.entry_below(&above, nodeid, &stat);
+        }
+        if listed && self.inodes.is_warm() {
+            let nodeid = self.inodes.add_cold(name, &stat, parent, above.share())?;
+            return self.entry_below(&above, nodeid, &stat);
+        }
+        let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
+        // By now the name may stand for something else: what counts is what we hold.
+        let stat = sys::stat(fd.as_fd())?;
+        let nodeid = self.inodes.adopt(fd, &stat, parent, above.share())?;
+        self.entry_below(&above, nodeid, &stat)
+    }
+
+    /// How long the guest may believe that a name is not in this directory.
+    fn absence_valid(&self, parent: u64) -> Duration {
+        let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.share()));
+        cache.ok().filter(|cache| cache.exclusive).map_or(Duration::ZERO, |cache| cache.valid)
+    }
+
+    fn find_share(&mut self, name: &CStr) -> Served<EntryOut> {
+        let nodeid = self.share(name)?.nodeid;
+        let inode = self.inodes.get_mut(nodeid)?;
+        let stat = sys::stat(inode.fd()?)?;
+        inode.lookups = inode.lookups.saturating_add(1);
+        let attributes = self.report(nodeid, &stat)?;
+        // The name goes with its container.
+        let name = Duration::from_secs(1);
+        Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat)), name, attributes))
+    }
+
+    /// The entry of an object in a directory. Where another mount begins the guest gets one, too: then
+    /// device and inode numbers are as distinct there as they are on the host.
+    fn entry_below(&mut self, parent: &Key, nodeid: u64, stat: &Stat) -> Served<EntryOut> {
+        let same = Key::new(stat, parent.share()).same_mount(parent);
+        let attr = Attr::new(stat, if same { 0 } else { self.submount(stat) });
+        let name = self.cache_of(parent.share().into()).valid;
+        Ok(EntryOut::new(nodeid, attr, name, self.report(nodeid, stat)?))
+    }
+
+    fn submount(&self, stat: &Stat) -> u32 {
+        let directory = sys::kind(stat) == libc::S_IFDIR;
+        if directory && self.session.has(init::SUBMOUNTS) { ATTR_SUBMOUNT } else { 0 }
+    }
+
+    /// `FORGET`; there is no reply.
+    pub fn forget(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: ForgetIn = request.take()?;
+        self.inodes.forget(request.header.nodeid, args.nlookup);
+        Ok(())
+    }
+
+    /// `BATCH_FORGET`; there is no reply.
+    pub fn batch_forget(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: BatchForgetIn = request.take()?;
+        for _ in 0..args.count {
+            let one: ForgetOne = request.take()?;
+            self.inodes.forget(one.nodeid, one.nlookup);
+        }
+        Ok(())
+    }
+
+    /// `READLINK`. The target goes to the guest as it is: only the guest ever follows it.
+    pub fn readlink(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let inode = self.inode(request.header.nodeid)?;
+        let mut target = [0u8; TARGET_MAX];
+        let length = rustix::fs::readlinkat_raw(inode.fd()?, c"", &mut target)?;
+        output.bytes(target.get(..length).unwrap_or_default())
+    }
+
+    /// `SYMLINK`.
+    pub fn symlink(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (name, target) = (request.name()?, request.string()?);
+        request.end()?;
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, 0)?;
+            rustix::fs::symlinkat(target, directory.fd()?, name)?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    /// `MKNOD`: files, FIFOs, sockets, devices; what the process may make, as root in a container may.
+    pub fn mknod(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<MknodIn>()?, request.last_name()?);
+        let kind = match args.mode & libc::S_IFMT {
+            0 | libc::S_IFREG => FileType::RegularFile,
+            libc::S_IFIFO => FileType::Fifo,
+            libc::S_IFSOCK => FileType::Socket,
+            libc::S_IFCHR => FileType::CharacterDevice,
+            libc::S_IFBLK => FileType::BlockDevice,
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, args.umask)?;
+            rustix::fs::mknodat(directory.fd()?, name, kind, sys::mode(args.mode), decode_device(args.rdev))?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    /// `MKDIR`.
+    pub fn mkdir(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<MkdirIn>()?, request.last_name()?);
+        let directory = self.writable(request.header.nodeid)?;
+        {
+            let _caller = self.act_as_caller(&request.header, args.umask)?;
+            rustix::fs::mkdirat(directory.fd()?, name, sys::mode(args.mode))?;
+        }
+        self.reply_made(request, name, output)
+    }
+
+    fn reply_made(&mut self, request: &Request, name: &CStr, output: &mut Output) -> Served {
+        let entry = self.find(request.header.nodeid, name)?;
+        self.reply_entry(entry, output)
+    }
+
+    /// `UNLINK`.
+    pub fn unlink(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        self.remove(request, AtFlags::empty())
+    }
+
+    /// `RMDIR`.
+    pub fn rmdir(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        self.remove(request, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&mut self, request: &mut Request, flags: AtFlags) -> Served {
+        let name = request.last_name()?;
+        let share = self.writable(request.header.nodeid)?.key.share();
+        if self.inodes.any_cold() {
+            self.inodes.warm_name(request.header.nodeid, name);
+        }
+        let directory = self.writable(request.header.nodeid)?;
+        let stat = sys::stat_at(directory.fd()?, name)?;
+        rustix::fs::unlinkat(directory.fd()?, name, flags)?;
+        if let Some(nodeid) = self.inodes.known_as(&stat, share) {
+            self.changed(nodeid);
+        }
+        Ok(())
+    }
+
+    /// `RENAME`.
+    pub fn rename(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: RenameIn = request.take()?;
+        self.move_name(request, args.newdir, 0)
+    }
+
+    /// `RENAME2`: with `NOREPLACE` or `EXCHANGE`. `WHITEOUT` is refused: whoever wants one can make it.
+    pub fn rename2(&mut self, request: &mut Request, _: &mut Output) -> Served {
+        let args: Rename2In = request.take()?;
+        self.move_name(request, args.newdir, args.flags)
+    }
+
+    fn move_name(&mut self, request: &mut Request, to: u64, flags: u32) -> Served {
+        let (old, new) = (request.name()?, request.last_name()?);
+        let flags = RenameFlags::from_bits(flags).filter(|flags| !flags.contains(RenameFlags::WHITEOUT));
+        let flags = flags.ok_or(Errno(libc::EINVAL))?;
+        let from = request.header.nodeid;
+        if self.writable(from)?.key.share() != self.writable(to)?.key.share() {
+            return Err(Errno(libc::EXDEV));
+        }
+        self.inodes.warm(to)?;
+        let object = self.inodes.warm_name(from, old);
+        let other = self.inodes.warm_name(to, new);
+        let (from_fd, to_fd) = (self.writable(from)?.fd()?, self.writable(to)?.fd()?);
+        rustix::fs::renameat_with(from_fd, old, to_fd, new, flags)?;
+        self.inodes.moved(object, to);
+        object.into_iter().for_each(|nodeid| self.changed(nodeid));
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.inodes.moved(other, from);
+        }
+        other.into_iter().for_each(|nodeid| self.changed(nodeid));
+        Ok(())
+    }
+
+    /// `LINK`.
+    pub fn link(&mut self, request: &mut Request, output: &mut Output) -> Served {
+        let (args, name) = (request.take::<LinkIn>()?, request.last_name()?);
+        self.writable(args.oldnodeid)?;
+        self.inodes.warm(args.oldnodeid)?;
+        let (object, directory) = (self.writable(args.oldnodeid)?, self.writable(request.header.nodeid)?);
+        if object.key.share() != directory.key.share() {
+            return Err(Errno(libc::EXDEV));
+        }
+        let source = sys::proc_name(object.fd()?);
+        rustix::fs::linkat(&self.proc_fd, source, directory.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
+        self.reply_made(request, name, output)
+    }
+}

@@ -1,0 +1,14 @@
+//! The device as a guest's kernel sees it: requests through a real ring, over a directory of the host.
+
+mod coherence;
+mod guest;
+mod hostile;
+mod kernel;
+mod listing;
+mod locks;
+mod many;
+mod passthrough;
+mod random;
+mod restoring;
+mod rights;
+mod sharing;

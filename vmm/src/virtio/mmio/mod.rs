@@ -1,0 +1,320 @@
+//! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2): registers of one device.
+//!
+//! ```text
+//!  Idle ──DRIVER_OK──▶ Active(worker) ──status := 0──▶ Idle
+//!    ▲                    │      ▲
+//!    └──────pause─────────┘      └── resume
+//! ```
+//!
+//! A queue's settings live here until `DRIVER_OK`; from then on the worker owns the queues, and what
+//! it returns when stopped takes the settings' place. Wrong accesses are ignored, as hardware would.
+//! After each write of the driver's the transport shows in a [`Window`] what the driver reads.
+
+mod state;
+
+use std::sync::Arc;
+
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::worker::{Idle, Wiring, Worker};
+use super::{Device, Error};
+use crate::registers::{NEEDS_RESET, Window, offset};
+pub use state::{DeviceState, Registers, STATE_VERSION, SavedQueue};
+
+/// "virt", little endian.
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "rvm", little endian: the vendor id says which monitor this is; the driver of our kernel looks (patch 0015).
+const VENDOR: u32 = 0x006d_7672;
+/// Offset of the configuration space.
+const CONFIG: u64 = 0x100;
+
+/// `VIRTIO_RING_F_INDIRECT_DESC`, `VIRTIO_RING_F_EVENT_IDX` and `VIRTIO_F_VERSION_1`.
+const INDIRECT_DESC: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+const VERSION_1: u64 = 1 << 32;
+
+/// Bits of the `Status` register (section 2.1).
+mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const FAILED: u32 = 128;
+}
+
+enum Side {
+    Idle(Box<dyn Device>),
+    Active(Worker),
+    /// The worker panicked: the device is gone and answers with `DEVICE_NEEDS_RESET` for ever.
+    Lost,
+}
+
+/// The registers of one device, and the device itself while no worker has it.
+pub struct Transport {
+    side: Side,
+    wiring: Wiring,
+    registers: Registers,
+    queues: Vec<QueueState>,
+    id: u32,
+    features: u64,
+}
+
+impl Transport {
+    /// A transport in its reset state. `wiring.notified` has one event per queue of the device.
+    pub fn new(device: Box<dyn Device>, wiring: Wiring) -> Self {
+        show_constants(wiring.interrupt.registers(), device.as_ref());
+        let transport = Self {
+            registers: Registers::default(),
+            queues: device.queue_sizes().iter().map(|&size| fresh_queue(size)).collect(),
+            id: device.id(),
+            features: device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC,
+            side: Side::Idle(device),
+            wiring,
+        };
+        transport.show();
+        transport
+    }
+
+    /// The notification event of each queue, to be registered as ioeventfd.
+    pub fn notified(&self) -> &[Arc<EventFd>] {
+        &self.wiring.notified
+    }
+
+    /// Shows the driver what its last write changed.
+    fn show(&self) {
+        let window = self.wiring.interrupt.registers();
+        let queue = self.queues.get(self.registers.queue_sel as usize);
+        window.store(offset::DEVICE_FEATURES, half(self.features, self.registers.device_features_sel));
+        window.store(offset::QUEUE_SIZE_MAX, queue.map_or(0, |queue| queue.max_size.into()));
+        window.store(offset::QUEUE_READY, queue.is_some_and(|queue| queue.ready).into());
+        // The device's thread adds DEVICE_NEEDS_RESET.
+        window.change(offset::STATUS, |shown| shown & NEEDS_RESET | self.registers.status);
+    }
+
+    /// Carries out the driver's write of `data` at `offset`. Activation and reset happen in here.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(bytes) = data.try_into() else { return };
+        let value = u32::from_le_bytes(bytes);
+        self.write_register(offset, value);
+        self.show();
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            offset::DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
+            offset::DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
+            offset::DRIVER_FEATURES => self.accept_features(value),
+            offset::QUEUE_SEL => self.registers.queue_sel = value,
+            offset::QUEUE_NOTIFY => self.notify(value),
+            offset::STATUS if value == 0 => self.reset(),
+            offset::STATUS => self.set_status(value),
+            _ => self.write_queue(offset, value),
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        // Settings are open from FEATURES_OK to DRIVER_OK, and not once the queue is ready.
+        if self.registers.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(self.registers.queue_sel as usize) else { return };
+        if queue.ready {
+            queue.ready = offset != offset::QUEUE_READY || value & 1 != 0;
+            return;
+        }
+        match offset {
+            // A size that doesn't fit becomes 0, which activation refuses.
+            offset::QUEUE_SIZE => queue.size = u16::try_from(value).unwrap_or(0),
+            offset::QUEUE_READY => queue.ready = value & 1 != 0,
+            offset::QUEUE_DESC_LOW => set_half(&mut queue.desc_table, 0, value),
+            offset::QUEUE_DESC_HIGH => set_half(&mut queue.desc_table, 1, value),
+            offset::QUEUE_DRIVER_LOW => set_half(&mut queue.avail_ring, 0, value),
+            offset::QUEUE_DRIVER_HIGH => set_half(&mut queue.avail_ring, 1, value),
+            offset::QUEUE_DEVICE_LOW => set_half(&mut queue.used_ring, 0, value),
+            offset::QUEUE_DEVICE_HIGH => set_half(&mut queue.used_ring, 1, value),
+            _ => {}
+        }
+    }
+
+    fn accept_features(&mut self, value: u32) {
+        let open = self.registers.status & (status::DRIVER | status::FEATURES_OK) == status::DRIVER;
+        if open {
+            set_half(&mut self.registers.driver_features, self.registers.driver_features_sel, value);
+        }
+    }
+
+    /// Notifications usually end in the kernel, at the ioeventfd; what comes here is a wrong index or
+    /// a host that has none. Before `DRIVER_OK` the event keeps it for the worker to come.
+    fn notify(&self, queue: u32) {
+        if let Some(notified) = self.wiring.notified.get(queue as usize) {
+            // A full counter is a pending notification already.
+            let _ = notified.write(1);
+        }
+    }
+
+    fn set_status(&mut self, value: u32) {
+        let before = self.registers.status;
+        let known = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK | status::FAILED;
+        // Bits are only ever added; taking one back takes a reset.
+        let mut new = before | (value & known);
+        let features = self.registers.driver_features;
+        if new & !before & status::FEATURES_OK != 0 && (features & !self.features != 0 || features & VERSION_1 == 0) {
+            new &= !status::FEATURES_OK;
+        }
+        if new & status::FEATURES_OK == 0 {
+            new &= !status::DRIVER_OK;
+        }
+        self.registers.status = new;
+        if new & !before & status::DRIVER_OK != 0 {
+            let event_idx = features & EVENT_IDX != 0;
+            self.queues.iter_mut().for_each(|queue| queue.event_idx_enabled = event_idx);
+            self.activate();
+        }
+    }
+
+    fn activate(&mut self) {
+        match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Idle(device) => {
+                let idle = Idle { device, queues: self.queues.clone() };
+                match Worker::start(idle, self.registers.driver_features, self.wiring.clone()) {
+                    Ok(worker) => self.side = Side::Active(worker),
+                    Err((idle, error)) => {
+                        self.side = Side::Idle(idle.device);
+                        (self.wiring.on_fault)(format!("{}: start its thread: {error}", self.wiring.name));
+                        // The status register shows it even if the interrupt fails.
+                        let _ = self.wiring.interrupt.needs_reset();
+                    }
+                }
+            }
+            other => self.side = other,
+        }
+    }
+
+    /// Stops the worker, if there is one; device and queues are here again afterwards.
+    fn deactivate(&mut self) {
+        match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Active(worker) => match worker.stop() {
+                Some(idle) => {
+                    self.queues = idle.queues;
+                    self.side = Side::Idle(idle.device);
+                }
+                None => self.wiring.interrupt.set_broken(true),
+            },
+            other => self.side = other,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.deactivate();
+        self.registers = Registers::default();
+        self.queues.iter_mut().for_each(|queue| *queue = fresh_queue(queue.max_size));
+        self.wiring.interrupt.set_broken(matches!(self.side, Side::Lost));
+        if let Side::Idle(device) = &mut self.side {
+            device.reset();
+        }
+    }
+
+    /// Stops the worker and keeps everything, so that [`Transport::resume`] goes on from here. Call
+    /// it while no vCPU runs.
+    pub fn pause(&mut self) {
+        self.deactivate();
+    }
+
+    /// Starts the worker again if the driver had activated the device.
+    pub fn resume(&mut self) {
+        if self.registers.status & status::DRIVER_OK != 0 {
+            self.activate();
+        }
+    }
+
+    /// State of a device whose worker is not running.
+    ///
+    /// # Errors
+    /// The device is active or lost, or cannot be saved.
+    pub fn save(&self) -> Result<DeviceState, Error> {
+        let Side::Idle(device) = &self.side else {
+            return Err(Error::Protocol("a device that runs or is lost cannot be saved"));
+        };
+        Ok(DeviceState {
+            version: STATE_VERSION,
+            id: self.id,
+            registers: self.registers,
+            queues: self.queues.iter().map(SavedQueue::from).collect(),
+            broken: self.wiring.interrupt.is_broken(),
+            device: device.save()?,
+        })
+    }
+
+    /// Takes back what [`Transport::save`] gave; [`Transport::resume`] then starts the worker.
+    ///
+    /// # Errors
+    /// The state is of another version or another device, or the device refuses it.
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), Error> {
+        let sizes = self.queues.iter().map(|queue| queue.max_size);
+        let same = state.id == self.id && sizes.eq(state.queues.iter().map(|queue| queue.max_size));
+        if state.version != STATE_VERSION || !same || state.registers.driver_features & !self.features != 0 {
+            return Err(Error::Protocol("saved state of another device or version"));
+        }
+        let Side::Idle(device) = &mut self.side else {
+            return Err(Error::Protocol("a device that runs or is lost cannot be restored"));
+        };
+        device.restore(&state.device)?;
+        // The configuration is part of the device's state.
+        show_constants(self.wiring.interrupt.registers(), device.as_ref());
+        self.registers = state.registers;
+        self.queues = state.queues.iter().map(QueueState::from).collect();
+        self.wiring.interrupt.set_broken(state.broken);
+        self.show();
+        Ok(())
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.deactivate();
+    }
+}
+
+/// Shows the registers that never change. The configuration does not change either while a driver may look; only a
+/// restored device may have another one.
+fn show_constants(window: &Window, device: &dyn Device) {
+    window.store(offset::MAGIC_VALUE, MAGIC);
+    window.store(offset::VERSION, VERSION);
+    window.store(offset::DEVICE_ID, device.id());
+    window.store(offset::VENDOR_ID, VENDOR);
+    // There are no shared memory regions: all lengths are -1.
+    for offset in (offset::SHM_LEN_LOW..=offset::SHM_BASE_HIGH).step_by(4) {
+        window.store(offset, u32::MAX);
+    }
+    for (offset, bytes) in (CONFIG..).step_by(4).zip(device.config().chunks(4)) {
+        let mut word = [0; 4];
+        word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        window.store(offset, u32::from_le_bytes(word));
+    }
+}
+
+/// A queue in its reset state.
+fn fresh_queue(max_size: u16) -> QueueState {
+    QueueState { max_size, size: max_size, ..QueueState::default() }
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_half(value: &mut u64, select: u32, half: u32) {
+    match select {
+        0 => *value = (*value & !u64::from(u32::MAX)) | u64::from(half),
+        1 => *value = (*value & u64::from(u32::MAX)) | (u64::from(half) << 32),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
