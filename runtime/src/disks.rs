@@ -7,7 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, major, minor};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use vmm::virtio::block;
 
+use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
 
@@ -18,11 +21,24 @@ const _: () = assert!(OWN_DEVICES + NICS + MAX_DISKS <= vmm::MAX_DEVICES);
 const BLKROGET: u32 = 0x125e;
 
 /// An open block device or image.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Disk {
+    /// Its serial number in the guest.
+    pub serial: String,
     /// Its descriptor.
-    pub file: OwnedFd,
+    pub file: Descriptor,
     /// Whether it is open for reading only.
     pub read_only: bool,
+}
+
+impl Disk {
+    /// As the virtual machine has it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn into_device(self) -> std::io::Result<block::Disk> {
+        Ok(block::Disk { file: self.file.into_owned()?, serial: self.serial, read_only: self.read_only })
+    }
 }
 
 /// Opens each disk, for reading only where it may not or cannot be written.
@@ -52,7 +68,7 @@ fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
     if read_only && !plan.read_only {
         log::debug(&format!("{plan} can only be read"));
     }
-    Ok(Disk { file, read_only })
+    Ok(Disk { serial: plan.serial.clone(), file: file.into(), read_only })
 }
 
 /// Two kernels that write to one image destroy what is on it. The lock is held as long as somebody has the descriptor.

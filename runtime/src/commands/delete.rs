@@ -50,7 +50,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
 
 /// Undoes the effects on the host of a container whose monitor is gone.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
-    sandbox::left(dir, state);
+    sandbox::wait_detached(dir, state);
     network::clean_after(state);
     if let Some(cgroup) = &state.cgroup {
         cgroup.remove()?;

@@ -1,110 +1,73 @@
-//! The process that stands for a container in another one's virtual machine.
+//! The join proxy: the process that stands for a container in another one's virtual machine.
 //!
-//! Engines need a process of each container's own: in its cgroup and namespaces, with an exit code. This one hands what
-//! the container needs to the monitor of the machine, passes signals on, and ends as the container does. When it is
-//! killed the container is; when the machine ends the container has ended.
+//! Engines need a process of each container's own: in its cgroup and namespaces, with an exit code. This one passes the
+//! container's parcel on to the monitor of the machine, unread, then the signals that it gets, and ends as the container
+//! does. When it is killed the container is; when the machine ends the container has ended.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use anyhow::{Context, bail};
-use protobuf::Message;
-use protocol::{CreateContainerRequest, NamespaceKind};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
-use vmm::virtio::fs::Share;
 
-use crate::control::{self, Join, Reply, Request};
-use crate::handover::{Answer, Setup};
+use crate::control::{Reply, Request};
+use crate::ipc::{self, Descriptor, Frame};
 use crate::monitor::confine::View;
 use crate::monitor::oom_trigger::HostOomTrigger;
-use crate::monitor::streams::stdio;
-use crate::monitor::wire::{reply, send};
-use crate::monitor::{FORWARDED, Inherited, tell};
+use crate::monitor::{FORWARDED, answer};
 use crate::network::NetworkNamespace;
+use crate::parcel::{Label, VmTarget};
 use crate::{console, log};
 
 /// What a container gets whose machine ended under it: as if it had been killed.
 const MACHINE_ENDED: u8 = 128 + libc::SIGKILL as u8;
 
+/// A container that has been created in the other machine.
+struct Joined {
+    /// The connection to the machine's monitor, which stands for the container.
+    stream: UnixStream,
+    oom_trigger: Option<HostOomTrigger>,
+    terminal: Option<OwnedFd>,
+}
+
 /// From the go signal to the exit code.
-pub async fn live(setup: Setup, mut inherited: Inherited) -> u8 {
-    let terminal = inherited.terminal.take();
-    let ready = inherited.ready.take();
-    let joined = join(&setup, inherited, terminal.as_ref()).await;
-    let answer = match &joined {
-        Ok(_) => Answer::Ready,
-        Err(error) => Answer::Failed(format!("{error:#}")),
-    };
-    let told = ready.map(|pipe| tell(pipe, &answer));
-    match (joined, told) {
-        (Ok((stream, oom_trigger)), Some(Ok(()))) => attend(Rc::new(stream), oom_trigger, terminal).await,
-        // Nobody heard that the container is ready: the command is gone, so is the container.
+pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::UnixStream) -> u8 {
+    let joined = join(label, parcel).await;
+    let heard = answer(&command, &joined);
+    drop(command);
+    match joined {
+        Ok(Joined { stream, oom_trigger, terminal }) if heard => attend(Rc::new(stream), oom_trigger, terminal).await,
+        // The command is gone, so is the container.
         _ => 1,
     }
 }
 
 /// Hands everything over; returns when the container is created.
-async fn join(
-    setup: &Setup,
-    inherited: Inherited,
-    terminal: Option<&OwnedFd>,
-) -> anyhow::Result<(UnixStream, Option<HostOomTrigger>)> {
-    let mut request = CreateContainerRequest::parse_from_bytes(&setup.container).context("decode the container")?;
-    let oom_trigger = HostOomTrigger::find(&setup.cgroups)?;
-    let (files, streams) = standard_files(setup, terminal)?;
-    if let Some(slave) = terminal {
-        console::note_size(slave, request.process.mut_or_insert_default());
+async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
+    let VmTarget::Joined(monitor) = label.target else { bail!("the parcel is for a VM that is to be made") };
+    let monitor = std::os::unix::net::UnixStream::from(monitor.into_owned()?);
+    let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
+    if let Some(slave) = &terminal {
+        console::become_controlling(slave.as_fd())?;
     }
-    let mut view = View::new(&request, &inherited.shares)?;
-    let shares = setup.shares.iter().map(|share| (share.name.clone(), share.read_only, share.cache)).collect();
-    let (network, sockets) = (own_network(&request)?, inherited.sockets.len());
-    let container = request.write_to_bytes()?;
-    let wish = Request::Join(Join { container, network: network.is_some(), shares, sockets, streams });
-    let stream = std::os::unix::net::UnixStream::from(inherited.home.try_clone()?);
-    control::send(&stream, &wish, &descriptors(&inherited, network.as_ref(), &files))?;
+    let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
+    let mut view = View::new(label.mounts)?;
+    ipc::send(&monitor, &Request::Join { network: NetworkNamespace::own()?.into() })?;
+    parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
-    drop((inherited, network, files));
+    drop(parcel);
     view.enter()?;
-    stream.set_nonblocking(true)?;
-    let stream = UnixStream::from_std(stream)?;
-    match reply(&stream).await.context("no answer from the monitor of the VM")? {
+    monitor.set_nonblocking(true)?;
+    let stream = UnixStream::from_std(monitor)?;
+    match ipc::receive_async(&stream).await.context("no answer from the monitor of the VM")? {
         Some(Reply::Started) => {}
         Some(Reply::Failed(why)) => bail!("{why}"),
         _ => bail!("the VM ended before the container was created in it"),
     }
     view.place();
-    Ok((stream, oom_trigger))
-}
-
-fn standard_files(setup: &Setup, terminal: Option<&OwnedFd>) -> anyhow::Result<(Vec<OwnedFd>, [bool; 3])> {
-    let Some(slave) = terminal else {
-        // Without a log file, what this process has to say goes to stderr, as with runc.
-        let files = stdio::take_standard_streams(setup.log.path.is_none())?;
-        let streams = [files[0].is_some(), files[1].is_some(), files[2].is_some()];
-        return Ok((files.into_iter().flatten().collect(), streams));
-    };
-    console::become_controlling(slave.as_fd())?;
-    Ok((vec![slave.try_clone()?], [true, true, false]))
-}
-
-/// This process's network namespace, unless the container has another one's.
-fn own_network(request: &CreateContainerRequest) -> anyhow::Result<Option<OwnedFd>> {
-    let network = request.namespaces.iter().find(|namespace| namespace.kind == NamespaceKind::NETWORK.into());
-    network.filter(|network| network.container_id.is_empty()).map(|_| NetworkNamespace::own()).transpose()
-}
-
-/// In the order in which the monitor expects them.
-fn descriptors<'a>(
-    inherited: &'a Inherited,
-    network: Option<&'a OwnedFd>,
-    files: &'a [OwnedFd],
-) -> Vec<BorrowedFd<'a>> {
-    let shares = inherited.shares.iter().map(|share: &Share| share.root.as_fd());
-    let given = shares.chain(inherited.sockets.iter().chain(files).map(AsFd::as_fd));
-    let first = std::iter::once(inherited.control.as_fd()).chain(network.map(AsFd::as_fd));
-    first.chain(given).collect()
+    Ok(Joined { stream, oom_trigger, terminal })
 }
 
 /// Until the container's end.
@@ -126,7 +89,7 @@ async fn attend(stream: Rc<UnixStream>, oom_trigger: Option<HostOomTrigger>, ter
         pass_on(&stream, first).await;
     }
     loop {
-        match reply(&stream).await {
+        match ipc::receive_async(&stream).await {
             Ok(Some(Reply::Exited(code))) => return code,
             Ok(Some(Reply::OutOfMemory)) => tell_the_host(oom_trigger.as_ref()).await,
             Ok(Some(other)) => log::debug(&format!("an answer that nobody waits for: {other:?}")),
@@ -149,7 +112,7 @@ fn follow(stream: &Rc<UnixStream>, kind: SignalKind, request: impl Fn() -> Optio
 async fn pass_on(stream: &UnixStream, request: Option<Request>) {
     if let Some(request) = request {
         // A monitor that is gone is noticed on the reading side.
-        let _ = send(stream, &request).await;
+        let _ = ipc::send_async(stream, &request).await;
     }
 }
 

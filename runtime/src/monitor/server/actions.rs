@@ -11,7 +11,6 @@ use crate::control::Reply;
 use crate::log;
 use crate::monitor::inbox::Ticket;
 use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
-use crate::monitor::wire::send;
 
 /// How often, and after what pauses, a cgroup that freezes is looked at.
 const FREEZE_ATTEMPTS: usize = 200;
@@ -105,7 +104,7 @@ impl Server {
             OomNotifier::Host(trigger) => trigger,
             OomNotifier::JoinProxy(stream) => {
                 // A proxy that is gone is noticed on the reading side.
-                let _ = send(stream, &Reply::OutOfMemory).await;
+                let _ = crate::ipc::send_async(stream, &Reply::OutOfMemory).await;
                 return;
             }
         };

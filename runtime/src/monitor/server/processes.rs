@@ -7,28 +7,22 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DRAIN_PATIENCE, Server};
-use crate::control::{Reply, Request};
+use crate::control::{Exec, Reply, Request};
 use crate::monitor::FORWARDED;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
-use crate::monitor::wire::{receive, send};
-use crate::{console, log};
+use crate::{console, ipc, log};
 
 impl Server {
     /// The whole life of an exec'd process.
-    pub(super) async fn exec(
-        &self,
-        stream: &UnixStream,
-        mut process: protocol::Process,
-        files: [Option<OwnedFd>; 3],
-    ) -> anyhow::Result<Reply> {
+    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
+        let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.pod.vm.vsock(), files, process.terminal)?;
-        stdio.name_in(&mut process);
+        let mut stdio = Stdio::attach(self.pod.vm.vsock(), streams, &mut process)?;
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
-        let _ = send(stream, &Reply::Started).await;
+        let _ = ipc::send_async(stream, &Reply::Started).await;
         // One wait for the whole life: its answer is given once.
         let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
         let end = tokio::select! {
@@ -43,9 +37,9 @@ impl Server {
     /// Passes on what the proxy sends; when the proxy is gone, kills the process.
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
-            let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.signal_process(exec_id, number).await,
-                Ok(Some((Request::Resize { rows, columns }, _))) => {
+            let done = match ipc::receive_async(stream).await {
+                Ok(Some(Request::Signal(number))) => self.signal_process(exec_id, number).await,
+                Ok(Some(Request::Resize { rows, columns })) => {
                     self.ask(self.agent.resize(exec_id, rows, columns)).await
                 }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),

@@ -14,7 +14,7 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context as Deadline, with_duration};
 
-use crate::control::{ProcessInfo, ProcessList, Reply};
+use crate::control::Reply;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -149,9 +149,9 @@ impl Agent {
     /// The container's processes.
     pub async fn processes(&self) -> anyhow::Result<Reply> {
         let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
-        let list = self.client.list_processes(within(PATIENCE), &request).await.map_err(sentence)?;
-        let processes = list.processes.into_iter().map(info).collect();
-        Ok(Reply::Processes(ProcessList { uptime: list.uptime, memory: list.memory, processes }))
+        let mut list = self.client.list_processes(within(PATIENCE), &request).await.map_err(sentence)?;
+        list.processes.iter_mut().for_each(clean);
+        Ok(Reply::Processes(list))
     }
 
     /// Files of its cgroup.
@@ -211,25 +211,10 @@ impl Agent {
     }
 }
 
-/// What the guest says of a process; no control characters of its reach a terminal or a log.
-fn info(entry: ProcessEntry) -> ProcessInfo {
-    let clean = |text: String| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    ProcessInfo {
-        pid: entry.pid,
-        ppid: entry.ppid,
-        pgid: entry.pgid,
-        sid: entry.sid,
-        uid: entry.uid,
-        state: clean(entry.state),
-        terminal: clean(entry.terminal),
-        threads: entry.threads,
-        nice: entry.nice,
-        started: entry.started,
-        cpu_time: entry.cpu_time,
-        vsize: entry.vsize,
-        rss: entry.rss,
-        comm: clean(entry.comm),
-        args: clean(entry.args),
+/// Takes control characters out of what the guest says of a process: none reaches a terminal or a log.
+fn clean(entry: &mut ProcessEntry) {
+    for text in [&mut entry.state, &mut entry.terminal, &mut entry.comm, &mut entry.args] {
+        *text = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     }
 }
 

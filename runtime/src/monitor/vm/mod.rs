@@ -16,8 +16,8 @@ use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
-use vmm::virtio::block::{Block, Disk};
-use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
+use vmm::virtio::block::Block;
+use vmm::virtio::fs::{Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
@@ -25,8 +25,10 @@ use vmm::{Machine, MachineSpec, Running};
 use self::agent_client::Agent;
 use self::nics::{Cards, Pool, Slot};
 use self::request_gate::RequestGate;
-use crate::handover::{Setup, VmTarget};
+use crate::disks::Disk;
+use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
+use crate::shares::Share;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -53,27 +55,32 @@ pub struct Vm {
 
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
-    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
-        let VmTarget::Own(machine) = setup.home else { bail!("the set-up names another container's VM") };
-        let mut timeline = setup.timeline;
-        timeline.mark("set-up read");
+    pub fn boot(
+        setup: VmSetup,
+        container_id: String,
+        shares: Vec<Share>,
+        disks: Vec<Disk>,
+        mut timeline: Timeline,
+    ) -> anyhow::Result<Self> {
+        timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
+        let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
         let (requests, sharing) = (fs.counters(), fs.sharing());
         let spec = MachineSpec {
-            kvm,
-            memory_mib: machine.plan.memory_mib,
-            vcpus: machine.plan.vcpus,
-            kernel: machine.kernel,
-            initrd: machine.initrd,
-            cmdline: machine.plan.cmdline,
-            console: console(setup.log.debug)?,
+            kvm: setup.kvm.into_owned()?,
+            memory_mib: setup.plan.memory_mib,
+            vcpus: setup.plan.vcpus,
+            kernel: setup.kernel,
+            initrd: setup.initrd,
+            cmdline: setup.plan.cmdline,
+            console: console()?,
         };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug)?;
+        let (mut nets, cards) = Cards::new(devices.len(), setup.hotplug)?;
         if !cards.late {
             devices.append(&mut nets);
         }
@@ -91,7 +98,7 @@ impl Vm {
             vsock,
             ready,
             listener,
-            container_id: setup.id,
+            container_id,
             timeline: RefCell::new(timeline),
             requests,
             sharing,
@@ -223,7 +230,7 @@ impl Vm {
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
     let block = |disk: Disk| -> anyhow::Result<Box<dyn Device>> {
         let serial = disk.serial.clone();
-        Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+        Ok(Box::new(Block::new(disk.into_device()?).with_context(|| format!("make block device {serial}"))?))
     };
     disks.into_iter().map(block).collect()
 }
@@ -242,8 +249,8 @@ fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// With `--debug` the guest's serial console goes where the log goes.
-fn console(debug: bool) -> anyhow::Result<Option<OwnedFd>> {
-    if !debug {
+fn console() -> anyhow::Result<Option<OwnedFd>> {
+    if !crate::log::settings().debug {
         return Ok(None);
     }
     let fd = match crate::log::file() {
