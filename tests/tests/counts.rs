@@ -46,7 +46,8 @@ fn vm_no_operation_has_become_dearer() {
 fn compared(old: Value, new: Value) -> Outcome {
     let file = |name: &str, figure: Value| {
         let path = place::work().join(name);
-        let text = json!({"conditions": {"rustc": name}, "figures": {"unlink": {"VM exits": figure, "instructions": 5000}}});
+        let text =
+            json!({"conditions": {"rustc": name}, "figures": {"unlink": {"VM exits": figure, "instructions": 5000}}});
         fs::write(&path, text.to_string()).unwrap();
         path
     };
@@ -64,7 +65,11 @@ fn vm_a_tenth_more_is_tolerated() {
 #[test]
 fn vm_more_is_told() {
     let outcome = compared(json!(100), json!(112)).exits(1);
-    for words in ["unlink: VM exits grew from 100 to 112, 12 % more", "bench/run counts --accept", "another rustc: accepted, and not measured"] {
+    for words in [
+        "unlink: VM exits grew from 100 to 112, 12 % more",
+        "bench/run counts --accept",
+        "another rustc: accepted, and not measured",
+    ] {
         assert!(outcome.stdout.contains(words), "{words:?} not in {}", outcome.stdout);
     }
     assert!(!outcome.stdout.contains("instructions"), "{}", outcome.stdout);
