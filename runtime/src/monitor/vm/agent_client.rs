@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use protocol::{
     AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, ConnectPortRequest,
     CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process,
@@ -18,6 +18,9 @@ use crate::control::Reply;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most bytes of a call's message, so that it fits into ttrpc's with what goes before it.
+const MAX_CALL: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 4096;
 
 /// Bytes of entropy given to a new VM.
 const ENTROPY: usize = 64;
@@ -79,6 +82,7 @@ impl Agent {
 
     /// Creates the container.
     pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
+        check_size(request, "the container's arguments, environment and mounts")?;
         self.client.create_container(within(PATIENCE), request).await.map_err(sentence)?;
         Ok(())
     }
@@ -98,6 +102,7 @@ impl Agent {
             process: Some(process).into(),
             ..Default::default()
         };
+        check_size(&request, "the process's arguments and environment")?;
         self.client.exec_process(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
@@ -215,6 +220,14 @@ impl Agent {
 fn clean(entry: &mut ProcessEntry) {
     for text in [&mut entry.state, &mut entry.terminal, &mut entry.comm, &mut entry.args] {
         *text = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    }
+}
+
+/// A call that is longer than ttrpc takes is refused before the guest sees anything of it.
+fn check_size(request: &impl protobuf::Message, what: &str) -> anyhow::Result<()> {
+    match usize::try_from(request.compute_size()).unwrap_or(usize::MAX) {
+        size if size > MAX_CALL => bail!("{what} take {size} bytes: {MAX_CALL} are the most that a VM can be told"),
+        _ => Ok(()),
     }
 }
 
