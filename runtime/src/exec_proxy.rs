@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::console::{self, RawTerminal};
 use crate::control::{self, Exec, Reply, Request};
+use crate::host::console::{self, RawTerminal};
 use crate::ipc;
 use crate::signals::Signals;
 use crate::streams::Streams;

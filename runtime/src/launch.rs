@@ -19,19 +19,20 @@ use anyhow::{Context, bail};
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
 use crate::cli::{CreateArgs, Global};
-use crate::console::{self, Pty};
 use crate::control::{self, Reply};
 use crate::host::cgroup::{self, HostCgroup};
+use crate::host::console::{self, Pty};
 use crate::host::facts;
 use crate::host::hooks::{self, Kind};
+use crate::host::passt;
+use crate::host::spawn::{self, Process};
 use crate::ipc::{self, Frame};
 use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
-use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
 use crate::streams::Streams;
 use crate::timeline::Timeline;
-use crate::{log, network, passt, sandbox, state};
+use crate::{log, network, sandbox, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]

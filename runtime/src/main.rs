@@ -14,9 +14,7 @@ mod artifacts;
 mod bundle;
 mod cli;
 mod commands;
-mod console;
 mod control;
-mod disks;
 mod exec_proxy;
 mod host;
 mod ipc;
@@ -25,14 +23,9 @@ mod log;
 mod monitor;
 mod network;
 mod parcel;
-mod passt;
 mod plan;
-mod publish;
 mod sandbox;
-mod shares;
 mod signals;
-mod sockets;
-mod spawn;
 mod state;
 mod status;
 mod streams;
@@ -46,7 +39,7 @@ fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
-    if let Some(socket) = spawn::is_monitor() {
+    if let Some(socket) = host::spawn::is_monitor() {
         return finish(monitor::main(socket));
     }
     let cli = match cli::Cli::try_parse() {

@@ -28,13 +28,13 @@ use anyhow::Context;
 use protocol::{CreateContainerRequest, Mount};
 use serde::{Deserialize, Serialize};
 
-use crate::disks::{self, Disk};
+use crate::host::disks::{self, Disk};
+use crate::host::publish::{self, Port};
+use crate::host::shares::{self, Share};
+use crate::host::sockets;
 use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::plan::{MachinePlan, Plan};
-use crate::publish::{self, Port};
-use crate::shares::{self, Share};
-use crate::sockets;
 use crate::streams::Streams;
 use crate::timeline::Timeline;
 

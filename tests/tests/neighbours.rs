@@ -381,7 +381,7 @@ fn vm_what_cannot_be_shared_is_refused() {
     }
     let mut container = neighbour(&scene, one.pid, &["ipc"]);
     container.set("/linux/resources/blockIO", json!({"weight": 100}));
-    refused(&mut container, &["linux.resources.blockIO", "in the virtual machine of another one"]);
+    refused(&mut container, &["linux.resources.blockIO", "shares the VM of another one"]);
     run(&mut first.named("pause", &[])).success();
     refused(&mut neighbour(&scene, one.pid, &["ipc"]), &["cannot join", &first.id, "paused"]);
     run(&mut first.named("resume", &[])).success();

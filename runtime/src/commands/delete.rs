@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
     match state {
         Some(state) => stop_and_remove(&dir, &state, args.force)?,
         None if args.force => dir.remove()?,
-        None => bail!("container {} was not fully created; delete --force cleans it up", args.id),
+        None => bail!("container {} was not fully created; remove it with delete --force", args.id),
     }
     Ok(0)
 }

@@ -9,8 +9,8 @@ use nix::unistd::ForkResult;
 use oci_spec::runtime::Process;
 
 use crate::cli::{ExecArgs, Global};
-use crate::console::{self, Pty};
 use crate::exec_proxy::{Attachment, TerminalCopy};
+use crate::host::console::{self, Pty};
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
 use crate::state::{Dir, Life, State};
@@ -151,7 +151,7 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
             std::fs::File::from(read).read_to_string(&mut answer)?;
             match answer.as_str() {
                 "started" => {}
-                "" => bail!("exec failed: the process that stands for it died (pid {child})"),
+                "" => bail!("exec failed: its proxy process died (pid {child})"),
                 why => bail!("{why}"),
             }
             args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;

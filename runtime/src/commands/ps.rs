@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     }
     let columns = options::columns(&args.options)?;
     let Reply::Processes(list) = control::call(dir.path(), &Request::Processes, PATIENCE)? else {
-        bail!("the container's monitor answered something else than a list of processes");
+        bail!("unexpected reply from the container's monitor: not a list of processes");
     };
     print!("{}", table(&columns, list));
     Ok(0)

@@ -13,8 +13,9 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use crate::host::shares;
+use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
-use crate::{log, shares};
 
 /// The namespace, still with all of the host's mounts. Before there are threads, so that it is all of theirs.
 pub fn leave_the_host() -> anyhow::Result<()> {

@@ -13,6 +13,7 @@
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod confine;
+mod host_process;
 mod inbox;
 mod lifecycle;
 mod network;
@@ -30,11 +31,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::net::UnixListener;
 
-use crate::control::Reply;
+use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
+use crate::log;
 use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::parcel::{Label, Parcel, VmTarget};
-use crate::{console, log};
 use confine::View;
 use inbox::Inbox;
 use network::Network;
@@ -47,9 +48,6 @@ use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
 use vm::agent_client::Agent;
-
-/// Signals that are passed on to the container when they are sent to its process on the host.
-const FORWARDED: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -85,15 +83,6 @@ fn receive(command: &UnixStream) -> anyhow::Result<Option<(Label, Frame)>> {
     Ok(Frame::receive(command)?.map(|parcel| (label, parcel)))
 }
 
-/// Answers the command: the container is created, or why not. False when nobody heard it.
-fn answer<T>(command: &UnixStream, created: &anyhow::Result<T>) -> bool {
-    let reply = match created {
-        Ok(_) => Reply::Started,
-        Err(error) => Reply::Failed(format!("{error:#}")),
-    };
-    ipc::send(command, &reply).is_ok()
-}
-
 /// From the go signal to the exit code.
 async fn live(label: Label, parcel: Frame, command: UnixStream) -> u8 {
     let print_timeline = label.print_timeline;
@@ -101,7 +90,7 @@ async fn live(label: Label, parcel: Frame, command: UnixStream) -> u8 {
         Ok(parcel) => create(label, parcel).await,
         Err(error) => Err(error),
     };
-    let heard = answer(&command, &created);
+    let heard = host_process::answer(&command, &created);
     drop(command);
     match created {
         Ok(container) if heard => serve(container, print_timeline).await,
@@ -144,7 +133,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
     view.enter()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_cards()));
+    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_nics()));
     let agent = agent?;
     prepared?;
     let stdio = Stdio::attach(vm.vsock(), streams, request.process.mut_or_insert_default())?;
@@ -170,7 +159,7 @@ async fn serve(container: Container, print_timeline: bool) -> u8 {
     let (inbox, events) = Inbox::new();
     let pod = Rc::new(Pod::new(vm, files, inbox.clone()));
     let server = Server::new(pod, agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
-    server::follow_signals(&server, terminal);
+    server.follow_signals(terminal);
     let code = server.run(Channels { events, control: listener, stdio, sockets }, ports).await;
     if print_timeline {
         log::info(&server.timeline());

@@ -105,8 +105,8 @@ pub fn network<'a>(spec: &'a Spec, name: &str, allowed: bool) -> anyhow::Result<
     let flag = if name == NET { "--net" } else { "--publish" };
     match get(spec, name) {
         Some(_) if !allowed => bail!(
-            "annotation {name}: the host's administrator has not allowed it (global flag --allow-net-annotations), since \
-             engines pass on what users and images say; runvm run has {flag}"
+            "annotation {name}: not allowed by the host's administrator (global flag --allow-net-annotations), since \
+             engines pass on annotations of users and images; runvm run has {flag}"
         ),
         value => Ok(value),
     }

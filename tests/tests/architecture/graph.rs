@@ -9,7 +9,7 @@ use super::source::Crate;
 pub struct Graph(BTreeMap<String, BTreeSet<String>>);
 
 /// A room, and the rooms that its files may use besides their own. A room is a folder or a file without its ending; a file
-/// belongs to the innermost that is listed. The room `""` holds all files.
+/// belongs to the innermost that is listed.
 pub type Rooms = [(&'static str, &'static [&'static str])];
 
 impl Graph {
@@ -89,5 +89,5 @@ fn room_of(rooms: &Rooms, file: &str) -> Option<(&'static str, &'static [&'stati
 
 /// Whether a name is that of a room, or below it.
 pub fn is_in(name: &str, room: &str) -> bool {
-    room.is_empty() || name.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    name.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -16,9 +16,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
 use super::datagrams::Datagrams;
+use crate::host::publish::Port;
 use crate::log;
 use crate::monitor::streams::connections::{Connections, Guest, Room};
-use crate::publish::Port;
 
 /// Most connections to all ports of a container together; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 1024;

@@ -1,4 +1,4 @@
-//! Containers that join a machine: how one is made for the process that stands for it, and unmade.
+//! Containers that join a VM: how one is made for its join proxy, and unmade.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
+use crate::host::shares::Share;
 use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::monitor::inbox::Inbox;
@@ -21,10 +22,9 @@ use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
-use crate::shares::Share;
 
-/// Creates a container in this machine and serves it until its end. The connection is its life: when it closes, the
-/// container is killed. `namespace` is the network namespace of the process that stands for it.
+/// Creates a container in this VM and serves it until its end. When the connection closes, the container is killed.
+/// `namespace` is the network namespace of the join proxy.
 pub async fn join(
     pod: &Rc<Pod>,
     agent: &Agent,
@@ -45,12 +45,12 @@ pub async fn join(
     let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, namespace }).await;
     // Only now may an engine unmount what was shared.
     if let Err(error) = remove_shares(&pod.vm, names).await {
-        log::warning(&format!("take back what container {id} shared: {error:#}"));
+        log::warning(&format!("remove the shares of container {id}: {error:#}"));
     }
     result
 }
 
-/// A container whose shares are in the machine.
+/// A container whose shares the VM has.
 struct Joining<'a> {
     guard: &'a JoinGuard,
     parcel: Parcel,
@@ -58,7 +58,7 @@ struct Joining<'a> {
     namespace: Option<OwnedFd>,
 }
 
-/// All shares of a machine are in one directory.
+/// Gives the shares names that no other join has: all shares of a VM are in one directory.
 fn rename_shares(parcel: &mut Parcel, number: u64) {
     let rename = |name: &mut String| *name = format!("{number}.{name}");
     let request = &mut parcel.container;
@@ -73,7 +73,7 @@ fn has_own_network(request: &CreateContainerRequest) -> bool {
     network.is_some_and(|network| network.container_id.is_empty())
 }
 
-/// From its creation to its end.
+/// The container's life, from its creation to its end.
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Reply> {
     let Joining { guard, parcel, namespace } = joining;
     let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
@@ -100,7 +100,7 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     Ok(Reply::Exited(code))
 }
 
-/// Has the guest create it; what fails leaves nothing.
+/// Has the guest create the container. One that cannot be created leaves nothing.
 async fn create(
     vm: &Vm,
     agent: &Agent,
@@ -116,7 +116,7 @@ async fn create(
     });
     let created = created.await;
     if created.is_err() {
-        // One that took too long may be there all the same.
+        // A container that took too long may be there all the same.
         let _ = vm.ask(agent.delete()).await;
         if let Some(network) = network {
             network.end(vm).await;
@@ -125,7 +125,7 @@ async fn create(
     created
 }
 
-/// The device answers when it has done what it is at: not for this thread to wait for.
+/// Adds shares, on another thread: the device answers when it has done what it is at.
 async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
     let sharing = vm.sharing().clone();
     let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;

@@ -33,8 +33,6 @@ use super::vm::agent_client::{Agent, End};
 use super::vm::clock;
 use crate::log;
 
-pub use processes::follow_signals;
-
 /// How long output may stay undelivered after the process's end before its reader counts as stuck.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 

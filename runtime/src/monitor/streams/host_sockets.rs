@@ -19,11 +19,12 @@ use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::connections::{Connections, Room};
+use crate::host::sockets;
 use crate::ipc::Descriptor;
+use crate::log;
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::{Files, NetworkNamespace};
-use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmm::virtio::vsock::Handle;
 
-use crate::console;
+use crate::host::console;
 use crate::streams::Streams;
 
 const BUFFER: usize = 64 << 10;
@@ -38,6 +38,14 @@ pub struct Stdio {
     last_words: Arc<OnceLock<String>>,
 }
 
+/// Standard output or error.
+struct Output {
+    /// Its number, as a descriptor's.
+    index: usize,
+    name: &'static str,
+    last_words: Arc<OnceLock<String>>,
+}
+
 impl Stdio {
     /// Opens a stream to the guest for each file, starts its pump, and writes the streams' ids and the terminal's size into
     /// the message that describes the process.
@@ -48,10 +56,10 @@ impl Stdio {
         let mut stdio = Self { ids: [0; 3], streams: Vec::new(), outputs: Vec::new(), last_words: Arc::default() };
         let terminal = process.terminal;
         let [input, output, error] = streams.into_files().context("take the process's streams")?;
-        let (none, words) = (Arc::default(), Arc::clone(&stdio.last_words));
-        let output_words = if terminal { Arc::clone(&words) } else { none };
-        let output_stream = stdio.open_output(vsock, output, (1, "stdout"), output_words)?;
-        stdio.open_output(vsock, error, (2, "stderr"), words)?;
+        let words = Arc::clone(&stdio.last_words);
+        let last_words = if terminal { Arc::clone(&words) } else { Arc::default() };
+        let output_stream = stdio.open_output(vsock, output, Output { index: 1, name: "stdout", last_words })?;
+        stdio.open_output(vsock, error, Output { index: 2, name: "stderr", last_words: words })?;
         if let Some(file) = input {
             let stream = stdio.open(vsock, 0)?;
             // When a terminal hangs up, its output is over as well: so the guest's terminal hangs up.
@@ -98,10 +106,10 @@ impl Stdio {
         &mut self,
         vsock: &Handle,
         file: Option<OwnedFd>,
-        (index, name): (usize, &str),
-        last_words: Arc<OnceLock<String>>,
+        output: Output,
     ) -> anyhow::Result<Option<Arc<UnixStream>>> {
         let Some(file) = file else { return Ok(None) };
+        let Output { index, name, last_words } = output;
         let stream = self.open(vsock, index)?;
         let (done, drained) = oneshot::channel();
         self.outputs.push(drained);

@@ -23,12 +23,12 @@ use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
-use self::nics::{Cards, Pool, Slot};
+use self::nics::{NicLease, NicPool, Nics};
 use self::request_gate::RequestGate;
-use crate::disks::Disk;
+use crate::host::disks::Disk;
+use crate::host::shares::Share;
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
-use crate::shares::Share;
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -48,8 +48,8 @@ pub struct Vm {
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
     sharing: Sharing,
-    cards: Cards,
-    /// Where requests to the guest pass.
+    nics: Nics,
+    /// The gate that requests to the guest pass.
     pub gate: RequestGate,
 }
 
@@ -68,23 +68,14 @@ impl Vm {
         let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
         let (requests, sharing) = (fs.counters(), fs.sharing());
-        let spec = MachineSpec {
-            kvm: setup.kvm.into_owned()?,
-            memory_mib: setup.plan.memory_mib,
-            vcpus: setup.plan.vcpus,
-            kernel: setup.kernel,
-            initrd: setup.initrd,
-            cmdline: setup.plan.cmdline,
-            console: console()?,
-        };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = Cards::new(devices.len(), setup.hotplug)?;
-        if !cards.late {
-            devices.append(&mut nets);
+        let (mut nic_devices, nics) = Nics::new(devices.len(), setup.hotplug)?;
+        if !nics.hotplugged {
+            devices.append(&mut nic_devices);
         }
-        let machine = Machine::build(spec, devices, nets)?;
+        let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -102,7 +93,7 @@ impl Vm {
             timeline: RefCell::new(timeline),
             requests,
             sharing,
-            cards,
+            nics,
             gate: RequestGate::new(),
         })
     }
@@ -125,29 +116,29 @@ impl Vm {
         Ok(agent)
     }
 
-    /// Where streams to the guest are opened.
+    /// Opens streams to the guest.
     pub fn vsock(&self) -> &Handle {
         &self.vsock
     }
 
-    /// Where shares are added and taken away.
+    /// Adds and removes shares.
     pub fn sharing(&self) -> &Sharing {
         &self.sharing
     }
 
-    /// Network cards that no container has.
-    pub fn free_cards(&self) -> &Pool {
-        self.cards.pool()
+    /// NICs that no container has.
+    pub fn free_nics(&self) -> &NicPool {
+        self.nics.pool()
     }
 
-    /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
-        self.cards.plug(card, tap, &self.running).await
+    /// Attaches a tap to a NIC. Returns how the guest finds the NIC.
+    pub async fn attach(&self, lease: &NicLease, tap: OwnedFd) -> anyhow::Result<Nic> {
+        self.nics.attach(lease, tap, &self.running).await
     }
 
-    /// Disconnects it.
-    pub async fn unplug(&self, card: &Slot) -> anyhow::Result<()> {
-        self.cards.unplug(card).await
+    /// Detaches the tap of a NIC.
+    pub async fn detach(&self, lease: &NicLease) -> anyhow::Result<()> {
+        self.nics.detach(lease).await
     }
 
     /// Stops the virtual CPUs until [`Vm::resume`].
@@ -172,7 +163,7 @@ impl Vm {
             counts.join(", ")
         };
         let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
-        let frames = list(self.cards.frames().to_vec());
+        let frames = list(self.nics.frames().to_vec());
         let begin = self.timeline.borrow().summary();
         format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
     }
@@ -225,6 +216,18 @@ impl Vm {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut bytes).await.context("read the guest's report")?;
         Hello::from_bytes(bytes).context("what the guest reported is no hello of an agent")
     }
+}
+
+fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
+    Ok(MachineSpec {
+        kvm: setup.kvm.into_owned()?,
+        memory_mib: setup.plan.memory_mib,
+        vcpus: setup.plan.vcpus,
+        kernel: setup.kernel,
+        initrd: setup.initrd,
+        cmdline: setup.plan.cmdline,
+        console: console()?,
+    })
 }
 
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {

@@ -97,7 +97,7 @@ impl Destinations {
     pub fn finish(self) -> anyhow::Result<()> {
         match self.0.into_iter().next() {
             Some(path) => bail!(
-                "annotation {}: {path} is no bind mount: mount a raw image there, as -v IMAGE:{path}",
+                "annotation {}: {path} is not a bind mount; mount a raw image there, for example -v IMAGE:{path}",
                 annotations::DISKS
             ),
             None => Ok(()),

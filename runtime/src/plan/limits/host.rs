@@ -62,8 +62,8 @@ pub fn check_member(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
     block_io::plan(resources, &mut limits)?;
     if limits != HostLimits::default() {
         bail!(
-            "linux.resources.blockIO: this container is in the virtual machine of another one, whose disks the host reads \
-             and writes for all of them together: set the limit for that container"
+            "linux.resources.blockIO: this container shares the VM of another one, and the host accounts disk I/O for \
+             the VM as a whole; set the limit on that container"
         );
     }
     Ok(())

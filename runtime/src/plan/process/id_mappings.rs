@@ -65,7 +65,7 @@ fn message(mapping: &LinuxIdMapping) -> IdMapping {
 
 fn check(field: &str, mappings: &[LinuxIdMapping]) -> anyhow::Result<()> {
     if mappings.len() > MOST {
-        bail!("{field} has {} entries, at most {MOST} are possible", mappings.len());
+        bail!("{field} has {} entries, the maximum is {MOST}", mappings.len());
     }
     disjoint(field, "containerID", mappings, LinuxIdMapping::container_id)?;
     disjoint(field, "hostID", mappings, LinuxIdMapping::host_id)?;

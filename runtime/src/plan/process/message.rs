@@ -61,7 +61,7 @@ fn user(user: &User, message: &mut protocol::Process) -> anyhow::Result<()> {
         bail!("process.user.{field} {id} is not a valid id");
     }
     if message.umask > 0o777 {
-        bail!("process.user.umask {} ({0:#o}): 0 to 511 (0o777) are possible", message.umask);
+        bail!("process.user.umask {} ({0:#o}): must be 0 to 511 (0o777)", message.umask);
     }
     Ok(())
 }

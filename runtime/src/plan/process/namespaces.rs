@@ -126,7 +126,7 @@ fn host_name(field: &str, value: Option<&str>, uts: bool) -> anyhow::Result<Stri
         bail!("unable to set {field} without a private UTS namespace");
     }
     if value.len() > MAX_NAME {
-        bail!("{field} has {} bytes, at most {MAX_NAME} are possible", value.len());
+        bail!("{field} has {} bytes, the maximum is {MAX_NAME}", value.len());
     }
     nul::checked(field, value)
 }

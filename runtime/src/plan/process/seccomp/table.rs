@@ -7,9 +7,9 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, Linux
 
 use super::names::Architecture;
 
-/// `SECCOMP_RET_KILL_PROCESS` of linux/seccomp.h; the others below.
-pub const KILL_PROCESS: u32 = 0x8000_0000;
-const KILL_THREAD: u32 = 0;
+/// `SECCOMP_RET_KILL_THREAD` of linux/seccomp.h; the others below.
+pub const KILL_THREAD: u32 = 0;
+const KILL_PROCESS: u32 = 0x8000_0000;
 const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
@@ -102,7 +102,8 @@ impl Table {
             notes.push(format!("linux.seccomp: {architecture} has no system calls {}", unknown.join(", ")));
         }
         let lenient = matches!(default & !DATA, ALLOW | LOG | TRACE) || default == NO_SUCH_CALL;
-        table.newer = last.filter(|_| !lenient).map(|last| last + 1);
+        // As runc: a profile that names no call but the first knows of none that is newer.
+        table.newer = last.filter(|&last| last > 0 && !lenient).map(|last| last + 1);
         Ok(table)
     }
 
@@ -152,7 +153,7 @@ fn rules(call: &LinuxSyscall, architecture: Architecture) -> anyhow::Result<Vec<
 fn condition(what: &str, argument: &LinuxSeccompArg, architecture: Architecture) -> anyhow::Result<Condition> {
     let index = argument.index();
     if index >= ARGUMENTS {
-        bail!("linux.seccomp.syscalls: args.index {index} of {what}: a call has arguments 0 to {}", ARGUMENTS - 1);
+        bail!("linux.seccomp.syscalls: args.index {index} of {what}: must be 0 to {}", ARGUMENTS - 1);
     }
     let word = architecture.word();
     let (test, value) = match argument.op() {
@@ -183,8 +184,8 @@ fn action(what: &str, action: LinuxSeccompAction, errno: Option<u32>) -> anyhow:
         LinuxSeccompAction::ScmpActLog => LOG,
         LinuxSeccompAction::ScmpActAllow => ALLOW,
         LinuxSeccompAction::ScmpActNotify => bail!(
-            "linux.seccomp: SCMP_ACT_NOTIFY of {what} is not possible: the call is made in the guest's kernel, and who \
-             would answer it is a process of the host; use SCMP_ACT_ERRNO or SCMP_ACT_ALLOW"
+            "linux.seccomp: SCMP_ACT_NOTIFY of {what} is not supported: the guest's kernel sees the call, and the \
+             process that would answer it is on the host; use SCMP_ACT_ERRNO or SCMP_ACT_ALLOW"
         ),
     })
 }

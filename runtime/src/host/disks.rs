@@ -62,8 +62,8 @@ fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
     let read_only = match (FileType::from_raw_mode(found.st_mode), plan.device) {
         (FileType::BlockDevice, Some(device)) if device == number => read_only || is_read_only(&file)?,
         (FileType::RegularFile, None) => lock(&file, read_only).map(|()| read_only)?,
-        (_, Some(_)) => bail!("it is another file by now"),
-        (_, None) => bail!("it is no regular file: give a block device with --device"),
+        (_, Some(_)) => bail!("it has been replaced by another file"),
+        (_, None) => bail!("not a regular file; pass block devices with --device"),
     };
     if read_only && !plan.read_only {
         log::debug(&format!("{plan} can only be read"));
@@ -76,7 +76,7 @@ fn lock(image: &OwnedFd, read_only: bool) -> anyhow::Result<()> {
     let how = if read_only { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
     match rustix::fs::flock(image, how) {
         Err(Errno::WOULDBLOCK) => {
-            bail!("it is in use (somebody holds a lock of it): it can be shared if all only read")
+            bail!("it is in use (locked by another process); it can be shared only if all users open it read-only")
         }
         locked => locked.context("lock it"),
     }

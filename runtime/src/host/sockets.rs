@@ -30,7 +30,7 @@ pub fn open(plans: &[SocketPlan]) -> anyhow::Result<Vec<Descriptor>> {
         let fd = opened.with_context(|| format!("open {} for the container", plan.source.display()))?;
         match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
             FileType::Socket => Ok(fd.into()),
-            _ => bail!("{} is no socket by now", plan.source.display()),
+            _ => bail!("{} is not a socket any more", plan.source.display()),
         }
     };
     plans.iter().map(open).collect()
