@@ -245,3 +245,16 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
         other => anyhow!("the connection to the guest's agent failed: {other}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_too_long_is_refused_with_its_size() {
+        let with = |mib: usize| Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() };
+        assert!(check_size(&with(3), "arguments and environment").is_ok());
+        let error = check_size(&with(5), "arguments and environment").unwrap_err().to_string();
+        assert_eq!(error, "arguments and environment take 5242905 bytes: 4190208 are the most that a VM can be told");
+    }
+}
