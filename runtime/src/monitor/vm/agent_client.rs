@@ -255,6 +255,6 @@ mod tests {
         let with = |mib: usize| Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() };
         assert!(check_size(&with(3), "arguments and environment").is_ok());
         let error = check_size(&with(5), "arguments and environment").unwrap_err().to_string();
-        assert_eq!(error, "arguments and environment take 5242905 bytes: 4190208 are the most that a VM can be told");
+        assert_eq!(error, "arguments and environment take 5242900 bytes: 4190208 are the most that a VM can be told");
     }
 }
