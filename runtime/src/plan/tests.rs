@@ -198,7 +198,7 @@ fn mounts_that_cannot_be_are_refused() {
         (bind("/vol", "/"), "mount /: \"/\" is the root file system itself"),
         (kind("ext4"), "mount /x: type \"ext4\" is not supported in a VM"),
         (kind("overlay"), "mount /x: type \"overlay\" is not supported in a VM"),
-        (kind(""), "mount /x: no type is given"),
+        (kind(""), "mount /x: it has no type"),
         (json!([{"destination": "/x", "type": "proc", "options": ["tmpcopyup"]}]), "mount /x: option tmpcopyup"),
     ];
     for (mounts, expected) in table {

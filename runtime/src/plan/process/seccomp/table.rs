@@ -144,10 +144,13 @@ fn rules(call: &LinuxSyscall, architecture: Architecture) -> anyhow::Result<Vec<
     let conditions = conditions.collect::<anyhow::Result<Vec<_>>>()?;
     let twice =
         (0..).zip(&conditions).any(|(at, one)| conditions.iter().skip(at + 1).any(|two| two.index == one.index));
+    // As libseccomp: what masks everything out is no condition.
+    let says_something = |one: &Condition| (one.test, one.value) != (Test::Masked(0), 0);
+    let rule = |of: Vec<Condition>| Rule { conditions: of.into_iter().filter(says_something).collect(), action };
     if twice {
-        return Ok(conditions.into_iter().map(|one| Rule { conditions: vec![one], action }).collect());
+        return Ok(conditions.into_iter().map(|one| rule(vec![one])).collect());
     }
-    Ok(vec![Rule { conditions, action }])
+    Ok(vec![rule(conditions)])
 }
 
 fn condition(what: &str, argument: &LinuxSeccompArg, architecture: Architecture) -> anyhow::Result<Condition> {
