@@ -37,7 +37,7 @@ runtime: deps
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent
 	@cargo run $(QUIET) --release -p initrd --bin pack-guest -- \
-		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
+		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out "$(GUEST)"
 
 demo: ## set everything up and run a Debian container in a microVM
 	@tools/demo
@@ -60,11 +60,11 @@ counts: lab build ## what operations cost in instructions, exits, calls; against
 	@bench/run counts
 
 install: build ## install to $(DESTDIR)$(PREFIX)
-	install -D -m 755 target/release/runvm $(DESTDIR)$(PREFIX)/bin/runvm
-	install -d $(DESTDIR)$(PREFIX)/lib/runvm $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/release/runvm man >$(DESTDIR)$(PREFIX)/share/man/man8/runvm.8
-	target/release/runvm completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/runvm
-	install -m 644 $(GUEST)/vmlinux $(GUEST)/initrd $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/lib/runvm/
+	install -D -m 755 target/release/runvm "$(DESTDIR)$(PREFIX)/bin/runvm"
+	install -d "$(DESTDIR)$(PREFIX)/lib/runvm" "$(DESTDIR)$(PREFIX)/share/man/man8" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
+	target/release/runvm man >"$(DESTDIR)$(PREFIX)/share/man/man8/runvm.8"
+	target/release/runvm completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/runvm"
+	install -m 644 "$(GUEST)/vmlinux" "$(GUEST)/initrd" "$(GUEST)/manifest.json" "$(DESTDIR)$(PREFIX)/lib/runvm/"
 
 clean: ## remove what was built here (the kernel's cache stays)
 	cargo clean

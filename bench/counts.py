@@ -252,8 +252,8 @@ def set_up(runtime, program, rootfs):
         (lower / f"tree/{number}").write_bytes(b"x" * 2048)
 
 
-# How many operations a round has. Rounds of one measurement are 0.1 % apart.
-STARTS, EXECS, FILES, CALLS = 2, 8, 100, 500
+# How many operations a round has. The instructions of a start are 1 % apart between rounds, those of other operations up to 6 %.
+STARTS, EXECS, FILES, CALLS = 2, 10, 200, 500
 MEASUREMENTS = {
     "run true": lambda: starts("run", STARTS),
     "run true, one link": lambda: starts("link", STARTS, "counts"),
@@ -274,10 +274,11 @@ def version(path, pattern):
 
 def conditions():
     emulator = subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    kernel = re.search(r"Debian (\S+)", os.uname().version)
     return {
         "emulator": re.search(r"version (\S+)", emulator).group(1),
         "guest kernel": version(WORK / "bin/guest/vmlinux", rb"Linux version (\S+)"),
-        "host kernel": os.uname().version.split()[3] if len(os.uname().version.split()) > 3 else os.uname().release,
+        "host kernel": kernel.group(1) if kernel else os.uname().release,
         "rustc": version(WORK / "bin/runvm", rb"rustc version (\S+)"),
     }
 
