@@ -20,7 +20,9 @@
 //!    calls the opener.
 //! 3. Its consumer in `monitor`.
 //!
-//! Nothing in between knows of resources: neither `ipc` nor `spawn`, nor the join proxy.
+//! Nothing in between knows of resources: neither `ipc` nor `spawn`, nor the join proxy. The log file, once a path that
+//! every process opened for itself, became a descriptor in the [`Label`] by a change of three files: its opener and entry
+//! (`log`: 30 lines in, 37 out), and where the monitor takes it and uses it (`monitor`: 2 lines, `monitor/vm`: 1 line).
 
 use std::path::PathBuf;
 

@@ -75,8 +75,8 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
 /// The label, and the parcel still closed.
 fn receive(command: &UnixStream) -> anyhow::Result<Option<(Label, Frame)>> {
     let Some(label) = ipc::receive::<Label>(command)? else { return Ok(None) };
-    log::open(label.log.clone())?;
-    if label.log.path.is_some() {
+    log::set(label.log.clone());
+    if label.log.file.is_some() {
         // Else the process's own lines go to the standard error output, as with runc.
         rustix::stdio::dup2_stderr(rustix::stdio::stdin())?;
     }

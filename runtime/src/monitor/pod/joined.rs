@@ -36,12 +36,12 @@ pub async fn join(
     if !(parcel.disks.is_empty() && parcel.ports.is_empty() && parcel.user_network.is_none()) {
         bail!("a container that joins a VM can have no disks, published ports or user-mode network of its own");
     }
+    let namespace = has_own_network(&parcel.container).then(|| namespace.into_owned()).transpose()?;
     let id = parcel.container.container_id.clone();
     let guard = pod.admit(&id).await?;
     rename_shares(&mut parcel, guard.number);
     let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
     add_shares(&pod.vm, std::mem::take(&mut parcel.shares)).await?;
-    let namespace = has_own_network(&parcel.container).then(|| namespace.into_owned()).transpose()?;
     let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, namespace }).await;
     // Only now may an engine unmount what was shared.
     if let Err(error) = remove_shares(&pod.vm, names).await {

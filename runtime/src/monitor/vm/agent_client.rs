@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use protocol::{
     AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, ConnectPortRequest,
     CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process,
@@ -18,6 +18,9 @@ use crate::control::Reply;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most bytes of a call's message, so that it fits into ttrpc's with what goes before it.
+const MAX_CALL: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 4096;
 
 /// Bytes of entropy given to a new VM.
 const ENTROPY: usize = 64;
@@ -79,6 +82,7 @@ impl Agent {
 
     /// Creates the container.
     pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
+        check_size(request, "the container's arguments, environment and mounts")?;
         self.client.create_container(within(PATIENCE), request).await.map_err(sentence)?;
         Ok(())
     }
@@ -98,6 +102,7 @@ impl Agent {
             process: Some(process).into(),
             ..Default::default()
         };
+        check_size(&request, "the process's arguments and environment")?;
         self.client.exec_process(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
@@ -218,6 +223,14 @@ fn clean(entry: &mut ProcessEntry) {
     }
 }
 
+/// A call that is longer than ttrpc takes is refused before the guest sees anything of it.
+fn check_size(request: &impl protobuf::Message, what: &str) -> anyhow::Result<()> {
+    match usize::try_from(request.compute_size()).unwrap_or(usize::MAX) {
+        size if size > MAX_CALL => bail!("{what} take {size} bytes: {MAX_CALL} are the most that a VM can be told"),
+        _ => Ok(()),
+    }
+}
+
 fn within(duration: Duration) -> Deadline {
     with_duration(duration)
 }
@@ -230,5 +243,18 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
         }
         ttrpc::Error::RpcStatus(status) => anyhow!("{}", status.message()),
         other => anyhow!("the connection to the guest's agent failed: {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_too_long_is_refused_with_its_size() {
+        let with = |mib: usize| Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() };
+        assert!(check_size(&with(3), "arguments and environment").is_ok());
+        let error = check_size(&with(5), "arguments and environment").unwrap_err().to_string();
+        assert_eq!(error, "arguments and environment take 5242900 bytes: 4190208 are the most that a VM can be told");
     }
 }

@@ -257,7 +257,7 @@ fn console() -> anyhow::Result<Option<OwnedFd>> {
         return Ok(None);
     }
     let fd = match crate::log::file() {
-        Some(file) => file.try_clone()?.into(),
+        Some(file) => file.as_fd().try_clone_to_owned()?,
         None => std::io::stderr().as_fd().try_clone_to_owned()?,
     };
     Ok(Some(fd))
