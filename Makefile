@@ -2,37 +2,42 @@
 
 GUEST   := target/release/guest
 AGENT   := target/x86_64-unknown-linux-gnu/agent/agent
+# Cargo shows its progress where somebody looks on.
+QUIET   := $(shell [ -t 2 ] || echo --quiet)
 PREFIX  ?= /usr/local
 DESTDIR ?=
 KERNEL  :=
 
-.PHONY: all build kernel agent guest runtime demo test check bench install clean help
+.PHONY: all build deps lab kernel agent guest runtime demo test check bench counts install clean help
 
 all: build
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-build: runtime guest ## build target/release/runvm and target/release/guest
+build: kernel runtime guest ## build target/release/runvm and target/release/guest
 
 deps:
 	@./tools/deps
+
+lab: deps
+	@tests/lab/setup >/dev/null
 
 kernel: deps ## build the guest kernel (cached; KERNEL_SRC=DIR takes another tree, KERNEL=debug or stock another flavour)
 	@guest-kernel/build $(addprefix --,$(KERNEL)) >/dev/null
 
 agent: deps
 	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-		cargo build --quiet -p agent --profile agent --target x86_64-unknown-linux-gnu
+		cargo build $(QUIET) -p agent --profile agent --target x86_64-unknown-linux-gnu
 
 # Static, still position independent: no dynamic linker in the two executions that each start needs.
 runtime: deps
-	@cargo rustc --quiet --release -p runvm -- -C target-feature=+crt-static
+	@cargo rustc $(QUIET) --release -p runvm -- -C target-feature=+crt-static
 
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent
-	@cargo run --quiet --release -p initrd --bin pack-guest -- \
-		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out $(GUEST)
+	@cargo run $(QUIET) --release -p initrd --bin pack-guest -- \
+		--agent $(AGENT) --kernel "$$(guest-kernel/build $(addprefix --,$(KERNEL)) 2>/dev/null | tail -n 1)/vmlinux" --out "$(GUEST)"
 
 demo: ## set everything up and run a Debian container in a microVM
 	@tools/demo
@@ -48,15 +53,18 @@ check: deps ## rustfmt, clippy and rustdoc without warnings; licences of depende
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
 		else echo "cargo-deny is not here (cargo install --locked cargo-deny): deny.toml was held against licences and sources only"; fi
 
-bench: build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Firecracker
+bench: lab build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Firecracker
 	@bench/run
 
+counts: lab build ## what operations cost in instructions, exits, calls; against bench/counts.json
+	@bench/run counts
+
 install: build ## install to $(DESTDIR)$(PREFIX)
-	install -D -m 755 target/release/runvm $(DESTDIR)$(PREFIX)/bin/runvm
-	install -d $(DESTDIR)$(PREFIX)/lib/runvm $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/release/runvm man >$(DESTDIR)$(PREFIX)/share/man/man8/runvm.8
-	target/release/runvm completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/runvm
-	install -m 644 $(GUEST)/vmlinux $(GUEST)/initrd $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/lib/runvm/
+	install -D -m 755 target/release/runvm "$(DESTDIR)$(PREFIX)/bin/runvm"
+	install -d "$(DESTDIR)$(PREFIX)/lib/runvm" "$(DESTDIR)$(PREFIX)/share/man/man8" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
+	target/release/runvm man >"$(DESTDIR)$(PREFIX)/share/man/man8/runvm.8"
+	target/release/runvm completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/runvm"
+	install -m 644 "$(GUEST)/vmlinux" "$(GUEST)/initrd" "$(GUEST)/manifest.json" "$(DESTDIR)$(PREFIX)/lib/runvm/"
 
 clean: ## remove what was built here (the kernel's cache stays)
 	cargo clean

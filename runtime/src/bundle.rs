@@ -80,7 +80,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<(T, Vec<String>)> {
     // The parser would take an array for an object whose fields are all left out.
     if text.trim_start().starts_with('[') {
-        bail!("parse {}: an array at line 1 is not the object it has to be", path.display());
+        bail!("parse {}: expected an object at line 1, found an array", path.display());
     }
     let failed = match serde_json::from_str(text) {
         Ok(value) => return Ok((value, Vec::new())),
@@ -153,7 +153,7 @@ mod tests {
         let text = error(r#"{"ociVersion":"1.0.2","root":5}"#);
         assert!(text.contains("invalid type: integer `5`") && text.contains("line 1 column"), "{text}");
         assert!(error("").contains("EOF while parsing"));
-        assert!(error(" []").contains("config.json: an array"));
+        assert!(error(" []").contains("config.json: expected an object at line 1"));
     }
 
     #[test]

@@ -199,8 +199,8 @@ pub struct CreateArgs {
     /// Set up a network where no engine does: user, by passt(1)
     #[arg(long, value_enum, value_name = "NETWORK", hide_possible_values = true)]
     pub net: Option<Net>,
-    /// Publish ports on the host: [ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]; works without a network, too
-    #[arg(long, short = 'p', value_name = "PORTS")]
+    /// Publish ports of the container on the host; needs no network
+    #[arg(long, short = 'p', value_name = "[ADDRESS:]PORT[-PORT]:PORT[-PORT][/udp]")]
     pub publish: Vec<String>,
     /// Container id
     #[arg(value_name = "CONTAINER-ID")]

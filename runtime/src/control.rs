@@ -1,33 +1,22 @@
 //! What the short-lived commands ask of a monitor, over the Unix socket in the container's directory.
 //!
-//! A message is a 32-bit little-endian length and that many bytes of JSON; descriptors travel with the
-//! first byte. A connection carries one request and its reply, except [`Request::Exec`] and [`Request::Join`]: there the
-//! connection *is* the process. It carries [`Reply::Started`], then [`Request::Signal`] and
+//! Messages are those of [`ipc`]. A connection carries one request and its reply, except [`Request::Exec`] and
+//! [`Request::Join`]: there the connection *is* the process. It carries [`Reply::Started`], then [`Request::Signal`] and
 //! [`Request::Resize`] one way and [`Reply::Exited`] the other, and closing it kills the process.
 
-use std::io::{IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use protocol::ListProcessesResponse;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
 
-use crate::plan::CachePlan;
+use crate::ipc::{self, Descriptor};
 use crate::state::Status;
-
-/// Longest message: a process with the largest environment that Linux takes, and some.
-const MAX_MESSAGE: usize = 8 << 20;
-
-/// Most descriptors with one message: what Linux sends at a time (`SCM_MAX_FD`).
-pub const MAX_FDS: usize = 253;
+use crate::streams::Streams;
 
 /// A request to the monitor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,18 +44,16 @@ pub enum Request {
     Pause,
     /// Resume the container.
     Resume,
-    /// Start another process. Its standard descriptors come with the message, as many as `streams`
-    /// names; with a terminal it is one: the slave end.
-    Exec {
-        /// `protocol::Process`, encoded.
-        process: Vec<u8>,
-        /// Which of stdin, stdout, stderr are attached.
-        streams: [bool; 3],
+    /// Start another process.
+    Exec(Box<Exec>),
+    /// Create a container in this VM: the next message is its parcel. The connection stands for its process, as that of
+    /// an exec does.
+    Join {
+        /// The network namespace of the process that stands for it on the host.
+        network: Descriptor,
     },
-    /// Create a container in this VM. The connection stands for its process, as that of an exec does.
-    Join(Join),
-    /// Answer when a container that joined this VM has left it.
-    Left(String),
+    /// Answer when a container that joined this VM is detached from it.
+    WaitDetached(String),
     /// On the connection of a process: send it a signal.
     Signal(u32),
     /// On the connection of a process: its terminal has a new size.
@@ -78,20 +65,14 @@ pub enum Request {
     },
 }
 
-/// A container that joins a VM. With it come its listening control socket, its network namespace if it has one of its
-/// own, a descriptor for each share and each socket of the host, and its standard descriptors, as with [`Request::Exec`].
+/// A process to be started.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Join {
-    /// `protocol::CreateContainerRequest`, encoded.
-    pub container: Vec<u8>,
-    /// Whether it has a network namespace of its own.
-    pub network: bool,
-    /// Names of the shares, whether each is read-only, and what the guest may keep of it.
-    pub shares: Vec<(String, bool, CachePlan)>,
-    /// How many sockets of the host it may connect to.
-    pub sockets: usize,
-    /// Which of stdin, stdout, stderr are attached.
-    pub streams: [bool; 3],
+pub struct Exec {
+    /// What runs, as whom, and with what.
+    #[serde(with = "ipc::protobuf")]
+    pub process: protocol::Process,
+    /// What it reads and writes.
+    pub streams: Streams,
 }
 
 /// What the monitor answers.
@@ -106,7 +87,7 @@ pub enum Reply {
     /// On the connection of a container that joined: the guest's kernel killed a process of it for lack of memory.
     OutOfMemory,
     /// What [`Request::Processes`] asked for.
-    Processes(ProcessList),
+    Processes(#[serde(with = "ipc::protobuf")] ListProcessesResponse),
     /// How many processes were killed for lack of memory.
     OomKills(u64),
     /// What [`Request::Status`] asked for.
@@ -115,38 +96,6 @@ pub enum Reply {
     Files(Vec<(String, String)>),
     /// It did not work; the sentence for the user.
     Failed(String),
-}
-
-/// The processes of a container.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct ProcessList {
-    /// Of the guest, 1/100 s.
-    pub uptime: u64,
-    /// All that the guest has, bytes.
-    pub memory: u64,
-    /// In no special order.
-    pub processes: Vec<ProcessInfo>,
-}
-
-/// A process of the container, identified as it sees itself. Times in 1/100 s, sizes in bytes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ProcessInfo {
-    pub pid: u32,
-    pub ppid: u32,
-    pub pgid: u32,
-    pub sid: u32,
-    pub uid: u32,
-    pub state: String,
-    pub terminal: String,
-    pub threads: u32,
-    pub nice: i32,
-    /// After the guest's boot.
-    pub started: u64,
-    pub cpu_time: u64,
-    pub vsize: u64,
-    pub rss: u64,
-    pub comm: String,
-    pub args: String,
 }
 
 /// Listens on the socket `control` in `dir`. Goes through `/proc/self/fd`, since an engine's state
@@ -195,100 +144,18 @@ fn through_fd<T>(dir: &Path, f: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyh
 /// One request and its reply, which is not [`Reply::Failed`].
 pub fn call(dir: &Path, request: &Request, patience: Duration) -> anyhow::Result<Reply> {
     let stream = connect(dir, patience)?;
-    send(&stream, request, &[])?;
-    match receive::<Reply>(&stream) {
-        Ok(Some((Reply::Failed(why), _))) => bail!("{why}"),
-        Ok(Some((reply, _))) => Ok(reply),
+    ipc::send(&stream, request)?;
+    match ipc::receive(&stream) {
+        Ok(Some(Reply::Failed(why))) => bail!("{why}"),
+        Ok(Some(reply)) => Ok(reply),
         Ok(None) => bail!("container not running"),
         Err(error) => Err(error.context(format!("no answer from the container's monitor within {patience:?}"))),
     }
 }
 
-/// A message as it travels.
-pub fn encode<T: Serialize>(message: &T) -> anyhow::Result<Vec<u8>> {
-    let body = serde_json::to_vec(message)?;
-    if body.len() > MAX_MESSAGE {
-        bail!("a request of {} bytes is longer than {MAX_MESSAGE}", body.len());
-    }
-    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&body);
-    Ok(bytes)
-}
-
-/// The length of the body that follows these four bytes.
-pub fn body_length(header: [u8; 4]) -> anyhow::Result<usize> {
-    let length = u32::from_le_bytes(header) as usize;
-    if length > MAX_MESSAGE {
-        bail!("a message of {length} bytes is longer than {MAX_MESSAGE}");
-    }
-    Ok(length)
-}
-
-/// Sends a message with descriptors.
-pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T, fds: &[BorrowedFd]) -> anyhow::Result<()> {
-    let bytes = encode(message)?;
-    let sent = send_fds(stream, &bytes, fds).context("send to the container's monitor")?;
-    stream.write_all(bytes.get(sent..).unwrap_or_default()).context("send to the container's monitor")
-}
-
-/// Sends as many of the bytes as fit, with all the descriptors.
-pub fn send_fds(stream: impl AsFd, bytes: &[u8], fds: &[BorrowedFd]) -> std::io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(std::io::Error::other(format!("more than {MAX_FDS} descriptors (mounts) for one message")));
-    }
-    Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
-}
-
-/// Receives the first bytes of a message with the descriptors that came along.
-pub fn receive_fds(stream: impl AsFd, bytes: &mut [u8]) -> std::io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    Ok((got.bytes, fds))
-}
-
-/// Receives a message; `None` when the other side has closed.
-pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream) -> anyhow::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut header = [0; 4];
-    let (got, fds) = receive_fds(stream, &mut header)?;
-    if got == 0 {
-        return Ok(None);
-    }
-    stream.read_exact(&mut header[got..])?;
-    let mut body = vec![0; body_length(header)?];
-    stream.read_exact(&mut body)?;
-    Ok(Some((serde_json::from_slice(&body)?, fds)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn descriptors_and_message_arrive_together() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let file = tempfile::tempfile().unwrap();
-        send(&a, &Request::Kill { signal: 15, all: true }, &[file.as_fd()]).unwrap();
-        let (request, fds) = receive::<Request>(&b).unwrap().unwrap();
-        assert!(matches!(request, Request::Kill { signal: 15, all: true }));
-        assert_eq!(fds.len(), 1);
-        drop(a);
-        assert!(receive::<Request>(&b).unwrap().is_none());
-    }
-
-    #[test]
-    fn an_absurd_length_is_refused() {
-        assert!(body_length([0xff; 4]).is_err());
-    }
 
     #[test]
     fn a_monitor_that_takes_no_connections_is_not_waited_for() {

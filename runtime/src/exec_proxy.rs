@@ -12,19 +12,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::console::{self, RawTerminal};
-use crate::control::{self, Reply, Request};
+use crate::control::{self, Exec, Reply, Request};
+use crate::host::console::{self, RawTerminal};
+use crate::ipc;
 use crate::signals::Signals;
+use crate::streams::Streams;
 
 /// The monitor answers an exec when the guest has executed the program.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the process in the guest is attached to.
 pub struct Attachment {
-    /// The descriptors handed to the monitor.
-    pub fds: Vec<OwnedFd>,
-    /// Which of stdin, stdout, stderr they are.
-    pub streams: [bool; 3],
+    /// What is handed to the monitor.
+    pub streams: Streams,
     /// The terminal whose size the guest's pty follows.
     pub size_of: Option<OwnedFd>,
 }
@@ -32,22 +32,20 @@ pub struct Attachment {
 /// Runs a process in the container and stands for it. Calls `started` once it runs; returns its code.
 pub fn exec(
     dir: &Path,
-    process: Vec<u8>,
+    process: protocol::Process,
     attachment: Attachment,
     signals: &Signals,
     started: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<u8> {
+    let Attachment { streams, size_of } = attachment;
     let stream = control::connect(dir, PATIENCE)?;
-    let fds: Vec<_> = attachment.fds.iter().map(AsFd::as_fd).collect();
-    control::send(&stream, &Request::Exec { process, streams: attachment.streams }, &fds)?;
-    match control::receive::<Reply>(&stream).context("no answer from the container's monitor")? {
-        Some((Reply::Started, _)) => started()?,
-        Some((Reply::Failed(why), _)) => bail!("{why}"),
+    // The monitor has the streams now; kept here they would keep the engine's pipes open.
+    ipc::send(&stream, &Request::Exec(Box::new(Exec { process, streams })))?;
+    match ipc::receive(&stream).context("no answer from the container's monitor")? {
+        Some(Reply::Started) => started()?,
+        Some(Reply::Failed(why)) => bail!("{why}"),
         _ => bail!("container not running"),
     }
-    let Attachment { fds, size_of, .. } = attachment;
-    // The monitor has them now; kept here they would keep the engine's pipes open.
-    drop(fds);
     stream.set_read_timeout(None)?;
     attend(&stream, signals, size_of.as_ref())
 }
@@ -65,14 +63,14 @@ fn attend(stream: &UnixStream, signals: &Signals, size_of: Option<&OwnedFd>) -> 
                 (signal, _) => Request::Signal(signal as u32),
             };
             // A monitor that is gone is noticed on the reading side.
-            let _ = control::send(stream, &request, &[]);
+            let _ = ipc::send(stream, &request);
         };
         if !signals.wait(Some(stream), forward)? {
             continue;
         }
-        return match control::receive::<Reply>(stream) {
-            Ok(Some((Reply::Exited(code), _))) => Ok(code),
-            Ok(Some((Reply::Failed(why), _))) => bail!("{why}"),
+        return match ipc::receive(stream) {
+            Ok(Some(Reply::Exited(code))) => Ok(code),
+            Ok(Some(Reply::Failed(why))) => bail!("{why}"),
             // The VM is gone, and with it the process: as if it had been killed.
             _ => Ok(128 + libc::SIGKILL as u8),
         };

@@ -1,14 +1,16 @@
 //! From a bundle to a created container: the host's side of `create` and `run`.
 //!
 //! ```text
-//!  plan (no effect) → reserve id → cgroup → shares → spawn monitor → hooks → set-up down the pipe
-//!      → Ready or Failed up the pipe → state.json, pid-file
+//!  plan (no effect) → reserve id → cgroup → pack the parcel → spawn monitor → hooks → hand the parcel over
+//!      → Started or Failed → state.json, pid-file
 //! ```
 //!
 //! Every effect is recorded in [`Launch`] as it happens; dropping a `Launch` that was not finished
 //! undoes them all.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -17,16 +19,20 @@ use anyhow::{Context, bail};
 use crate::artifacts;
 use crate::bundle::{self, Bundle};
 use crate::cli::{CreateArgs, Global};
-use crate::console::{self, Pty};
-use crate::handover::{MachineSetup, Numbers, Pipes, VmTarget, pipe};
+use crate::control::{self, Reply};
 use crate::host::cgroup::{self, HostCgroup};
+use crate::host::console::{self, Pty};
 use crate::host::facts;
 use crate::host::hooks::{self, Kind};
+use crate::host::passt;
+use crate::host::spawn::{self, Process};
+use crate::ipc::{self, Frame};
+use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
-use crate::spawn::{self, Process};
 use crate::state::{Dir, Lock, State, Status};
+use crate::streams::Streams;
 use crate::timeline::Timeline;
-use crate::{control, disks, log, network, passt, publish, sandbox, shares, sockets, state};
+use crate::{log, network, sandbox, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -54,20 +60,19 @@ pub struct Launch {
 pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow::Result<Launch> {
     let mut timeline = Timeline::new();
     let (bundle, plan) = make_plan(global, args)?;
-    let destination = Destination::of(&plan, &global.root())?;
+    let target = target(&plan, &global.root())?;
     check_terminal(&plan, terminal)?;
     timeline.mark("plan");
     let mut launch = Launch::reserve(&global.root(), &bundle, &plan)?;
-    let pipes = launch.spawn(&plan, terminal, &destination)?;
+    let (parcel, monitor) = launch.spawn(&plan, terminal)?;
     timeline.mark("monitor spawned");
     launch.run_hooks()?;
     timeline.mark("hooks");
-    let cgroups = launch.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default();
-    pipes.go(&plan, destination.home(&plan), cgroups, timeline)?;
-    pipes.answer(launch.child.as_mut(), &args.id)?;
-    match &destination {
-        Destination::Machine { .. } => launch.limit(&plan)?,
-        Destination::Sandbox { id, .. } => sandbox::share(&global.root(), id)?,
+    let label = launch.label(&plan, target, &parcel, timeline)?;
+    launch.hand_over(label, parcel, &monitor)?;
+    match &plan.sandbox {
+        None => launch.limit(&plan)?,
+        Some(id) => sandbox::share(&global.root(), id)?,
     }
     launch.finish(args.pid_file.as_deref())?;
     Ok(launch)
@@ -115,44 +120,22 @@ fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {
     }
 }
 
-/// Where the container goes, and what is open for that.
-enum Destination {
-    /// Into a VM that is made of these.
-    Machine { kernel: artifacts::Image, initrd: PathBuf, kvm: OwnedFd },
-    /// Into that of another container.
-    Sandbox { id: String, monitor: OwnedFd },
-}
-
-impl Destination {
-    fn of(plan: &Plan, root: &Path) -> anyhow::Result<Self> {
-        if let Some(id) = &plan.sandbox {
-            return Ok(Self::Sandbox { id: id.clone(), monitor: sandbox::connect(root, id)?.into() });
-        }
-        let artifacts = artifacts::find()?;
-        let kernel = artifacts.kernel(plan.kernel.as_deref())?;
-        kernel.losses().iter().for_each(|losses| log::warning(losses));
-        Ok(Self::Machine { kernel, initrd: artifacts.initrd, kvm: vmm::open_kvm()? })
+/// The VM that the container goes into, with what is to be open for that.
+fn target(plan: &Plan, root: &Path) -> anyhow::Result<VmTarget> {
+    if let Some(id) = &plan.sandbox {
+        return Ok(VmTarget::Joined(sandbox::connect(root, id)?.into()));
     }
-
-    fn descriptor(&self) -> RawFd {
-        match self {
-            Self::Machine { kvm: fd, .. } | Self::Sandbox { monitor: fd, .. } => fd.as_raw_fd(),
-        }
-    }
-
-    fn home(&self, plan: &Plan) -> VmTarget {
-        match self {
-            Self::Machine { kernel, initrd, kvm } => VmTarget::Own(MachineSetup {
-                plan: plan.machine.clone(),
-                kernel: kernel.path.clone(),
-                initrd: initrd.clone(),
-                hotplug: kernel.hotplug(),
-                network_stays: matches!(plan.network, NetworkPlan::Path(_)),
-                kvm: kvm.as_raw_fd(),
-            }),
-            Self::Sandbox { monitor, .. } => VmTarget::Joined(monitor.as_raw_fd()),
-        }
-    }
+    let artifacts = artifacts::find()?;
+    let kernel = artifacts.kernel(plan.kernel.as_deref())?;
+    kernel.losses().iter().for_each(|losses| log::warning(losses));
+    Ok(VmTarget::Own(VmSetup {
+        plan: plan.machine.clone(),
+        hotplug: kernel.hotplug(),
+        kernel: kernel.path,
+        initrd: artifacts.initrd,
+        network_stays: matches!(plan.network, NetworkPlan::Path(_)),
+        kvm: vmm::open_kvm()?.into(),
+    }))
 }
 
 impl Launch {
@@ -170,37 +153,55 @@ impl Launch {
         Ok(launch)
     }
 
-    fn spawn(&mut self, plan: &Plan, terminal: Terminal, destination: &Destination) -> anyhow::Result<Pipes> {
-        let shares = shares::open(&plan.shares)?;
-        let disks = disks::open(&plan.disks)?;
-        let sockets = sockets::open(&plan.sockets)?;
-        let ports = publish::open(&plan.ports)?;
-        let uplink = plan.user_network.then(passt::pair).transpose()?;
-        let listener = control::listen(self.dir.path())?;
-        let (setup_read, setup_write) = pipe()?;
-        let (ready_read, ready_write) = pipe()?;
-        let pty = open_terminal(plan, terminal)?;
-        let numbers = Numbers {
-            shares: shares.iter().map(AsRawFd::as_raw_fd).collect(),
-            disks: disks.iter().map(|disk| (disk.file.as_raw_fd(), disk.read_only)).collect(),
-            sockets: sockets.iter().map(AsRawFd::as_raw_fd).collect(),
-            ports: ports.iter().map(AsRawFd::as_raw_fd).collect(),
-            uplink: uplink.as_ref().map(|(ours, _)| ours.as_raw_fd()),
-            control: listener.as_raw_fd(),
-            ready: ready_write.as_raw_fd(),
-            terminal: pty.as_ref().map(|pty| pty.slave.as_raw_fd()),
-            home: destination.descriptor(),
-        };
+    /// Packs the parcel and starts the monitor, which waits for it at the other end of the socket.
+    fn spawn(&mut self, plan: &Plan, terminal: Terminal) -> anyhow::Result<(Parcel, UnixStream)> {
+        let (master, streams) = open_streams(plan, terminal)?;
+        let mut parcel = Parcel::pack(plan, control::listen(self.dir.path())?.into(), streams)?;
+        let (ours, theirs) = ipc::pair()?;
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
-        let child = spawn::monitor(plan, setup_read.as_raw_fd(), &numbers, cgroup.as_ref().map(AsFd::as_fd))?;
+        let has_terminal = parcel.streams.terminal().is_some();
+        let child = spawn::monitor(&plan.network, has_terminal, &theirs.into(), cgroup.as_ref().map(AsFd::as_fd))?;
         self.adopt(child, &plan.cgroup)?;
-        if let Some((_, theirs)) = uplink {
-            passt::start(theirs, self.state.cgroup.as_ref())?;
+        if plan.user_network {
+            parcel.user_network = Some(passt::start(self.state.cgroup.as_ref())?);
         }
         if matches!(terminal, Terminal::Foreground) {
-            self.master = pty.map(|pty| pty.master);
+            self.master = master;
         }
-        Ok(Pipes { setup: setup_write.into(), ready: ready_read.into(), numbers })
+        Ok((parcel, ours.into()))
+    }
+
+    fn label(&self, plan: &Plan, target: VmTarget, parcel: &Parcel, timeline: Timeline) -> anyhow::Result<Label> {
+        let log = log::settings();
+        Ok(Label {
+            target,
+            print_timeline: plan.timeline || log.debug,
+            log,
+            cgroups: self.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default(),
+            mounts: parcel.mounts()?,
+            terminal: parcel.streams.terminal().cloned(),
+            timeline,
+        })
+    }
+
+    /// Gives the go signal, and waits for the container to be created. From then on only the monitor has what was packed.
+    fn hand_over(&mut self, label: Label, parcel: Parcel, monitor: &UnixStream) -> anyhow::Result<()> {
+        for frame in [Frame::new(&label)?, Frame::new(&parcel)?] {
+            match frame.send(monitor) {
+                // A monitor that died says why in its answer or by its exit status.
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => break,
+                sent => sent.context("send the container to its monitor")?,
+            }
+        }
+        drop((label, parcel));
+        match ipc::receive(monitor).context("the monitor's answer")? {
+            Some(Reply::Started) => return Ok(()),
+            Some(Reply::Failed(why)) => bail!("{why}"),
+            _ => {}
+        }
+        let status = self.child.as_mut().map(Process::wait).transpose().context("wait for the monitor")?;
+        let how = status.map_or_else(String::new, |status| format!(" ({status})"));
+        bail!("the monitor of container {} ended before the container was created{how}", self.state.id)
     }
 
     /// From here on the monitor is ours to kill, and the state says which process it is.
@@ -260,7 +261,7 @@ impl Drop for Launch {
             let _ = child.kill();
             let _ = child.wait();
         }
-        sandbox::left(&self.dir, &self.state);
+        sandbox::wait_detached(&self.dir, &self.state);
         network::clean_after(&self.state);
         let undone = self.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.remove());
         for error in [undone, self.dir.remove()].into_iter().filter_map(Result::err) {
@@ -318,9 +319,10 @@ fn user_name(uid: u32) -> String {
     named.unwrap_or(number)
 }
 
-fn open_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<Option<Pty>> {
+/// What the container's process reads and writes, and the master where that is a terminal.
+fn open_streams(plan: &Plan, terminal: Terminal) -> anyhow::Result<(Option<OwnedFd>, Streams)> {
     if !plan.container.process.terminal {
-        return Ok(None);
+        return Ok((None, Streams::standard()));
     }
     let pty = console::open()?;
     match terminal {
@@ -328,7 +330,8 @@ fn open_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<Option<Pty>>
         Terminal::Detached(None) => {}
         Terminal::Foreground => console::copy_size(rustix::stdio::stdin(), &pty.master),
     }
-    Ok(Some(pty))
+    let Pty { master, slave, .. } = pty;
+    Ok((Some(master), Streams::Terminal(slave.into())))
 }
 
 /// Writes a pid-file whole: temporary file, then rename, as runc does.

@@ -4,9 +4,8 @@
 //! stderr. Without `--log`, lines go to stderr alone.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
@@ -14,41 +13,37 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Global, LogFormat};
+use crate::ipc::Descriptor;
 
 /// Settings of logging; passed on to the monitor, which writes to the same file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Absolute path of the log file; stderr when there is none.
-    pub path: Option<PathBuf>,
+    /// The log file, open for appending; stderr when there is none.
+    pub file: Option<Descriptor>,
     /// Format of the lines.
     pub format: LogFormat,
     /// Whether debug lines are written.
     pub debug: bool,
 }
 
-struct Logger {
-    settings: Settings,
-    file: Option<File>,
-}
-
-static LOGGER: OnceLock<Logger> = OnceLock::new();
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
 
 /// Sets logging up from the command line; called once, before anything else can fail.
 pub fn init(global: &Global) -> anyhow::Result<()> {
-    let path = global.log.as_deref().map(absolute).transpose()?;
-    open(Settings { path, format: global.log_format, debug: global.debug })
+    let file = global.log.as_deref().map(append).transpose()?;
+    set(Settings { file, format: global.log_format, debug: global.debug });
+    Ok(())
 }
 
 /// Sets logging up from the settings of another process of ours.
-pub fn open(settings: Settings) -> anyhow::Result<()> {
-    let append = |path: &PathBuf| {
-        use std::os::unix::fs::OpenOptionsExt;
-        let file = OpenOptions::new().create(true).append(true).mode(0o644).open(path);
-        file.with_context(|| format!("open log file {}", path.display()))
-    };
-    let file = settings.path.as_ref().map(append).transpose()?;
-    let _ = LOGGER.set(Logger { settings, file });
-    Ok(())
+pub fn set(settings: Settings) {
+    let _ = SETTINGS.set(settings);
+}
+
+fn append(path: &Path) -> anyhow::Result<Descriptor> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = OpenOptions::new().create(true).append(true).mode(0o644).open(path);
+    Ok(file.with_context(|| format!("open log file {}", path.display()))?.into())
 }
 
 /// Sets logging up from the arguments of a malformed command line: the engine still looks for the reason in the log file.
@@ -60,25 +55,25 @@ pub fn init_from_arguments(arguments: impl Iterator<Item = OsString>) {
         joined.or_else(|| apart().map(String::as_str)).map(str::to_owned)
     };
     let format = if value("--log-format").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
-    let path = value("--log").map(PathBuf::from);
-    let _ = open(Settings { path, format, debug: false });
+    // A log that cannot be opened must not hide what is wrong with the arguments.
+    let file = value("--log").and_then(|path| append(Path::new(&path)).ok());
+    set(Settings { file, format, debug: false });
 }
 
 /// Settings that [`init`] was given.
 pub fn settings() -> Settings {
-    let default = || Settings { path: None, format: LogFormat::Text, debug: false };
-    LOGGER.get().map_or_else(default, |logger| logger.settings.clone())
+    SETTINGS.get().cloned().unwrap_or(Settings { file: None, format: LogFormat::Text, debug: false })
 }
 
 /// Log file; none when lines go to stderr.
-pub fn file() -> Option<&'static File> {
-    LOGGER.get().and_then(|logger| logger.file.as_ref())
+pub fn file() -> Option<&'static Descriptor> {
+    SETTINGS.get().and_then(|settings| settings.file.as_ref())
 }
 
 /// Reports why the command failed: a line in the log, and the sentence on stderr.
 pub fn fatal(message: &str) {
     error(message);
-    if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
+    if file().is_some() {
         eprintln!("{message}");
     }
 }
@@ -100,18 +95,18 @@ pub fn info(message: &str) {
 
 /// Writes a line of level debug, if `--debug` was given.
 pub fn debug(message: &str) {
-    if LOGGER.get().is_some_and(|logger| logger.settings.debug) {
+    if SETTINGS.get().is_some_and(|settings| settings.debug) {
         line("debug", message);
     }
 }
 
 fn line(level: &str, message: &str) {
-    let format = LOGGER.get().map_or(LogFormat::Text, |logger| logger.settings.format);
+    let format = SETTINGS.get().map_or(LogFormat::Text, |settings| settings.format);
     let text = render(format, level, message, SystemTime::now());
     // A log that cannot be written must not turn a success into a failure.
-    let _ = match LOGGER.get().and_then(|logger| logger.file.as_ref()) {
-        Some(mut file) => file.write_all(text.as_bytes()),
-        None => std::io::stderr().write_all(text.as_bytes()),
+    let _ = match file() {
+        Some(file) => rustix::io::write(file, text.as_bytes()).map(drop),
+        None => rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).map(drop),
     };
 }
 
@@ -124,10 +119,6 @@ fn render(format: LogFormat, level: &str, message: &str, time: SystemTime) -> St
         }
         LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
     }
-}
-
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("log file {}", path.display()))
 }
 
 #[cfg(test)]

@@ -14,26 +14,21 @@ mod artifacts;
 mod bundle;
 mod cli;
 mod commands;
-mod console;
 mod control;
-mod disks;
 mod exec_proxy;
-mod handover;
 mod host;
+mod ipc;
 mod launch;
 mod log;
 mod monitor;
 mod network;
-mod passt;
+mod parcel;
 mod plan;
-mod publish;
 mod sandbox;
-mod shares;
 mod signals;
-mod sockets;
-mod spawn;
 mod state;
 mod status;
+mod streams;
 mod timeline;
 
 use std::process::ExitCode;
@@ -44,8 +39,8 @@ fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
-    if let Some(setup) = spawn::is_monitor() {
-        return finish(monitor::main(setup));
+    if let Some(socket) = host::spawn::is_monitor() {
+        return finish(monitor::main(socket));
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

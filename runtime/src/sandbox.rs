@@ -39,12 +39,12 @@ pub fn share(root: &Path, id: &str) -> anyhow::Result<()> {
     dir.save(&state)
 }
 
-/// Waits until the VM that a container shared has nothing of it any more. When that VM is gone, it has not.
-pub fn left(dir: &Dir, state: &State) {
+/// Waits until a container that joined a VM is detached from it. A VM that is gone has nothing of it.
+pub fn wait_detached(dir: &Dir, state: &State) {
     let root = dir.path().parent();
     let sandbox = state.sandbox.as_ref().zip(root).and_then(|(id, root)| Dir::open(root, id).ok());
     let Some(dir) = sandbox else { return };
-    if let Err(error) = control::call(dir.path(), &Request::Left(state.id.clone()), PATIENCE) {
-        crate::log::debug(&format!("wait for container {} to leave its VM: {error:#}", state.id));
+    if let Err(error) = control::call(dir.path(), &Request::WaitDetached(state.id.clone()), PATIENCE) {
+        crate::log::debug(&format!("wait for container {} to be detached from its VM: {error:#}", state.id));
     }
 }

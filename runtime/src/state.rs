@@ -231,7 +231,7 @@ impl Dir {
                 }
                 Err(error) => {
                     let path = self.path.display();
-                    return Err(error).with_context(|| format!("another command still works on {path}"));
+                    return Err(error).with_context(|| format!("another command is still using {path}"));
                 }
             }
         }
@@ -246,13 +246,15 @@ impl Dir {
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
         };
         let state = serde_json::from_slice(&text);
-        state.map(Some).with_context(|| format!("{} is damaged; delete --force cleans it up", file.display()))
+        state
+            .map(Some)
+            .with_context(|| format!("{} is damaged; remove the container with delete --force", file.display()))
     }
 
     /// Reads the state of a container that must have one.
     pub fn state(&self) -> anyhow::Result<State> {
         let id = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.load()?.with_context(|| format!("container {} was not fully created; delete --force cleans it up", id()))
+        self.load()?.with_context(|| format!("container {} was not fully created; remove it with delete --force", id()))
     }
 
     /// Writes the state: temporary file, then rename, so that no reader sees half of it.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use crate::control::{self, Reply, Request};
+use crate::ipc;
 use crate::state::{Dir, Life, State, Status};
 
 /// How long monitors have to answer, all together.
@@ -48,7 +49,7 @@ impl<'a> Question<'a> {
                 bail!("there is no monitor to ask");
             }
             let stream = control::connect(dir, Duration::ZERO)?;
-            control::send(&stream, &Request::Status, &[])?;
+            ipc::send(&stream, &Request::Status)?;
             Ok(stream)
         };
         Self { state, stream: ask() }
@@ -58,10 +59,10 @@ impl<'a> Question<'a> {
         let patience = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let told = self.stream.and_then(|stream| {
             stream.set_read_timeout(Some(patience))?;
-            control::receive(&stream)
+            ipc::receive(&stream)
         });
         match (self.state.life(), told) {
-            (Life::Alive, Ok(Some((Reply::Status(status), _)))) => status,
+            (Life::Alive, Ok(Some(Reply::Status(status)))) => status,
             (Life::Alive, _) => Status::Running,
             (Life::Creating, _) => Status::Creating,
             (Life::Stopped, _) => Status::Stopped,

@@ -16,6 +16,11 @@ pub fn runtime() -> PathBuf {
     path("TEST_RUNTIME")
 }
 
+/// Folder of the programs that tests bring along.
+pub fn bin() -> PathBuf {
+    path("TEST_BIN")
+}
+
 /// An unpacked busybox image: the lower layer of every test's root file system.
 pub fn base_rootfs() -> PathBuf {
     path("TEST_ROOTFS")

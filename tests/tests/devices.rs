@@ -348,7 +348,7 @@ fn vm_a_vm_has_only_so_many_disks() {
     let nodes: Vec<Value> = (0..16).map(node).collect();
     let mut container = container(&scene, json!([all(false), {"allow": true, "type": "b", "major": 1, "access": "r"}]));
     container.set("/linux/devices", json!(nodes));
-    scene.refused(&container.try_create(), &["linux.devices[11]", "11 disks at most"]);
+    scene.refused(&container.try_create(), &["linux.devices[11]", "at most 11 disks"]);
     container.set("/linux/devices", json!(nodes[..11]));
     let script = format!("cd {} && for n in $(seq 0 10); do head -n 1 disk$n; done", scene.dir().display());
     let names: String = (0..11).map(|number| format!("disk {number}\n")).collect();
@@ -413,7 +413,7 @@ fn vm_what_is_no_raw_image_is_refused() {
         container.try_create()
     };
     let folder = scene.dir().display().to_string();
-    scene.refused(&annotated("/dev/data"), &["mount /dev/data", &folder, "no regular file"]);
+    scene.refused(&annotated("/dev/data"), &["mount /dev/data", &folder, "not a regular file"]);
     scene.refused(&annotated("/dev/other"), &["io.runvm.disks", "/dev/other", "no bind mount"]);
     scene.refused(&annotated("data"), &["io.runvm.disks", "\"data\"", "absolute"]);
 }

@@ -31,6 +31,22 @@ fn run_passes_output_on_and_leaves_nothing() {
     scene.check();
 }
 
+/// Linux passes 253 descriptors at a time, and each mount is one.
+#[test]
+fn a_bundle_may_have_hundreds_of_mounts() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    for number in 0..300 {
+        let source = scene.dir().join(format!("source{number}"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("name"), format!("{number} ")).unwrap();
+        container.mount("bind", &source, &format!("/m/{number}"), &["bind"]);
+    }
+    let outcome = container.sh("ls /m | wc -l; cat /m/0/name /m/253/name /m/299/name").run().success();
+    assert_eq!(outcome.stdout, "300\n0 253 299 ");
+    scene.check();
+}
+
 #[test]
 fn the_states_of_a_life() {
     let scene = Scene::new();

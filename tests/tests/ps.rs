@@ -89,7 +89,7 @@ fn vm_what_is_not_known_is_refused() {
     let mut container = scene.container();
     scene.refused(&run(&mut container.named("ps", &[])), &["does not exist"]);
     let up = container.idle();
-    scene.refused(&run(&mut container.named("ps", &["--forest"])), &["--forest", "not understood"]);
+    scene.refused(&run(&mut container.named("ps", &["--forest"])), &["--forest", "unsupported ps option"]);
     scene.refused(&run(&mut container.named("ps", &["-o", "pid,wchan"])), &["wchan"]);
     container.kill("KILL").success();
     wait_orphan(up.pid);

@@ -218,7 +218,7 @@ fn vm_sockets_for_messages_are_refused() {
     rustix::net::listen(&listener, 1).unwrap();
     for path in [&datagrams, &packets] {
         let outcome = with(&scene, path).try_create();
-        scene.refused(&outcome, &[HERE, path.to_str().unwrap(), "for messages (datagram or seqpacket)"]);
+        scene.refused(&outcome, &[HERE, path.to_str().unwrap(), "datagram or seqpacket socket"]);
     }
 }
 

@@ -203,10 +203,7 @@ fn vm_annotations_take_the_administrators_leave() {
         container.set("/annotations", json!({name: value}));
         container.run().failure();
         let errors = scene.errors().concat();
-        assert!(
-            errors.contains(&format!("annotation {name}: the host's administrator has not allowed it")),
-            "{errors}"
-        );
+        assert!(errors.contains(&format!("annotation {name}: not allowed by the host's administrator")), "{errors}");
         assert!(errors.contains(&format!("runvm run has {flag}")), "{errors}");
     }
     before.check();
@@ -240,7 +237,7 @@ fn vm_what_cannot_be_is_told() {
     let error = refused(&["-p", "80"], &unchanged);
     assert!(error.contains("--publish 80: the host's port is missing"), "{error}");
     let error = refused(&["-p", "99999:80"], &unchanged);
-    assert!(error.contains("\"99999\" is no port"), "{error}");
+    assert!(error.contains("\"99999\" is not a port"), "{error}");
     let error = refused(&["-p", "203.0.113.9:80:80"], &unchanged);
     assert!(error.contains("publish port 203.0.113.9:80/tcp"), "{error}");
     let error = refused(&["--net", "user"], &|container| {

@@ -32,7 +32,7 @@ pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
     match state {
         Some(state) => stop_and_remove(&dir, &state, args.force)?,
         None if args.force => dir.remove()?,
-        None => bail!("container {} was not fully created; delete --force cleans it up", args.id),
+        None => bail!("container {} was not fully created; remove it with delete --force", args.id),
     }
     Ok(0)
 }
@@ -50,7 +50,7 @@ fn stop_and_remove(dir: &Dir, state: &State, force: bool) -> anyhow::Result<()> 
 
 /// Undoes the effects on the host of a container whose monitor is gone.
 pub fn remove(dir: &Dir, state: &State) -> anyhow::Result<()> {
-    sandbox::left(dir, state);
+    sandbox::wait_detached(dir, state);
     network::clean_after(state);
     if let Some(cgroup) = &state.cgroup {
         cgroup.remove()?;

@@ -64,7 +64,7 @@ fn stats(dir: &Path) -> anyhow::Result<Value> {
     let names = stats::FILES.iter().map(|name| (*name).to_owned()).collect();
     match control::call(dir, &Request::ReadCgroup(names), PATIENCE)? {
         Reply::Files(files) => Ok(stats::stats(&files)),
-        _ => bail!("the container's monitor answered something else than files"),
+        _ => bail!("unexpected reply from the container's monitor: not files"),
     }
 }
 

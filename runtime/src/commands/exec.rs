@@ -7,14 +7,14 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use nix::unistd::ForkResult;
 use oci_spec::runtime::Process;
-use protobuf::Message;
 
 use crate::cli::{ExecArgs, Global};
-use crate::console::{self, Pty};
 use crate::exec_proxy::{Attachment, TerminalCopy};
+use crate::host::console::{self, Pty};
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
 use crate::state::{Dir, Life, State};
+use crate::streams::{self, Streams};
 use crate::{bundle, exec_proxy, log, plan};
 
 /// Exit code of an exec that failed, as runc's: distinct from those of programs.
@@ -124,15 +124,14 @@ fn foreground(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals:
         None => Ok(()),
     };
     if !process.terminal {
-        return exec_proxy::exec(dir, process.write_to_bytes()?, standard_streams()?, signals, started);
+        return exec_proxy::exec(dir, process.clone(), standard_streams(), signals, started);
     }
     let Pty { master, slave, .. } = console::open()?;
     console::copy_size(rustix::stdio::stdin(), &master);
-    let sized = with_size(process, &master);
     let copy = TerminalCopy::start(&master)?;
     let size_of = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let attachment = Attachment { fds: vec![slave], streams: [true, true, false], size_of: Some(size_of) };
-    let code = exec_proxy::exec(dir, sized.write_to_bytes()?, attachment, signals, started);
+    let attachment = Attachment { streams: Streams::Terminal(slave.into()), size_of: Some(size_of) };
+    let code = exec_proxy::exec(dir, process.clone(), attachment, signals, started);
     drop(copy);
     code
 }
@@ -152,7 +151,7 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
             std::fs::File::from(read).read_to_string(&mut answer)?;
             match answer.as_str() {
                 "started" => {}
-                "" => bail!("exec failed: the process that stands for it died (pid {child})"),
+                "" => bail!("exec failed: its proxy process died (pid {child})"),
                 why => bail!("{why}"),
             }
             args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
@@ -164,12 +163,12 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
 /// The child's whole life; tells the parent through the pipe how the start went.
 fn proxy(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
     let mut report = Some(std::fs::File::from(report));
-    let result = detached(process, args).and_then(|(process, attachment)| {
+    let result = detached(process, args).and_then(|attachment| {
         let started = || {
             let told = report.take().map(|mut pipe| pipe.write_all(b"started"));
             told.transpose().map(|_| ()).context("report the start")
         };
-        exec_proxy::exec(dir, process.write_to_bytes()?, attachment, signals, started)
+        exec_proxy::exec(dir, process.clone(), attachment, signals, started)
     });
     match (result, report) {
         (Ok(code), _) => code,
@@ -185,48 +184,26 @@ fn proxy(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Sig
 }
 
 /// The streams of a detached exec; with a terminal this process becomes the leader of its session.
-fn detached(process: &protocol::Process, args: &ExecArgs) -> anyhow::Result<(protocol::Process, Attachment)> {
+fn detached(process: &protocol::Process, args: &ExecArgs) -> anyhow::Result<Attachment> {
     if !process.terminal {
-        let attachment = standard_streams()?;
+        let attachment = standard_streams();
         forget_standard_streams()?;
-        return Ok((process.clone(), attachment));
+        return Ok(attachment);
     }
     let socket = args.console_socket.as_deref().context("no console socket")?;
     let pty = console::open()?;
     console::become_controlling(pty.slave.as_fd())?;
     console::send_master(socket, &pty)?;
     forget_standard_streams()?;
-    let sized = with_size(process, &pty.slave);
     let size_of = Some(pty.slave.try_clone()?);
-    Ok((sized, Attachment { fds: vec![pty.slave], streams: [true, true, false], size_of }))
+    Ok(Attachment { streams: Streams::Terminal(pty.slave.into()), size_of })
 }
 
-fn with_size(process: &protocol::Process, terminal: impl AsFd) -> protocol::Process {
-    let mut process = process.clone();
-    console::note_size(terminal, &mut process);
-    process
-}
-
-fn standard_streams() -> anyhow::Result<Attachment> {
-    let (mut fds, mut streams) = (Vec::new(), [false; 3]);
-    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    for (fd, attached) in standard.into_iter().zip(&mut streams) {
-        // A caller may have closed one of them.
-        if let Ok(copy) = rustix::io::fcntl_dupfd_cloexec(fd, 3) {
-            fds.push(copy);
-            *attached = true;
-        }
-    }
-    Ok(Attachment { fds, streams, size_of: None })
+fn standard_streams() -> Attachment {
+    Attachment { streams: Streams::standard(), size_of: None }
 }
 
 /// The engine waits until nobody holds the process's pipes: the proxy must not.
 fn forget_standard_streams() -> anyhow::Result<()> {
-    use rustix::fs::{Mode, OFlags};
-    let null =
-        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    Ok(())
+    Ok(streams::replace_standard(streams::open_null()?)?)
 }

@@ -6,9 +6,10 @@ mod options;
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
+use protocol::ListProcessesResponse;
 
 use crate::cli::{Global, ListFormat, PsArgs};
-use crate::control::{self, ProcessList, Reply, Request};
+use crate::control::{self, Reply, Request};
 use crate::state::{Dir, Life};
 use columns::{Column, Now};
 
@@ -31,13 +32,13 @@ pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     }
     let columns = options::columns(&args.options)?;
     let Reply::Processes(list) = control::call(dir.path(), &Request::Processes, PATIENCE)? else {
-        bail!("the container's monitor answered something else than a list of processes");
+        bail!("unexpected reply from the container's monitor: not a list of processes");
     };
     print!("{}", table(&columns, list));
     Ok(0)
 }
 
-fn table(columns: &[&Column], mut list: ProcessList) -> String {
+fn table(columns: &[&Column], mut list: ListProcessesResponse) -> String {
     list.processes.sort_by_key(|process| process.pid);
     let now = Now { uptime: list.uptime, memory: list.memory, time: SystemTime::now() };
     let mut rows = vec![columns.iter().map(|column| column.header.to_owned()).collect::<Vec<_>>()];
@@ -59,12 +60,12 @@ fn table(columns: &[&Column], mut list: ProcessList) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::ProcessInfo;
+    use protocol::ProcessEntry;
 
     #[test]
     fn a_table_is_sorted_and_aligned() {
-        let process = |pid, args: &str| ProcessInfo { pid, uid: 4_000_000, args: args.into(), ..Default::default() };
-        let list = ProcessList { processes: vec![process(12, "b c"), process(1, "a")], ..Default::default() };
+        let process = |pid, args: &str| ProcessEntry { pid, uid: 4_000_000, args: args.into(), ..Default::default() };
+        let list = ListProcessesResponse { processes: vec![process(12, "b c"), process(1, "a")], ..Default::default() };
         let columns = options::columns(&["-o".into(), "uid,pid,args".into()]).unwrap();
         assert_eq!(table(&columns, list), "    UID     PID COMMAND\n4000000       1 a\n4000000      12 b c\n");
     }

@@ -4,9 +4,9 @@ use anyhow::{Context, bail};
 
 use super::{delete, start};
 use crate::cli::{Global, RunArgs};
-use crate::console;
 use crate::control::{self, Request};
 use crate::exec_proxy::TerminalCopy;
+use crate::host::console;
 use crate::launch::{self, Launch, Terminal};
 use crate::signals::Signals;
 

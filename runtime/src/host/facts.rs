@@ -8,11 +8,11 @@ use anyhow::Context;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 
 use crate::bundle::Bundle;
+use crate::host::sockets;
 use crate::plan::facts::{
     DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
-use crate::sockets;
 use crate::state::{self, Life, State};
 
 /// Gathers facts about everything that the bundle refers to; `root` is the directory of the containers' state.

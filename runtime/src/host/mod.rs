@@ -1,5 +1,12 @@
 //! What commands do on the host, each with its undo.
 
 pub mod cgroup;
+pub mod console;
+pub mod disks;
 pub mod facts;
 pub mod hooks;
+pub mod passt;
+pub mod publish;
+pub mod shares;
+pub mod sockets;
+pub mod spawn;

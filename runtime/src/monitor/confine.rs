@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::sched::CloneFlags;
-use protocol::CreateContainerRequest;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
-use vmm::virtio::fs::Share;
 
-use crate::{log, shares};
+use crate::host::shares;
+use crate::log;
+use crate::parcel::{Mounts, VolumeMount};
 
 /// The namespace, still with all of the host's mounts. Before there are threads, so that it is all of theirs.
 pub fn leave_the_host() -> anyhow::Result<()> {
@@ -37,22 +37,11 @@ struct Volume {
 }
 
 impl View {
-    /// Of a container that has these shares, the root file system first. The host's paths must still be there.
-    pub fn new(request: &CreateContainerRequest, shares: &[Share]) -> anyhow::Result<Self> {
-        let root = shares.first().context("a container without a root")?;
-        let root = path_here(root.root.as_fd()).context("find the container's root")?;
-        let mut volumes = Vec::new();
-        for mount in request.mounts.iter().filter(|mount| !mount.share.is_empty()) {
-            let Some(share) = shares.iter().find(|share| share.name == mount.share) else { continue };
-            let read_only = share.read_only || mount.flags & libc::MS_RDONLY != 0;
-            // One without a path is a copy already, attached nowhere, and as the container is to have it.
-            let copy = detached(share.root.as_fd(), mount.recursive, read_only);
-            match copy.or_else(|_| share.root.try_clone()) {
-                Ok(copy) => volumes.push(Volume { destination: mount.destination.clone(), mount: copy }),
-                Err(error) => log::debug(&format!("{} in the monitor's namespace: {error}", mount.destination)),
-            }
-        }
-        Ok(Self { root, volumes })
+    /// Of a container's mounts. The host's paths must still be there.
+    pub fn new(mounts: Mounts) -> anyhow::Result<Self> {
+        let root = path_here(mounts.root.as_fd()).context("find the container's root")?;
+        let volumes = mounts.volumes.into_iter().map(Volume::of).collect::<std::io::Result<_>>();
+        Ok(Self { root, volumes: volumes.context("copy the container's mounts")? })
     }
 
     /// Leaves nothing in the namespace but the root. Descriptors opened before stay good.
@@ -88,6 +77,13 @@ impl View {
 }
 
 impl Volume {
+    fn of(given: VolumeMount) -> std::io::Result<Self> {
+        let VolumeMount { destination, root, recursive, read_only } = given;
+        // One without a path is a copy already, attached nowhere, and as the container is to have it.
+        let copy = detached(root.as_fd(), recursive, read_only);
+        Ok(Self { destination, mount: copy.or_else(|_| root.into_owned())? })
+    }
+
     fn place(&self) -> anyhow::Result<()> {
         // Symlinks are the guest's to make: they lead nowhere but into its own root.
         let (flags, inside) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);

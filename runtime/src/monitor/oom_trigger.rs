@@ -15,6 +15,8 @@ use anyhow::{Context, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
+use crate::log;
+
 /// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.
 const MARGIN: u64 = 4 << 20;
 
@@ -30,6 +32,15 @@ pub struct HostOomTrigger {
     /// The host's /proc, where a process says how soon it is to be killed; the monitor's own view has none.
     proc: OwnedFd,
     legacy: bool,
+}
+
+/// Has the host notice that the guest's kernel killed a process; only logs that where the host limits no memory.
+pub async fn report(trigger: Option<&HostOomTrigger>) {
+    log::warning("the guest's kernel killed a process of the container for lack of memory");
+    let Some(trigger) = trigger else { return };
+    if let Err(error) = trigger.pull().await {
+        log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
+    }
 }
 
 /// Files that were written, and are put back when this is dropped.
@@ -60,7 +71,7 @@ impl HostOomTrigger {
     }
 
     /// Has a process killed for lack of memory. Nothing else may want memory in this cgroup meanwhile.
-    pub async fn pull(&self) -> anyhow::Result<()> {
+    async fn pull(&self) -> anyhow::Result<()> {
         let mut changed = Changed(Vec::new());
         // The guest's memory belongs to this process: by size, it would be the first.
         changed.set(&self.proc, SCORE, "-1000")?;
@@ -120,7 +131,7 @@ impl Drop for Changed<'_> {
                 continue;
             }
             if let Err(error) = write(directory, file, &before) {
-                crate::log::warning(&format!("write {before} to {file} again: {error}"));
+                log::warning(&format!("write {before} to {file} again: {error}"));
             }
         }
     }

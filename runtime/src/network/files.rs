@@ -20,7 +20,7 @@ impl Files {
     /// # Errors
     /// /proc is not there.
     pub fn open() -> anyhow::Result<Self> {
-        Ok(Self { proc: crate::sockets::open_proc()?, devices: tap::open_devices() })
+        Ok(Self { proc: crate::host::sockets::open_proc()?, devices: tap::open_devices() })
     }
 
     /// The directory of the tun device.

@@ -111,8 +111,8 @@ pub fn join(socket: &mut Socket, link: u32, tap: u32) -> anyhow::Result<bool> {
             // Left by a monitor that was killed just then, or by somebody who does not use it.
             if !busy(socket)?.contains(&link) || !filters(socket, link)?.is_empty() {
                 bail!(
-                    "something else takes packets off it already (filters of an ingress qdisc, or a clsact qdisc); \
-                     remove that, or give the container a link of its own"
+                    "another program already filters its incoming packets (by an ingress or clsact qdisc); remove the \
+                     filters, or give the container a link of its own"
                 );
             }
             true

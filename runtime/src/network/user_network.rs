@@ -15,7 +15,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as M};
 use super::files::Files;
 use super::netlink::Socket;
 use super::tap;
-use crate::passt::MTU;
+use crate::host::passt::MTU;
 use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX};
 
 /// Name of the link.

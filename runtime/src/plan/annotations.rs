@@ -89,7 +89,7 @@ pub fn kernel(spec: &Spec) -> anyhow::Result<Option<String>> {
 /// Names the annotation.
 pub fn refuse_shape(spec: &Spec, sandbox: &str) -> anyhow::Result<()> {
     match [KERNEL, MEMORY, VCPUS].into_iter().find(|name| get(spec, name).is_some()) {
-        Some(name) => bail!("annotation {name}: the container is in the VM of {sandbox}, which is there already"),
+        Some(name) => bail!("annotation {name}: the container joins the VM of {sandbox}, which exists already"),
         None => Ok(()),
     }
 }
@@ -105,8 +105,8 @@ pub fn network<'a>(spec: &'a Spec, name: &str, allowed: bool) -> anyhow::Result<
     let flag = if name == NET { "--net" } else { "--publish" };
     match get(spec, name) {
         Some(_) if !allowed => bail!(
-            "annotation {name}: the host's administrator has not allowed it (global flag --allow-net-annotations), since \
-             engines pass on what users and images say; runvm run has {flag}"
+            "annotation {name}: not allowed by the host's administrator (global flag --allow-net-annotations), since \
+             engines pass on annotations of users and images; runvm run has {flag}"
         ),
         value => Ok(value),
     }

@@ -8,8 +8,8 @@ use super::source::Crate;
 #[derive(Debug, Default)]
 pub struct Graph(BTreeMap<String, BTreeSet<String>>);
 
-/// A room, and the rooms that its files may use besides their own. A room is a folder or a file without its ending; a file
-/// belongs to the innermost that is listed. The room `""` holds all files.
+/// A room, and the rooms that its files may use besides their own; `x/` stands for `x` and all rooms in it. A room is a folder or
+/// a file without its ending; a file belongs to the innermost that is listed.
 pub type Rooms = [(&'static str, &'static [&'static str])];
 
 impl Graph {
@@ -71,8 +71,7 @@ impl Graph {
             };
             for used in used {
                 let of = room_of(rooms, used).map_or("", |(room, _)| room);
-                let may = of == room || allowed.iter().any(|allowed| is_in(of, allowed));
-                if !may {
+                if of != room && !allowed.iter().any(|allowed| stands_for(allowed, of)) {
                     wrong.push(format!("{file} ({room}) may not use {used} ({of})"));
                 }
             }
@@ -87,7 +86,12 @@ fn room_of(rooms: &Rooms, file: &str) -> Option<(&'static str, &'static [&'stati
     rooms.iter().filter(|(room, _)| is_in(name, room)).max_by_key(|(room, _)| room.len()).copied()
 }
 
+/// Whether the name of an allowed room stands for a room.
+pub fn stands_for(allowed: &str, room: &str) -> bool {
+    allowed.strip_suffix('/').map_or(allowed == room, |folder| is_in(room, folder))
+}
+
 /// Whether a name is that of a room, or below it.
-pub fn is_in(name: &str, room: &str) -> bool {
-    room.is_empty() || name.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+fn is_in(name: &str, room: &str) -> bool {
+    name.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

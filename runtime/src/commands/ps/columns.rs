@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::control::ProcessInfo;
+use protocol::ProcessEntry;
 
 /// Reference values of a listing.
 pub struct Now {
@@ -25,7 +25,7 @@ pub struct Column {
     /// Whether values are aligned to the right.
     pub right: bool,
     /// Formats the value of a process.
-    pub value: fn(&ProcessInfo, &Now) -> String,
+    pub value: fn(&ProcessEntry, &Now) -> String,
 }
 
 impl PartialEq for Column {
@@ -34,7 +34,7 @@ impl PartialEq for Column {
     }
 }
 
-type Value = fn(&ProcessInfo, &Now) -> String;
+type Value = fn(&ProcessEntry, &Now) -> String;
 
 const fn right(names: &'static [&'static str], header: &'static str, width: usize, value: Value) -> Column {
     Column { names, header, width, right: true, value }
@@ -81,7 +81,7 @@ pub fn find(name: &str) -> Option<&'static Column> {
 }
 
 /// Command line of a process; its name in brackets if it has none, as ps writes it.
-fn command(process: &ProcessInfo, _: &Now) -> String {
+fn command(process: &ProcessEntry, _: &Now) -> String {
     match (process.args.is_empty(), process.state.as_str()) {
         (false, _) => process.args.clone(),
         (true, "Z") => format!("[{}] <defunct>", process.comm),
@@ -90,12 +90,12 @@ fn command(process: &ProcessInfo, _: &Now) -> String {
 }
 
 /// Time since a process was started, in 1/100 s.
-fn age(process: &ProcessInfo, now: &Now) -> u64 {
+fn age(process: &ProcessEntry, now: &Now) -> u64 {
     now.uptime.saturating_sub(process.started)
 }
 
 /// CPU usage since the start of a process, in thousandths of one CPU.
-fn per_mille(process: &ProcessInfo, now: &Now) -> u64 {
+fn per_mille(process: &ProcessEntry, now: &Now) -> u64 {
     process.cpu_time.saturating_mul(1000).checked_div(age(process, now)).unwrap_or(0)
 }
 
@@ -120,7 +120,7 @@ fn elapsed(hundredths: u64) -> String {
 }
 
 /// Formats a time as `HH:MM` if it is within the last day, else as `Mon DD`, in the host's time zone.
-fn started(process: &ProcessInfo, now: &Now) -> String {
+fn started(process: &ProcessEntry, now: &Now) -> String {
     const DAY: Duration = Duration::from_secs(86400);
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let age = Duration::from_millis(age(process, now).saturating_mul(10));
@@ -146,13 +146,13 @@ mod tests {
 
     const NOW: Now = Now { uptime: 9_000_000, memory: 1 << 30, time: UNIX_EPOCH };
 
-    fn value(name: &str, process: &ProcessInfo) -> String {
+    fn value(name: &str, process: &ProcessEntry) -> String {
         (find(name).unwrap().value)(process, &NOW)
     }
 
     #[test]
     fn values_as_ps_writes_them() {
-        let process = ProcessInfo {
+        let process = ProcessEntry {
             started: 8_999_000,
             cpu_time: 366_150,
             rss: 1 << 26,
@@ -165,14 +165,14 @@ mod tests {
         {
             assert_eq!(value(name, &process), wanted, "{name}");
         }
-        let old = ProcessInfo { cpu_time: 900_000, ..Default::default() };
+        let old = ProcessEntry { cpu_time: 900_000, ..Default::default() };
         assert_eq!((value("etime", &old).as_str(), value("pcpu", &old).as_str()), ("1-01:00:00", "10.0"));
     }
 
     #[test]
     fn a_start_on_another_day_has_a_date() {
         let now = Now { uptime: 20_000_000, time: UNIX_EPOCH + Duration::from_secs(40 * 86400), ..NOW };
-        let at = |started| (find("stime").unwrap().value)(&ProcessInfo { started, ..Default::default() }, &now);
+        let at = |started| (find("stime").unwrap().value)(&ProcessEntry { started, ..Default::default() }, &now);
         assert_eq!(at(19_999_000).chars().nth(2), Some(':'));
         assert!(at(0).starts_with("Feb"), "{}", at(0));
     }

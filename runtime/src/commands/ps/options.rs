@@ -32,14 +32,14 @@ pub fn columns(options: &[String]) -> anyhow::Result<Vec<&'static Column>> {
                     break;
                 }
                 _ => bail!(
-                    "ps option {word:?} is not understood: the processes belong to another kernel; \
-                     there are -e, -f, a, u, x and -o COLUMN,…"
+                    "unsupported ps option {word:?}: for the guest's processes there are -e, -f, a, u, x and -o \
+                     COLUMN,…"
                 ),
             }
         }
     }
     let names = names.unwrap_or(FULL).split(',');
-    names.map(|name| find(name).with_context(|| format!("ps has no column {name:?} here"))).collect()
+    names.map(|name| find(name).with_context(|| format!("unknown ps column {name:?}"))).collect()
 }
 
 #[cfg(test)]

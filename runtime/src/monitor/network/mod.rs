@@ -1,12 +1,12 @@
-//! The network of a container's namespace on the host is made the guest's: when the container is created, when it is
-//! started, and whenever it changes after that.
+//! Mirrors the network of a container's namespace on the host into the guest: when the container is created, when it is
+//! started, and whenever the network changes after that.
 //!
 //! ```text
-//!  the engine's link ── tc ── tap ── card of the VM ── interface of the same name, index and configuration
+//!  the engine's link ── tc ── tap ── NIC of the VM ── interface of the same name, index and configuration
 //! ```
 //!
-//! The monitor lives in the namespace of the first container of its VM; those of others are entered by threads. What is
-//! done there may wait for the kernel's lock of all network configuration, so it is done on threads that may wait.
+//! The monitor lives in the namespace of the first container of its VM; threads of it enter those of joined containers.
+//! Work in a namespace may wait for the kernel's lock of all network configuration, so threads that may wait do it.
 
 mod datagrams;
 pub mod passt_relay;
@@ -27,14 +27,14 @@ use self::resolver::Announcement;
 use crate::log;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
-use crate::monitor::vm::nics::{Pool, Slot};
+use crate::monitor::vm::nics::{NicLease, NicPool};
 use crate::network::{AttachedLinks, Changes, Files, Link, NetworkNamespace, mirror};
 use crate::plan::NICS;
 
-/// Engines do several things to a link, one after the other; they are passed on together.
+/// Time to gather changes: engines do several things to a link, one after the other.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// When a change that could not be followed is tried again, and how often without another change.
+/// Time until a change that could not be mirrored is tried again, and most tries without another change.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 10;
 
@@ -45,64 +45,64 @@ pub struct Network {
     /// Whether the namespace outlives the container, or the monitor does.
     stays: bool,
     changes: RefCell<Changes>,
-    /// The same, to be waited for.
+    /// A descriptor that says when there are changes.
     change: AsyncFd<OwnedFd>,
-    /// Where it is told that there is a resolver.
+    /// Told when there is a resolver.
     resolver: Rc<Announcement>,
     state: tokio::sync::Mutex<State>,
-    /// Found while the guest booted.
+    /// What was found while the guest booted.
     early: RefCell<Option<Found>>,
 }
 
-/// What the guest was told last.
+/// What the guest has been told.
 #[derive(Default)]
 struct State {
-    wired: Vec<Wired>,
-    leaving: Vec<Leaving>,
+    attached: Vec<Attached>,
+    detached: Vec<Detached>,
     resolver: bool,
     /// The container has ended.
     closed: bool,
 }
 
-/// A link that a card is connected to.
-struct Wired {
+/// A link with a NIC of the VM.
+struct Attached {
     link: Link,
-    slot: Slot,
-    /// How the guest finds the card.
-    card: Nic,
-    /// The guest has done all that it was told. Otherwise it is told from the beginning.
+    lease: NicLease,
+    /// How the guest finds the NIC.
+    nic: Nic,
+    /// Whether the guest has done all that it was told. Otherwise it is told from the beginning.
     done: bool,
 }
 
 /// An interface that the guest is yet to take from the container.
-struct Leaving {
+struct Detached {
     index: u32,
-    /// Its card, unless that has another link already.
-    slot: Option<Slot>,
+    /// The interface's NIC, unless that has another link already.
+    lease: Option<NicLease>,
 }
 
-/// What is to be done.
+/// Differences between two looks at the namespace.
 #[derive(Debug, Default)]
 struct Steps {
     /// Links that are gone.
     gone: Vec<u32>,
-    /// What links are now.
+    /// Links that have changed, as they are now.
     changed: Vec<Link>,
     /// Links that are new.
     new: Vec<Link>,
 }
 
-/// The same with taps for what is new, and cards besides those that become free.
+/// The differences, with taps for new links, and NICs besides those that become free.
 struct Found {
     gone: Vec<u32>,
     changed: Vec<Link>,
     new: Vec<(Link, OwnedFd)>,
-    slots: Vec<Slot>,
+    leases: Vec<NicLease>,
     resolver: bool,
 }
 
 impl Network {
-    /// That of this namespace. Needs a running tokio runtime.
+    /// Opens the network of a namespace. Needs a running tokio runtime.
     pub fn open(
         place: NetworkNamespace,
         files: Arc<Files>,
@@ -126,14 +126,14 @@ impl Network {
         })
     }
 
-    /// Connects what there is already with taps, while the guest boots.
-    pub async fn prepare(&self, cards: &Pool) -> anyhow::Result<()> {
-        let found = self.find(&State::default(), cards).await?;
+    /// Attaches taps to the links that are there already, while the guest boots.
+    pub async fn prepare(&self, nics: &NicPool) -> anyhow::Result<()> {
+        let found = self.find(&State::default(), nics).await?;
         self.early.replace(Some(found));
         Ok(())
     }
 
-    /// Makes the guest's network what the host's is now. What fails is tried again by the next call.
+    /// Mirrors the host's network as it is now. The next call tries again what fails.
     pub async fn update(&self, vm: &Vm, agent: &Agent) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
         if state.closed {
@@ -142,41 +142,41 @@ impl Network {
         let early = self.early.take();
         let mut found = match early {
             Some(found) => found,
-            None => self.find(&state, vm.free_cards()).await?,
+            None => self.find(&state, vm.free_nics()).await?,
         };
         let begins = found.resolver && !state.resolver;
         if found.is_nothing() && !begins && state.all_done() {
             return Ok(());
         }
         let (resolver, changed) = (found.resolver, std::mem::take(&mut found.changed));
-        let plugged = self.plug(vm, &mut state, found).await;
+        let attached = self.attach(vm, &mut state, found).await;
         let request = state.tell(changed, resolver);
         agent.set_network(request).await?;
-        state.leaving.clear();
-        state.wired.iter_mut().for_each(|wired| wired.done = true);
+        state.detached.clear();
+        state.attached.iter_mut().for_each(|attached| attached.done = true);
         state.resolver = resolver;
         if begins {
             self.resolver.announce();
         }
-        plugged
+        attached
     }
 
-    /// Disconnects cards and connects others. One that cannot be connected leaves its link as it was.
-    async fn plug(&self, vm: &Vm, state: &mut State, found: Found) -> anyhow::Result<()> {
+    /// Detaches NICs and attaches others. A link whose NIC cannot be attached stays as it was.
+    async fn attach(&self, vm: &Vm, state: &mut State, found: Found) -> anyhow::Result<()> {
         let mut result = Ok(());
         for index in found.gone {
-            let Some(at) = state.wired.iter().position(|wired| wired.link.index == index) else { continue };
-            let slot = state.wired.remove(at).slot;
-            result = result.and(vm.unplug(&slot).await);
-            state.leaving.push(Leaving { index, slot: Some(slot) });
+            let Some(at) = state.attached.iter().position(|attached| attached.link.index == index) else { continue };
+            let lease = state.attached.remove(at).lease;
+            result = result.and(vm.detach(&lease).await);
+            state.detached.push(Detached { index, lease: Some(lease) });
         }
-        let mut slots = found.slots.into_iter();
+        let mut leases = found.leases.into_iter();
         for (link, tap) in found.new {
-            let Some(slot) = state.spare().or_else(|| slots.next()) else { break };
-            match vm.plug(&slot, tap).await {
-                Ok(card) => {
-                    let card = Nic { index: link.index, name: link.name.clone(), ..card };
-                    state.wired.push(Wired { link, slot, card, done: false });
+            let Some(lease) = state.spare().or_else(|| leases.next()) else { break };
+            match vm.attach(&lease, tap).await {
+                Ok(nic) => {
+                    let nic = Nic { index: link.index, name: link.name.clone(), ..nic };
+                    state.attached.push(Attached { link, lease, nic, done: false });
                 }
                 Err(error) => {
                     self.on_host(move |host| host.detach(link.index)).await?;
@@ -198,7 +198,9 @@ impl Network {
             match changed {
                 Ok(false) => continue,
                 Ok(true) => {}
-                Err(error) => return log::warning(&format!("changes of the network are not seen any more: {error}")),
+                Err(error) => {
+                    return log::warning(&format!("changes of the network are not mirrored any more: {error}"));
+                }
             }
             match vm.ask(self.update(&vm, &agent)).await {
                 Ok(()) => failures = 0,
@@ -206,13 +208,13 @@ impl Network {
                     failures = failures.saturating_add(1);
                     // Somebody may be in the middle of more.
                     let tell = if failures == 1 { log::debug } else { log::warning };
-                    tell(&format!("follow a change of the network: {error:#}"));
+                    tell(&format!("mirror a change of the network: {error:#}"));
                 }
             }
         }
     }
 
-    /// Waits until something was done to the namespace's network; whether it may matter.
+    /// Waits until something was done to the namespace's network; true if it may matter.
     async fn changed(&self) -> std::io::Result<bool> {
         let mut ready = self.change.readable().await?;
         tokio::time::sleep(GATHER).await;
@@ -220,7 +222,7 @@ impl Network {
         self.changes.borrow_mut().drain()
     }
 
-    /// The container has ended: a namespace that stays is as it was, and cards are free.
+    /// Ends mirroring: a namespace that stays is as it was, and the NICs are free.
     pub async fn end(&self, vm: &Vm) {
         let mut state = self.state.lock().await;
         state.closed = true;
@@ -231,17 +233,17 @@ impl Network {
         if let Err(error) = self.on_host(AttachedLinks::detach_all).await {
             log::warning(&format!("clean up the container's network: {error:#}"));
         }
-        for wired in state.wired.drain(..) {
-            if let Err(error) = vm.unplug(&wired.slot).await {
-                log::debug(&format!("disconnect link {}: {error:#}", wired.link.name));
+        for attached in state.attached.drain(..) {
+            if let Err(error) = vm.detach(&attached.lease).await {
+                log::debug(&format!("disconnect link {}: {error:#}", attached.link.name));
             }
         }
-        state.leaving.clear();
+        state.detached.clear();
     }
 
-    async fn find(&self, state: &State, pool: &Pool) -> anyhow::Result<Found> {
-        let known: Vec<Link> = state.wired.iter().map(|wired| wired.link.clone()).collect();
-        let spare = state.leaving.iter().filter(|leaving| leaving.slot.is_some()).count();
+    async fn find(&self, state: &State, pool: &NicPool) -> anyhow::Result<Found> {
+        let known: Vec<Link> = state.attached.iter().map(|attached| attached.link.clone()).collect();
+        let spare = state.detached.iter().filter(|detached| detached.lease.is_some()).count();
         let pool = pool.clone();
         self.on_host(move |host| find(host, &known, &Free { spare, pool })).await
     }
@@ -261,7 +263,7 @@ struct Free {
     /// Number of NICs whose link is gone.
     spare: usize,
     /// NICs that no container has.
-    pool: Pool,
+    pool: NicPool,
 }
 
 /// Looks at the namespace, and attaches taps to the links that are new there.
@@ -270,32 +272,33 @@ fn find(host: &mut AttachedLinks, known: &[Link], free: &Free) -> anyhow::Result
     let resolver = host.resolver()?;
     let steps = Steps::between(known, links.clone());
     let wanted = steps.new.len().saturating_sub(steps.gone.len() + free.spare);
-    let slots = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
+    let leases = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
     steps.gone.iter().try_for_each(|index| host.detach(*index))?;
     steps.changed.iter().try_for_each(|link| host.follow(link))?;
     let mut new = Vec::new();
-    let wired = wire(host, steps.new, &mut new).and_then(|()| {
+    let attached = attach(host, steps.new, &mut new).and_then(|()| {
         let mut keep = links.iter().filter(|_| resolver);
         keep.try_for_each(|link| host.keep_replies(link))
     });
-    if let Err(error) = wired {
+    if let Err(error) = attached {
         // All or none, or the next try would find them in use.
         for (link, _) in new {
             host.detach(link.index)?;
         }
         return Err(error);
     }
-    Ok(Found { gone: steps.gone, changed: steps.changed, new, slots, resolver })
+    Ok(Found { gone: steps.gone, changed: steps.changed, new, leases, resolver })
 }
 
 fn too_many(new: &[Link], count: usize) -> String {
     let name = new.last().map_or("", |link| &link.name);
     format!(
-        "link {name}: the network namespace has {count} links, and a VM at most {NICS} cards for all of its containers"
+        "link {name}: the network namespace has {count} links, and a VM at most {NICS} NICs for all of its containers"
     )
 }
 
-fn wire(host: &mut AttachedLinks, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
+/// Attaches taps to links, and enters them in `done` one by one.
+fn attach(host: &mut AttachedLinks, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
     for link in links {
         let tap = host.attach(&link)?;
         done.push((link, tap));
@@ -325,40 +328,44 @@ impl Steps {
 }
 
 impl State {
-    /// A card whose link is gone.
-    fn spare(&mut self) -> Option<Slot> {
-        self.leaving.iter_mut().find_map(|leaving| leaving.slot.take())
+    /// A NIC whose link is gone.
+    fn spare(&mut self) -> Option<NicLease> {
+        self.detached.iter_mut().find_map(|detached| detached.lease.take())
     }
 
     fn all_done(&self) -> bool {
-        self.leaving.is_empty() && self.wired.iter().all(|wired| wired.done)
+        self.detached.is_empty() && self.attached.iter().all(|attached| attached.done)
     }
 
-    /// What the guest has to do for cards that go and that are new, and for links that have changed.
+    /// What the guest has to do for NICs that go and that are new, and for links that have changed.
     fn tell(&mut self, changed: Vec<Link>, resolver: bool) -> SetNetworkRequest {
-        let removed_nics = self.leaving.iter().map(|leaving| leaving.index).collect();
+        let removed_nics = self.detached.iter().map(|detached| detached.index).collect();
         let mut request = SetNetworkRequest { removed_nics, resolver, ..Default::default() };
         let mut before = Vec::new();
         for link in changed {
-            let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == link.index) else { continue };
-            let old = std::mem::replace(&mut wired.link, link);
-            before.extend(wired.done.then_some(old));
+            let Some(attached) = self.attached.iter_mut().find(|attached| attached.link.index == link.index) else {
+                continue;
+            };
+            let old = std::mem::replace(&mut attached.link, link);
+            before.extend(attached.done.then_some(old));
         }
-        self.wired.iter().filter(|wired| !wired.done).for_each(|wired| wired.begin(&mut request));
+        self.attached.iter().filter(|attached| !attached.done).for_each(|attached| attached.begin(&mut request));
         for old in before {
-            let Some(wired) = self.wired.iter_mut().find(|wired| wired.link.index == old.index) else { continue };
-            request.sysctls.extend(ipv6_switch(old.no_ipv6, &wired.link));
-            request.messages.extend(mirror(Some(&old), &wired.link));
+            let Some(attached) = self.attached.iter_mut().find(|attached| attached.link.index == old.index) else {
+                continue;
+            };
+            request.sysctls.extend(ipv6_switch(old.no_ipv6, &attached.link));
+            request.messages.extend(mirror(Some(&old), &attached.link));
             // Until the guest has answered.
-            wired.done = false;
+            attached.done = false;
         }
         request
     }
 }
 
-impl Wired {
+impl Attached {
     fn begin(&self, request: &mut SetNetworkRequest) {
-        request.added_nics.push(Nic { name: self.link.name.clone(), ..self.card.clone() });
+        request.added_nics.push(Nic { name: self.link.name.clone(), ..self.nic.clone() });
         request.sysctls.extend(ipv6_switch(false, &self.link));
         request.messages.extend(mirror(None, &self.link));
     }
@@ -399,27 +406,27 @@ mod tests {
         assert_eq!(between(&[2, 5], vec![]), (vec![2, 5], vec![], vec![]));
     }
 
-    fn wired(index: u32, pool: &Pool) -> Wired {
-        let slot = pool.take(1).unwrap().remove(0);
-        Wired { link: link(index, 1500), slot, card: Nic { index, ..Default::default() }, done: true }
+    fn attached(index: u32, pool: &NicPool) -> Attached {
+        let lease = pool.take(1).unwrap().remove(0);
+        Attached { link: link(index, 1500), lease, nic: Nic { index, ..Default::default() }, done: true }
     }
 
     #[test]
     fn an_interface_that_goes_is_told_until_the_guest_has_answered() {
-        let pool = Pool::default();
-        let mut state = State { wired: vec![wired(2, &pool)], ..State::default() };
+        let pool = NicPool::default();
+        let mut state = State { attached: vec![attached(2, &pool)], ..State::default() };
         assert!(state.all_done());
-        let slot = state.wired.remove(0).slot;
-        state.leaving.push(Leaving { index: 2, slot: Some(slot) });
+        let lease = state.attached.remove(0).lease;
+        state.detached.push(Detached { index: 2, lease: Some(lease) });
         for _ in 0..2 {
             assert!(!state.all_done());
             assert_eq!(state.tell(Vec::new(), false).removed_nics, [2]);
-            assert!(pool.take(NICS).is_none(), "somebody else could get the card");
+            assert!(pool.take(NICS).is_none(), "another container could get the NIC");
         }
         // A new link of the same container can: the guest does the one before the other.
-        let slot = state.spare().unwrap();
-        state.wired.push(Wired { slot, ..wired(3, &pool) });
-        state.wired[0].done = false;
+        let lease = state.spare().unwrap();
+        state.attached.push(Attached { lease, ..attached(3, &pool) });
+        state.attached[0].done = false;
         let request = state.tell(Vec::new(), false);
         assert_eq!((request.removed_nics, request.added_nics[0].index), (vec![2], 3));
         assert!(state.spare().is_none());

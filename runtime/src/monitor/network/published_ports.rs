@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
 use super::datagrams::Datagrams;
+use crate::host::publish::Port;
 use crate::log;
 use crate::monitor::streams::connections::{Connections, Guest, Room};
 
@@ -24,16 +25,6 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// How long to wait when there are no descriptors for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// A published port.
-pub struct Port {
-    /// Bound on the host; listens, unless it is for datagrams.
-    pub socket: OwnedFd,
-    /// Port of the container.
-    pub container: u16,
-    /// Whether it is a UDP port, and not a TCP port.
-    pub datagrams: bool,
-}
 
 /// The published ports of one container.
 pub struct Ports {
@@ -49,9 +40,10 @@ impl Ports {
     pub fn new(ports: Vec<Port>) -> anyhow::Result<Self> {
         let mut all = Self { streams: Vec::new(), datagrams: Vec::new() };
         for port in ports {
+            let socket = port.socket.into_owned()?;
             match port.datagrams {
-                true => all.datagrams.push((UdpSocket::from_std(port.socket.into())?, port.container)),
-                false => all.streams.push((TcpListener::from_std(port.socket.into())?, port.container)),
+                true => all.datagrams.push((UdpSocket::from_std(socket.into())?, port.container)),
+                false => all.streams.push((TcpListener::from_std(socket.into())?, port.container)),
             }
         }
         Ok(all)

@@ -8,10 +8,10 @@ use tokio::task::spawn_local;
 
 use super::{OomNotifier, Server};
 use crate::control::Reply;
-use crate::log;
 use crate::monitor::inbox::Ticket;
 use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
-use crate::monitor::wire::send;
+use crate::monitor::oom_trigger;
+use crate::{ipc, log};
 
 /// How often, and after what pauses, a cgroup that freezes is looked at.
 const FREEZE_ATTEMPTS: usize = 200;
@@ -101,18 +101,10 @@ impl Server {
     }
 
     async fn report_oom(&self) {
-        let trigger = match &self.oom_notifier {
-            OomNotifier::Host(trigger) => trigger,
-            OomNotifier::JoinProxy(stream) => {
-                // A proxy that is gone is noticed on the reading side.
-                let _ = send(stream, &Reply::OutOfMemory).await;
-                return;
-            }
-        };
-        log::warning("the guest's kernel killed a process of the container for lack of memory");
-        let Some(trigger) = trigger else { return };
-        if let Err(error) = trigger.pull().await {
-            log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
+        match &self.oom_notifier {
+            OomNotifier::Host(trigger) => oom_trigger::report(trigger.as_ref()).await,
+            // A proxy that is gone is noticed on the reading side.
+            OomNotifier::JoinProxy(stream) => drop(ipc::send_async(stream, &Reply::OutOfMemory).await),
         }
     }
 }

@@ -1,35 +1,28 @@
-//! Processes of the container that others stand for on the host: those of execs, and its own.
+//! Processes of the container and their proxies on the host.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DRAIN_PATIENCE, Server};
-use crate::control::{Reply, Request};
-use crate::monitor::FORWARDED;
+use crate::control::{Exec, Reply, Request};
+use crate::monitor::host_process;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
-use crate::monitor::wire::{receive, send};
-use crate::{console, log};
+use crate::{ipc, log};
 
 impl Server {
-    /// The whole life of an exec'd process.
-    pub(super) async fn exec(
-        &self,
-        stream: &UnixStream,
-        mut process: protocol::Process,
-        files: [Option<OwnedFd>; 3],
-    ) -> anyhow::Result<Reply> {
+    /// Runs another process, to its end.
+    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
+        let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.pod.vm.vsock(), files, process.terminal)?;
-        stdio.name_in(&mut process);
+        let mut stdio = Stdio::attach(self.pod.vm.vsock(), streams, &mut process)?;
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
-        let _ = send(stream, &Reply::Started).await;
-        // One wait for the whole life: its answer is given once.
+        let _ = ipc::send_async(stream, &Reply::Started).await;
+        // The guest answers this once, so one wait is for the whole life.
         let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
         let end = tokio::select! {
             end = &mut wait => end?,
@@ -43,9 +36,9 @@ impl Server {
     /// Passes on what the proxy sends; when the proxy is gone, kills the process.
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
-            let done = match receive(stream).await {
-                Ok(Some((Request::Signal(number), _))) => self.signal_process(exec_id, number).await,
-                Ok(Some((Request::Resize { rows, columns }, _))) => {
+            let done = match ipc::receive_async(stream).await {
+                Ok(Some(Request::Signal(number))) => self.signal_process(exec_id, number).await,
+                Ok(Some(Request::Resize { rows, columns })) => {
                     self.ask(self.agent.resize(exec_id, rows, columns)).await
                 }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
@@ -60,43 +53,28 @@ impl Server {
         }
     }
 
+    /// Passes on what is sent to the monitor's own pid.
+    pub fn follow_signals(self: &Rc<Self>, terminal: Option<OwnedFd>) {
+        let server = Rc::clone(self);
+        host_process::follow_signals(terminal, move |request| {
+            let server = Rc::clone(&server);
+            async move {
+                match request {
+                    Request::Signal(number) => server.inbox.signal(Signal { number, all: false }),
+                    Request::Resize { rows, columns } => {
+                        let _ = server.ask(server.agent.resize("", rows, columns)).await;
+                    }
+                    _ => {}
+                }
+            }
+        });
+    }
+
     /// Sends a signal to a process, which is the container's own if it has no name.
     async fn signal_process(&self, exec_id: &str, number: u32) -> anyhow::Result<()> {
         match exec_id {
             "" => self.inbox.ask(lifecycle::Request::Signal(Signal { number, all: false })).await,
             _ => self.ask(self.agent.signal(exec_id, number, false)).await,
         }
-    }
-}
-
-/// Passes on to the container what is sent to the monitor's own pid, as if the pid were the process.
-pub fn follow_signals(server: &Rc<Server>, terminal: Option<OwnedFd>) {
-    for number in FORWARDED {
-        let Ok(mut signals) = signal(SignalKind::from_raw(number)) else { continue };
-        // The terminal's hang-up reaches the process through its own terminal.
-        let ignored = number == libc::SIGHUP && terminal.is_some();
-        let server = Rc::clone(server);
-        tokio::task::spawn_local(async move {
-            while signals.recv().await.is_some() {
-                if !ignored {
-                    server.inbox.signal(Signal { number: number as u32, all: false });
-                }
-            }
-        });
-    }
-    if let (Some(terminal), Ok(mut signals)) = (terminal, signal(SignalKind::window_change())) {
-        let server = Rc::clone(server);
-        tokio::task::spawn_local(async move {
-            // The size may have changed while nobody listened.
-            loop {
-                let (rows, columns) = console::size(&terminal);
-                if rows > 0 && columns > 0 {
-                    let _ = server.ask(server.agent.resize("", rows, columns)).await;
-                }
-                if signals.recv().await.is_none() {
-                    return;
-                }
-            }
-        });
     }
 }

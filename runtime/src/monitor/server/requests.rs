@@ -1,19 +1,17 @@
 //! What commands ask on the control socket.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use protobuf::Message;
+use anyhow::bail;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Server;
 use crate::control::{Reply, Request};
+use crate::ipc;
 use crate::log;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::pod::joined;
-use crate::monitor::wire::{arrange, receive, send};
 
 /// How long to wait when there are no descriptors for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,22 +32,17 @@ impl Server {
 
     async fn converse(self: Rc<Self>, stream: UnixStream) {
         let stream = Rc::new(stream);
-        let reply = match receive(&stream).await {
-            Ok(Some((request, fds))) => self.answer(&stream, request, fds).await,
+        let reply = match ipc::receive_async(&stream).await {
+            Ok(Some(request)) => self.answer(&stream, request).await,
             Ok(None) => return,
             Err(error) => Err(error),
         };
         let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
         // A command that did not wait for the answer does not want it.
-        let _ = send(&stream, &reply).await;
+        let _ = ipc::send_async(&stream, &reply).await;
     }
 
-    async fn answer(
-        self: &Rc<Self>,
-        stream: &Rc<UnixStream>,
-        request: Request,
-        fds: Vec<OwnedFd>,
-    ) -> anyhow::Result<Reply> {
+    async fn answer(self: &Rc<Self>, stream: &Rc<UnixStream>, request: Request) -> anyhow::Result<Reply> {
         if let Some(wanted) = wanted(&request) {
             self.inbox.ask(wanted).await?;
         }
@@ -60,12 +53,9 @@ impl Server {
             Request::Processes => self.ask(self.agent.processes()).await,
             Request::ReadCgroup(files) => self.ask(self.agent.read_cgroup(files)).await,
             Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
-            Request::Exec { process, streams } => {
-                let process = protocol::Process::parse_from_bytes(&process).context("decode the process")?;
-                self.exec(stream, process, arrange(fds, streams)?).await
-            }
-            Request::Join(join) => joined::join(&self.pod, &self.agent, stream, (join, fds)).await,
-            Request::Left(id) => {
+            Request::Exec(exec) => self.exec(stream, *exec).await,
+            Request::Join { network } => joined::join(&self.pod, &self.agent, stream, network).await,
+            Request::WaitDetached(id) => {
                 self.pod.detached(&id).await;
                 Ok(Reply::Done)
             }
@@ -78,7 +68,7 @@ impl Server {
         let mut kills = self.oom_kills.subscribe();
         tokio::select! {
             more = kills.wait_for(|kills| *kills > seen) => Ok(Reply::OomKills(*more?)),
-            _ = receive(stream) => bail!("nobody waits any more"),
+            _ = ipc::receive_async::<Request>(stream) => bail!("nobody waits any more"),
         }
     }
 }
@@ -93,7 +83,7 @@ fn wanted(request: &Request) -> Option<lifecycle::Request> {
         Request::Update(_) => Some(lifecycle::Request::Update),
         Request::Processes | Request::ReadCgroup(_) => Some(lifecycle::Request::Query),
         Request::WaitOom(_) => Some(lifecycle::Request::WatchOom),
-        Request::Exec { .. } => Some(lifecycle::Request::Exec),
+        Request::Exec(_) => Some(lifecycle::Request::Exec),
         _ => None,
     }
 }

@@ -19,10 +19,12 @@ use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::connections::{Connections, Room};
+use crate::host::sockets;
+use crate::ipc::Descriptor;
+use crate::log;
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::{Files, NetworkNamespace};
-use crate::{log, sockets};
 
 /// How long the resolver may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,14 +41,14 @@ pub struct Sockets {
 struct Dialer {
     /// The monitor sees none of them once it is confined.
     files: Arc<Files>,
-    sockets: Vec<OwnedFd>,
+    sockets: Vec<Descriptor>,
     /// Where the resolver is.
     place: NetworkNamespace,
 }
 
 impl Sockets {
     /// These, and the resolver if there will be one in this namespace.
-    pub fn new(files: &Arc<Files>, sockets: Vec<OwnedFd>, place: NetworkNamespace) -> Self {
+    pub fn new(files: &Arc<Files>, sockets: Vec<Descriptor>, place: NetworkNamespace) -> Self {
         let resolver = Rc::new(Announcement::new(place.clone()));
         let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
         Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }

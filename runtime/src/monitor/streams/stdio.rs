@@ -18,6 +18,9 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmm::virtio::vsock::Handle;
 
+use crate::host::console;
+use crate::streams::Streams;
+
 const BUFFER: usize = 64 << 10;
 
 /// Enough for a loop over a buffer on the heap.
@@ -35,27 +38,36 @@ pub struct Stdio {
     last_words: Arc<OnceLock<String>>,
 }
 
+/// Standard output or error.
+struct Output {
+    /// Its number, as a descriptor's.
+    index: usize,
+    name: &'static str,
+    last_words: Arc<OnceLock<String>>,
+}
+
 impl Stdio {
-    /// Opens a stream for each file (stdin, stdout, stderr) and starts its pump.
-    pub fn attach(vsock: &Handle, files: [Option<OwnedFd>; 3], terminal: bool) -> anyhow::Result<Self> {
+    /// Opens a stream to the guest for each file, starts its pump, and writes the streams' ids and the terminal's size into
+    /// the message that describes the process.
+    pub fn attach(vsock: &Handle, streams: Streams, process: &mut protocol::Process) -> anyhow::Result<Self> {
+        if let Some(terminal) = streams.terminal() {
+            console::note_size(terminal, process);
+        }
         let mut stdio = Self { ids: [0; 3], streams: Vec::new(), outputs: Vec::new(), last_words: Arc::default() };
-        let [input, output, error] = files;
-        let (none, words) = (Arc::default(), Arc::clone(&stdio.last_words));
-        let output_words = if terminal { Arc::clone(&words) } else { none };
-        let output_stream = stdio.open_output(vsock, output, (1, "stdout"), output_words)?;
-        stdio.open_output(vsock, error, (2, "stderr"), words)?;
+        let terminal = process.terminal;
+        let [input, output, error] = streams.into_files().context("take the process's streams")?;
+        let words = Arc::clone(&stdio.last_words);
+        let last_words = if terminal { Arc::clone(&words) } else { Arc::default() };
+        let output_stream = stdio.open_output(vsock, output, Output { index: 1, name: "stdout", last_words })?;
+        stdio.open_output(vsock, error, Output { index: 2, name: "stderr", last_words: words })?;
         if let Some(file) = input {
             let stream = stdio.open(vsock, 0)?;
             // When a terminal hangs up, its output is over as well: so the guest's terminal hangs up.
             let also = output_stream.filter(|_| terminal);
             spawn("stdin", move || pump_in(&file, &stream, also.as_deref()))?;
         }
+        [process.stdin, process.stdout, process.stderr] = stdio.ids;
         Ok(stdio)
-    }
-
-    /// Writes the streams' ids into the message that describes the process.
-    pub fn name_in(&self, process: &mut protocol::Process) {
-        [process.stdin, process.stdout, process.stderr] = self.ids;
     }
 
     /// Ends the output with a line of our own, where who started the process looks for its errors. Only for when the
@@ -94,10 +106,10 @@ impl Stdio {
         &mut self,
         vsock: &Handle,
         file: Option<OwnedFd>,
-        (index, name): (usize, &str),
-        last_words: Arc<OnceLock<String>>,
+        output: Output,
     ) -> anyhow::Result<Option<Arc<UnixStream>>> {
         let Some(file) = file else { return Ok(None) };
+        let Output { index, name, last_words } = output;
         let stream = self.open(vsock, index)?;
         let (done, drained) = oneshot::channel();
         self.outputs.push(drained);
@@ -119,23 +131,6 @@ impl Drop for Stdio {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// Our own standard descriptors, taken: /dev/null stands in their place, so that nothing here keeps the
-/// engine's pipes open but the pumps.
-pub fn take_standard_streams(keep_stderr: bool) -> anyhow::Result<[Option<OwnedFd>; 3]> {
-    use rustix::fs::{Mode, OFlags};
-    let null =
-        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
-    let take = |fd: std::os::fd::BorrowedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok();
-    let taken = [take(rustix::stdio::stdin()), take(rustix::stdio::stdout()), take(rustix::stdio::stderr())];
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    // Without a log file the monitor's own lines go to stderr: it stays, as with runc.
-    if !keep_stderr {
-        rustix::stdio::dup2_stderr(&null)?;
-    }
-    Ok(taken)
 }
 
 fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use protocol::{
     AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, ConnectPortRequest,
     CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process,
@@ -14,10 +14,13 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context as Deadline, with_duration};
 
-use crate::control::{ProcessInfo, ProcessList, Reply};
+use crate::control::Reply;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most bytes of a call's message, so that it fits into ttrpc's with what goes before it.
+const MAX_CALL: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 4096;
 
 /// Bytes of entropy given to a new VM.
 const ENTROPY: usize = 64;
@@ -47,7 +50,7 @@ impl Agent {
         Ok(Self { client, container_id: container_id.to_owned() })
     }
 
-    /// The same agent, asked about another container.
+    /// This agent, for calls about another container.
     pub fn of(&self, container_id: &str) -> Self {
         Self { client: self.client.clone(), container_id: container_id.to_owned() }
     }
@@ -79,6 +82,7 @@ impl Agent {
 
     /// Creates the container.
     pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
+        check_size(request, "the container's arguments, environment and mounts")?;
         self.client.create_container(within(PATIENCE), request).await.map_err(sentence)?;
         Ok(())
     }
@@ -98,6 +102,7 @@ impl Agent {
             process: Some(process).into(),
             ..Default::default()
         };
+        check_size(&request, "the process's arguments and environment")?;
         self.client.exec_process(within(PATIENCE), &request).await.map_err(sentence)?;
         Ok(())
     }
@@ -149,9 +154,9 @@ impl Agent {
     /// The container's processes.
     pub async fn processes(&self) -> anyhow::Result<Reply> {
         let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
-        let list = self.client.list_processes(within(PATIENCE), &request).await.map_err(sentence)?;
-        let processes = list.processes.into_iter().map(info).collect();
-        Ok(Reply::Processes(ProcessList { uptime: list.uptime, memory: list.memory, processes }))
+        let mut list = self.client.list_processes(within(PATIENCE), &request).await.map_err(sentence)?;
+        list.processes.iter_mut().for_each(clean);
+        Ok(Reply::Processes(list))
     }
 
     /// Files of its cgroup.
@@ -211,25 +216,18 @@ impl Agent {
     }
 }
 
-/// What the guest says of a process; no control characters of its reach a terminal or a log.
-fn info(entry: ProcessEntry) -> ProcessInfo {
-    let clean = |text: String| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    ProcessInfo {
-        pid: entry.pid,
-        ppid: entry.ppid,
-        pgid: entry.pgid,
-        sid: entry.sid,
-        uid: entry.uid,
-        state: clean(entry.state),
-        terminal: clean(entry.terminal),
-        threads: entry.threads,
-        nice: entry.nice,
-        started: entry.started,
-        cpu_time: entry.cpu_time,
-        vsize: entry.vsize,
-        rss: entry.rss,
-        comm: clean(entry.comm),
-        args: clean(entry.args),
+/// Takes control characters out of what the guest says of a process: none reaches a terminal or a log.
+fn clean(entry: &mut ProcessEntry) {
+    for text in [&mut entry.state, &mut entry.terminal, &mut entry.comm, &mut entry.args] {
+        *text = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    }
+}
+
+/// A call that is longer than ttrpc takes is refused before the guest sees anything of it.
+fn check_size(request: &impl protobuf::Message, what: &str) -> anyhow::Result<()> {
+    match usize::try_from(request.compute_size()).unwrap_or(usize::MAX) {
+        size if size > MAX_CALL => bail!("{what} take {size} bytes: {MAX_CALL} are the most that a VM can be told"),
+        _ => Ok(()),
     }
 }
 
@@ -245,5 +243,18 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
         }
         ttrpc::Error::RpcStatus(status) => anyhow!("{}", status.message()),
         other => anyhow!("the connection to the guest's agent failed: {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_too_long_is_refused_with_its_size() {
+        let with = |mib: usize| Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() };
+        assert!(check_size(&with(3), "arguments and environment").is_ok());
+        let error = check_size(&with(5), "arguments and environment").unwrap_err().to_string();
+        assert_eq!(error, "arguments and environment take 5242900 bytes: 4190208 are the most that a VM can be told");
     }
 }

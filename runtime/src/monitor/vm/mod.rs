@@ -1,4 +1,4 @@
-//! The container's virtual machine, from its set-up to a connected agent.
+//! The container's VM, from its set-up to a connected agent.
 
 pub mod agent_client;
 pub mod clock;
@@ -16,16 +16,18 @@ use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
-use vmm::virtio::block::{Block, Disk};
-use vmm::virtio::fs::{Counters, Fs, Share, Sharing};
+use vmm::virtio::block::Block;
+use vmm::virtio::fs::{Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::Agent;
-use self::nics::{Cards, Pool, Slot};
+use self::nics::{NicLease, NicPool, Nics};
 use self::request_gate::RequestGate;
-use crate::handover::{Setup, VmTarget};
+use crate::host::disks::Disk;
+use crate::host::shares::Share;
+use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
 
@@ -35,7 +37,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Tag of the one file-system device; the agent mounts it by this name.
 const SHARES_TAG: &str = "shares";
 
-/// A running virtual machine.
+/// A running VM.
 pub struct Vm {
     running: Running,
     ended: AsyncFd<OwnedFd>,
@@ -46,38 +48,34 @@ pub struct Vm {
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
     sharing: Sharing,
-    cards: Cards,
-    /// Where requests to the guest pass.
+    nics: Nics,
+    /// The gate that requests to the guest pass.
     pub gate: RequestGate,
 }
 
 impl Vm {
     /// Builds and starts the VM. Needs a running tokio runtime.
-    pub fn boot(setup: Setup, kvm: OwnedFd, shares: Vec<Share>, disks: Vec<Disk>) -> anyhow::Result<Self> {
-        let VmTarget::Own(machine) = setup.home else { bail!("the set-up names another container's VM") };
-        let mut timeline = setup.timeline;
-        timeline.mark("set-up read");
+    pub fn boot(
+        setup: VmSetup,
+        container_id: String,
+        shares: Vec<Share>,
+        disks: Vec<Disk>,
+        mut timeline: Timeline,
+    ) -> anyhow::Result<Self> {
+        timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
+        let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
         let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
         let (requests, sharing) = (fs.counters(), fs.sharing());
-        let spec = MachineSpec {
-            kvm,
-            memory_mib: machine.plan.memory_mib,
-            vcpus: machine.plan.vcpus,
-            kernel: machine.kernel,
-            initrd: machine.initrd,
-            cmdline: machine.plan.cmdline,
-            console: console(setup.log.debug)?,
-        };
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nets, cards) = Cards::new(devices.len(), machine.hotplug)?;
-        if !cards.late {
-            devices.append(&mut nets);
+        let (mut nic_devices, nics) = Nics::new(devices.len(), setup.hotplug)?;
+        if !nics.hotplugged {
+            devices.append(&mut nic_devices);
         }
-        let machine = Machine::build(spec, devices, nets)?;
+        let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
@@ -91,11 +89,11 @@ impl Vm {
             vsock,
             ready,
             listener,
-            container_id: setup.id,
+            container_id,
             timeline: RefCell::new(timeline),
             requests,
             sharing,
-            cards,
+            nics,
             gate: RequestGate::new(),
         })
     }
@@ -118,29 +116,29 @@ impl Vm {
         Ok(agent)
     }
 
-    /// Where streams to the guest are opened.
+    /// Opens streams to the guest.
     pub fn vsock(&self) -> &Handle {
         &self.vsock
     }
 
-    /// Where shares are added and taken away.
+    /// Adds and removes shares.
     pub fn sharing(&self) -> &Sharing {
         &self.sharing
     }
 
-    /// Network cards that no container has.
-    pub fn free_cards(&self) -> &Pool {
-        self.cards.pool()
+    /// NICs that no container has.
+    pub fn free_nics(&self) -> &NicPool {
+        self.nics.pool()
     }
 
-    /// Connects a network card with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, card: &Slot, tap: OwnedFd) -> anyhow::Result<Nic> {
-        self.cards.plug(card, tap, &self.running).await
+    /// Attaches a tap to a NIC. Returns how the guest finds the NIC.
+    pub async fn attach(&self, lease: &NicLease, tap: OwnedFd) -> anyhow::Result<Nic> {
+        self.nics.attach(lease, tap, &self.running).await
     }
 
-    /// Disconnects it.
-    pub async fn unplug(&self, card: &Slot) -> anyhow::Result<()> {
-        self.cards.unplug(card).await
+    /// Detaches the tap of a NIC.
+    pub async fn detach(&self, lease: &NicLease) -> anyhow::Result<()> {
+        self.nics.detach(lease).await
     }
 
     /// Stops the virtual CPUs until [`Vm::resume`].
@@ -165,7 +163,7 @@ impl Vm {
             counts.join(", ")
         };
         let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
-        let frames = list(self.cards.frames().to_vec());
+        let frames = list(self.nics.frames().to_vec());
         let begin = self.timeline.borrow().summary();
         format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
     }
@@ -220,10 +218,22 @@ impl Vm {
     }
 }
 
+fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
+    Ok(MachineSpec {
+        kvm: setup.kvm.into_owned()?,
+        memory_mib: setup.plan.memory_mib,
+        vcpus: setup.plan.vcpus,
+        kernel: setup.kernel,
+        initrd: setup.initrd,
+        cmdline: setup.plan.cmdline,
+        console: console()?,
+    })
+}
+
 fn blocks(disks: Vec<Disk>) -> anyhow::Result<Vec<Box<dyn Device>>> {
     let block = |disk: Disk| -> anyhow::Result<Box<dyn Device>> {
         let serial = disk.serial.clone();
-        Ok(Box::new(Block::new(disk).with_context(|| format!("make block device {serial}"))?))
+        Ok(Box::new(Block::new(disk.into_device()?).with_context(|| format!("make block device {serial}"))?))
     };
     disks.into_iter().map(block).collect()
 }
@@ -242,12 +252,12 @@ fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// With `--debug` the guest's serial console goes where the log goes.
-fn console(debug: bool) -> anyhow::Result<Option<OwnedFd>> {
-    if !debug {
+fn console() -> anyhow::Result<Option<OwnedFd>> {
+    if !crate::log::settings().debug {
         return Ok(None);
     }
     let fd = match crate::log::file() {
-        Some(file) => file.try_clone()?.into(),
+        Some(file) => file.as_fd().try_clone_to_owned()?,
         None => std::io::stderr().as_fd().try_clone_to_owned()?,
     };
     Ok(Some(fd))

@@ -1,4 +1,4 @@
-//! The network cards of a machine, which all its containers share. They are connected to nothing at first.
+//! The NICs of a VM, which all its containers share. At first no tap is attached to any of them.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -12,36 +12,36 @@ use vmm::virtio::net::{Counters, Net, TapHandle, Traffic};
 
 use crate::plan::NICS;
 
-/// All of them.
-pub struct Cards {
+/// The NICs of one VM.
+pub struct Nics {
     taps: Vec<TapHandle>,
     counters: Vec<Arc<Counters>>,
-    /// Number of the first one among the machine's devices.
+    /// Number of the first NIC among the VM's devices.
     first: usize,
-    /// The kernel is told of each when it is needed. One that cannot be told later finds all of them as it boots.
-    pub late: bool,
-    pool: Pool,
+    /// Whether each NIC is hot-plugged when it is needed. A kernel that cannot do that finds all of them as it boots.
+    pub hotplugged: bool,
+    pool: NicPool,
 }
 
-impl Cards {
-    /// Makes them, as devices behind so many others. Their addresses only matter until they are connected to something.
-    pub fn new(first: usize, late: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
+impl Nics {
+    /// Makes the NICs, as devices behind so many others. Their addresses only matter until a tap is attached.
+    pub fn new(first: usize, hotplugged: bool) -> anyhow::Result<(Vec<Box<dyn Device>>, Self)> {
         let (mut devices, mut taps, mut counters) = (Vec::<Box<dyn Device>>::new(), Vec::new(), Vec::new());
         for number in (0..=u8::MAX).take(NICS) {
-            let (device, tap) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a network card")?;
+            let (device, tap) = Net::new([2, b'r', b'v', b'm', 0, number]).context("make a NIC")?;
             counters.push(device.counters());
             devices.push(Box::new(device));
             taps.push(tap);
         }
-        Ok((devices, Self { taps, counters, first, late, pool: Pool::default() }))
+        Ok((devices, Self { taps, counters, first, hotplugged, pool: NicPool::default() }))
     }
 
-    /// Those that are free.
-    pub fn pool(&self) -> &Pool {
+    /// The NICs that no container has.
+    pub fn pool(&self) -> &NicPool {
         &self.pool
     }
 
-    /// How many frames went each way, and did not arrive, over all of them.
+    /// Number of frames that went each way, and that did not arrive, over all NICs.
     pub fn frames(&self) -> [(&'static str, u64); 4] {
         let sum = |of: fn(&Counters) -> &Traffic, count: fn(&Traffic) -> u64| {
             self.counters.iter().map(|counters| count(of(counters))).sum()
@@ -54,44 +54,44 @@ impl Cards {
         ]
     }
 
-    /// Connects one with a tap. Returns how the guest finds it.
-    pub async fn plug(&self, slot: &Slot, tap: OwnedFd, running: &Running) -> anyhow::Result<Nic> {
-        let (number, device) = (slot.number, self.first + slot.number);
-        let handle = self.taps.get(number).with_context(|| format!("there is no network card {number}"))?.clone();
-        let text = if self.late { format!("{}:{device}", running.hotplug(number)?) } else { String::new() };
+    /// Attaches a tap. Returns how the guest finds the NIC.
+    pub async fn attach(&self, lease: &NicLease, tap: OwnedFd, running: &Running) -> anyhow::Result<Nic> {
+        let (number, device) = (lease.number, self.first + lease.number);
+        let handle = self.taps.get(number).with_context(|| format!("there is no NIC {number}"))?.clone();
+        let text = if self.hotplugged { format!("{}:{device}", running.hotplug(number)?) } else { String::new() };
         // The device answers when it has done what it is at: not for this thread to wait for.
         tokio::task::spawn_blocking(move || handle.attach(tap)).await??;
         Ok(Nic { device: u32::try_from(device)?, kernel_parameter: text, ..Default::default() })
     }
 
-    /// Disconnects it.
-    pub async fn unplug(&self, slot: &Slot) -> anyhow::Result<()> {
-        let Some(handle) = self.taps.get(slot.number).cloned() else { return Ok(()) };
+    /// Detaches the tap.
+    pub async fn detach(&self, lease: &NicLease) -> anyhow::Result<()> {
+        let Some(handle) = self.taps.get(lease.number).cloned() else { return Ok(()) };
         Ok(tokio::task::spawn_blocking(move || handle.detach()).await??)
     }
 }
 
-/// Numbers of cards that no container has.
+/// Numbers of the NICs that no container has.
 #[derive(Clone)]
-pub struct Pool(Arc<Mutex<BTreeSet<usize>>>);
+pub struct NicPool(Arc<Mutex<BTreeSet<usize>>>);
 
-impl Default for Pool {
+impl Default for NicPool {
     /// All numbers.
     fn default() -> Self {
         Self(Arc::new(Mutex::new((0..NICS).collect())))
     }
 }
 
-impl Pool {
+impl NicPool {
     /// Takes so many, or none if there are fewer.
-    pub fn take(&self, count: usize) -> Option<Vec<Slot>> {
-        let slots: Vec<Slot> = (0..count).map_while(|_| self.take_one()).collect();
-        (slots.len() == count).then_some(slots)
+    pub fn take(&self, count: usize) -> Option<Vec<NicLease>> {
+        let leases: Vec<NicLease> = (0..count).map_while(|_| self.take_one()).collect();
+        (leases.len() == count).then_some(leases)
     }
 
-    fn take_one(&self) -> Option<Slot> {
+    fn take_one(&self) -> Option<NicLease> {
         let number = self.free().pop_first()?;
-        Some(Slot { number, pool: self.clone() })
+        Some(NicLease { number, pool: self.clone() })
     }
 
     fn free(&self) -> MutexGuard<'_, BTreeSet<usize>> {
@@ -99,13 +99,13 @@ impl Pool {
     }
 }
 
-/// A card that one container has, until this is dropped.
-pub struct Slot {
+/// A NIC that one container has, until this is dropped.
+pub struct NicLease {
     number: usize,
-    pool: Pool,
+    pool: NicPool,
 }
 
-impl Drop for Slot {
+impl Drop for NicLease {
     fn drop(&mut self) {
         self.pool.free().insert(self.number);
     }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn all_that_are_wanted_or_none() {
-        let pool = Pool::default();
+        let pool = NicPool::default();
         let most = pool.take(NICS - 1).unwrap();
         assert!(pool.take(2).is_none());
         let last = pool.take(1).unwrap();

@@ -45,7 +45,10 @@ fn what_takes_packets_already_is_left_alone() {
             let mut attached = netns.attached_links();
             let link = named(attached.scan().unwrap(), "eth0");
             let error = format!("{:#}", attached.attach(&link).unwrap_err());
-            assert!(error.contains("connect link eth0 to the VM: something else takes packets off it"), "{error}");
+            assert!(
+                error.contains("connect link eth0 to the VM: another program already filters its incoming packets"),
+                "{error}"
+            );
             assert_eq!(netns.dump(), before);
             clean().unwrap();
             attached.detach_all().unwrap();
@@ -215,7 +218,7 @@ fn a_monitor_without_dev_and_proc_can_do_it() {
         rustix::process::chdir(root.path()).unwrap();
         rustix::process::pivot_root(".", ".").unwrap();
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert!(tap::open_devices().is_err() && crate::sockets::open_proc().is_err());
+        assert!(tap::open_devices().is_err() && crate::host::sockets::open_proc().is_err());
         let link = named(attached.scan().unwrap(), "eth0");
         let tap = attached.attach(&link).unwrap();
         assert!(attached.resolver().unwrap());

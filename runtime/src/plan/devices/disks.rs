@@ -79,7 +79,7 @@ impl Destinations {
                 bail!("annotation {}: {path:?} is not the absolute path of a mount", annotations::DISKS);
             }
             if !all.insert(guest_path::clean(path)) {
-                bail!("annotation {}: {path} is there twice", annotations::DISKS);
+                bail!("annotation {}: {path} is listed twice", annotations::DISKS);
             }
         }
         Ok(Self(all))
@@ -97,7 +97,7 @@ impl Destinations {
     pub fn finish(self) -> anyhow::Result<()> {
         match self.0.into_iter().next() {
             Some(path) => bail!(
-                "annotation {}: {path} is no bind mount: mount a raw image there, as -v IMAGE:{path}",
+                "annotation {}: {path} is not a bind mount; mount a raw image there, for example -v IMAGE:{path}",
                 annotations::DISKS
             ),
             None => Ok(()),
@@ -165,13 +165,13 @@ impl<'a> Disks<'a> {
     fn check_room(&self) -> anyhow::Result<()> {
         if let Some(sandbox) = self.surroundings.sandbox {
             bail!(
-                "the VM of container {}, which this one joins, runs and gets no more disks: give the disk to that one, \
-                 or this one a VM of its own",
+                "the container joins the VM of container {}, which is running and gets no more disks: give the disk to that \
+                 container, or this one a VM of its own",
                 sandbox.id
             );
         }
         if self.plans.len() >= MAX_DISKS {
-            bail!("a VM has {MAX_DISKS} disks at most: list fewer");
+            bail!("a VM can have at most {MAX_DISKS} disks: list fewer");
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl<'a> Disks<'a> {
             Some(DiskFact::Missing(why)) => bail!("{why}"),
             None => bail!("it was not looked at"),
         };
-        let part = |number: i64| u32::try_from(number).context("its number is none of a device");
+        let part = |number: i64| u32::try_from(number).context("its device number is invalid");
         let (major, minor) = (part(number.0)?, part(number.1)?);
         let read_only = !self.rules.allow(DeviceNumber { kind: Kind::Block, major, minor }, WRITE);
         Ok(DiskPlan { serial: self.next_serial(), source, device: Some((major, minor)), read_only })

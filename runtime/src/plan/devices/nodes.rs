@@ -185,7 +185,7 @@ mod tests {
             assert!(request.disks.iter().all(|disk| (disk.filter_at > 0) == filtered));
         }
         let text = format!("{:#}", images(vmm::MAX_DEVICES, DENY).unwrap_err());
-        assert_eq!(text, "annotation io.runvm.disks: /dev/11: a VM has 11 disks at most: list fewer");
+        assert_eq!(text, "annotation io.runvm.disks: /dev/11: a VM can have at most 11 disks: list fewer");
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
         let numbers: Vec<_> = (10..10 + vmm::MAX_DEVICES as i64).map(|minor| (8, minor)).collect();
         let list: Vec<_> = numbers.iter().map(|(_, minor)| disk("/dev/x", *minor)).collect();
         let text = format!("{:#}", refused(&list.join(","), &facts(&numbers)));
-        assert_eq!(text, "linux.devices[11]: device /dev/x (b 8:21): a VM has 11 disks at most: list fewer");
+        assert_eq!(text, "linux.devices[11]: device /dev/x (b 8:21): a VM can have at most 11 disks: list fewer");
     }
 
     #[test]

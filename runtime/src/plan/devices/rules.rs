@@ -80,7 +80,7 @@ impl Rules {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let given = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
         if given.len() > MOST {
-            bail!("linux.resources.devices has {} rules, at most {MOST} are possible", given.len());
+            bail!("linux.resources.devices has {} rules, the maximum is {MOST}", given.len());
         }
         let mut this = Self { rules: Vec::new(), otherwise: false };
         for (index, rule) in given.iter().enumerate() {
@@ -132,7 +132,7 @@ fn access(letters: &str) -> anyhow::Result<u32> {
         'm' => Ok(access | MKNOD),
         'r' => Ok(access | READ),
         'w' => Ok(access | WRITE),
-        _ => bail!("access {letters:?}: only r, w and m are possible"),
+        _ => bail!("access {letters:?}: use only r, w and m"),
     })
 }
 
@@ -186,10 +186,7 @@ mod tests {
     fn what_is_no_rule_is_named() {
         let table = [
             (r#"[{"allow":true}]"#, "linux.resources.devices[0]: access must not be empty"),
-            (
-                r#"[{"access":"r"},{"access":"rx"}]"#,
-                "linux.resources.devices[1]: access \"rx\": only r, w and m are possible",
-            ),
+            (r#"[{"access":"r"},{"access":"rx"}]"#, "linux.resources.devices[1]: access \"rx\": use only r, w and m"),
             (r#"[{"type":"p","access":"r"}]"#, "linux.resources.devices[0]: type \"p\": a rule is for a, b or c"),
             (r#"[{"major":-2,"access":"r"}]"#, "linux.resources.devices[0]: major -2 is neither"),
             (r#"[{"minor":4294967296,"access":"r"}]"#, "linux.resources.devices[0]: minor 4294967296 is neither"),

@@ -82,7 +82,7 @@ fn throttled(device: &LinuxThrottleDevice) -> anyhow::Result<String> {
 
 fn number(major: i64, minor: i64) -> anyhow::Result<String> {
     if u32::try_from(major).is_err() || u32::try_from(minor).is_err() {
-        bail!("{major}:{minor} is no device number");
+        bail!("{major}:{minor} is not a device number");
     }
     Ok(format!("{major}:{minor}"))
 }
@@ -129,7 +129,7 @@ mod tests {
             "blkio.throttle.read_bps_device=8:0 1000;blkio.throttle.write_iops_device=8:0 0"
         );
         let error = planned(r#"{"blockIO":{"throttleWriteBpsDevice":[{"major":-1,"minor":0,"rate":1}]}}"#).unwrap_err();
-        assert_eq!(error, "linux.resources.blockIO throttles: -1:0 is no device number");
+        assert_eq!(error, "linux.resources.blockIO throttles: -1:0 is not a device number");
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> 
 pub fn check_memory(resources: &LinuxResources, memory_mib: u32) -> anyhow::Result<()> {
     match memory_limit(resources).map(|limit| limit >> 20) {
         Some(mib) if mib > u64::from(memory_mib) => bail!(
-            "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, which it got when it was \
-             created; the annotation io.runvm.memory-mib makes it larger then"
+            "memory limit of {mib} MiB: the container's virtual machine has {memory_mib} MiB, fixed when it was \
+             created; annotation io.runvm.memory-mib creates a larger one"
         ),
         _ => Ok(()),
     }
@@ -62,8 +62,8 @@ pub fn check_member(resources: &LinuxResources, memory_mib: u32) -> anyhow::Resu
     block_io::plan(resources, &mut limits)?;
     if limits != HostLimits::default() {
         bail!(
-            "linux.resources.blockIO: this container is in the virtual machine of another one, whose disks the host reads \
-             and writes for all of them together: set the limit for that container"
+            "linux.resources.blockIO: this container shares the VM of another one, and the host accounts disk I/O for \
+             the VM as a whole; set the limit on that container"
         );
     }
     Ok(())

@@ -19,7 +19,7 @@ const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 /// Names field and value.
 pub fn check(resources: &LinuxResources) -> anyhow::Result<()> {
     if let Some(limit) = memory_limit(resources).filter(|&limit| limit < LEAST_MEMORY) {
-        bail!("linux.resources.memory.limit {limit}: too low, a container needs {LEAST_MEMORY} bytes at least");
+        bail!("linux.resources.memory.limit {limit}: too low: a container needs at least {LEAST_MEMORY} bytes");
     }
     if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness())
         && swappiness > 100
@@ -38,20 +38,16 @@ pub fn check(resources: &LinuxResources) -> anyhow::Result<()> {
 
 fn check_cpu(cpu: &LinuxCpu) -> anyhow::Result<()> {
     if let Some(period) = cpu.period().filter(|period| *period != 0 && !PERIODS.contains(period)) {
-        bail!(
-            "linux.resources.cpu.period {period}: {} to {} microseconds are possible",
-            PERIODS.start(),
-            PERIODS.end()
-        );
+        bail!("linux.resources.cpu.period {period}: must be {} to {} microseconds", PERIODS.start(), PERIODS.end());
     }
     if let Some(quota) = cpu.quota().and_then(|quota| u64::try_from(quota).ok())
         && quota != 0
         && quota < *PERIODS.start()
     {
-        bail!("linux.resources.cpu.quota {quota}: {} microseconds is the least", PERIODS.start());
+        bail!("linux.resources.cpu.quota {quota}: at least {} microseconds are needed", PERIODS.start());
     }
     if let Some(idle) = cpu.idle().filter(|idle| !matches!(idle, 0 | 1)) {
-        bail!("linux.resources.cpu.idle {idle} is neither 0 nor 1");
+        bail!("linux.resources.cpu.idle {idle}: must be 0 or 1");
     }
     for (field, list) in [("cpus", cpu.cpus()), ("mems", cpu.mems())] {
         let list = list.as_deref().map(str::trim).filter(|list| !list.is_empty());
@@ -66,7 +62,7 @@ fn check_block_io(block_io: &LinuxBlockIo) -> anyhow::Result<()> {
     let of_devices = block_io.weight_device().iter().flatten().map(|device| ("weightDevice.weight", device.weight()));
     for (field, weight) in of_devices.chain([("weight", block_io.weight())]) {
         if let Some(weight) = weight.filter(|weight| *weight != 0 && !WEIGHTS.contains(weight)) {
-            bail!("linux.resources.blockIO.{field} {weight}: {} to {} are possible", WEIGHTS.start(), WEIGHTS.end());
+            bail!("linux.resources.blockIO.{field} {weight}: must be {} to {}", WEIGHTS.start(), WEIGHTS.end());
         }
     }
     Ok(())

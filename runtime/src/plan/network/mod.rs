@@ -40,10 +40,7 @@ pub fn plan(
     let user_network = user_network::is_wanted(spec, options)?;
     let ports = published_ports::plan(spec, options)?;
     if let (Some(sandbox), true) = (surroundings.sandbox, user_network || !ports.is_empty()) {
-        bail!(
-            "--net and --publish: the container is in the VM of container {}: give that one the network and the ports",
-            sandbox.id
-        );
+        bail!("--net and --publish: the container joins the VM of container {}; give them to that one", sandbox.id);
     }
     if user_network {
         user_network::plan(&namespace, &options.resolv_conf, request)?;

@@ -35,8 +35,8 @@ pub fn plan(spec: &Spec, surroundings: Surroundings<'_>) -> anyhow::Result<Netwo
         NetworkFact::Is(id) if facts.host_networks.contains(id) => bail!("{HOST}"),
         // Its links would be taken away from it.
         NetworkFact::Is(_) if let (Some(pid), None) = (process_of(path), owner) => bail!(
-            "cannot join network namespace {}: process {pid} is none of a container of runvm under this --root, and cannot \
-             share its network with a VM; run both containers with runvm, or give this one a network of its own",
+            "cannot join network namespace {}: process {pid} does not belong to a container under this --root, and a VM \
+             cannot share its network; run both containers with runvm, or give this one a network of its own",
             path.display()
         ),
         NetworkFact::Is(_) => Ok(NetworkPlan::Path(path.to_owned())),

@@ -51,7 +51,7 @@ pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<Vec<PortPlan>> {
         ports.extend(parse(text).with_context(|| format!("annotation {}: {text}", annotations::PORTS))?);
     }
     if ports.len() > MOST {
-        bail!("{} ports are to be published: {MOST} at most are possible", ports.len());
+        bail!("cannot publish {} ports: the maximum is {MOST}", ports.len());
     }
     Ok(ports)
 }
@@ -84,14 +84,14 @@ fn parse_address(text: &str) -> anyhow::Result<IpAddr> {
         Some(v6) => v6.parse().map(IpAddr::V6),
         None => text.parse().map(IpAddr::V4),
     };
-    parsed.with_context(|| format!("{text:?} is no address (IPv6 ones are in brackets)"))
+    parsed.with_context(|| format!("{text:?} is not an IP address (IPv6 addresses need brackets)"))
 }
 
 fn range(text: &str) -> anyhow::Result<impl ExactSizeIterator<Item = u16> + use<>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let port = |text: &str| match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
-        _ => bail!("{text:?} is no port: they are 1 to 65535"),
+        _ => bail!("{text:?} is not a port (1 to 65535)"),
     };
     let (first, last) = (port(first)?, port(last)?);
     if first > last {
@@ -124,12 +124,15 @@ mod tests {
         assert!(of("80").contains("the host's port is missing"));
         assert!(of("80:80/sctp").contains("neither tcp nor udp"));
         assert!(
-            of("0:80").contains("\"0\" is no port")
-                && of("80:65536").contains("no port")
-                && of(":80").contains("no port")
+            of("0:80").contains("\"0\" is not a port")
+                && of("80:65536").contains("is not a port")
+                && of(":80").contains("is not a port")
         );
         assert!(of("1-3:1-2").contains("1-3 is 3 ports and 1-2 is 2"));
         assert!(of("3-1:1-3").contains("the first is above the last"));
-        assert!(of("::1:80:80").contains("no address") && of("[127.0.0.1]:80:80").contains("no address"));
+        assert!(
+            of("::1:80:80").contains("is not an IP address")
+                && of("[127.0.0.1]:80:80").contains("is not an IP address")
+        );
     }
 }

@@ -30,7 +30,7 @@ pub fn is_wanted(spec: &Spec, options: &Options) -> anyhow::Result<bool> {
     match annotations::network(spec, annotations::NET, options.allow_net_annotations)? {
         None => Ok(options.user_network),
         Some("user") => Ok(true),
-        Some(other) => bail!("annotation {}: {other:?} is no network of runvm's: there is \"user\"", annotations::NET),
+        Some(other) => bail!("annotation {}: unknown network {other:?}: known is user", annotations::NET),
     }
 }
 

@@ -112,7 +112,7 @@ fn none() -> LinuxCapabilities {
 
 fn parse(name: &str) -> anyhow::Result<Capability> {
     let parsed = serde_json::from_value(serde_json::Value::from(name));
-    parsed.map_err(|_| anyhow!("it is no capability of Linux")).with_context(|| format!("--cap {name:?}"))
+    parsed.map_err(|_| anyhow!("not a Linux capability")).with_context(|| format!("--cap {name:?}"))
 }
 
 #[cfg(test)]
@@ -159,6 +159,6 @@ mod tests {
         assert_eq!((masks.permitted, masks.effective), (masks.bounding, masks.bounding));
         assert_eq!((masks.inheritable, masks.ambient), (0, 0));
         let text = format!("{:#}", add(&mut process, &["CAP_X".into()]).unwrap_err());
-        assert_eq!(text, r#"--cap "CAP_X": it is no capability of Linux"#);
+        assert_eq!(text, r#"--cap "CAP_X": not a Linux capability"#);
     }
 }

@@ -65,12 +65,12 @@ fn message(mapping: &LinuxIdMapping) -> IdMapping {
 
 fn check(field: &str, mappings: &[LinuxIdMapping]) -> anyhow::Result<()> {
     if mappings.len() > MOST {
-        bail!("{field} has {} entries, at most {MOST} are possible", mappings.len());
+        bail!("{field} has {} entries, the maximum is {MOST}", mappings.len());
     }
     disjoint(field, "containerID", mappings, LinuxIdMapping::container_id)?;
     disjoint(field, "hostID", mappings, LinuxIdMapping::host_id)?;
     if !mappings.iter().any(|mapping| mapping.container_id() == 0) {
-        bail!("{field} has no containerID 0: who sets the container up must be somebody in it");
+        bail!("{field} has no containerID 0, as which the container is set up");
     }
     Ok(())
 }

@@ -58,10 +58,10 @@ fn user(user: &User, message: &mut protocol::Process) -> anyhow::Result<()> {
     let mut ids = [("uid", message.uid), ("gid", message.gid)].into_iter().chain(groups);
     // The kernel's "no id", which means "leave it" to the calls that set one.
     if let Some((field, id)) = ids.find(|&(_, id)| id == u32::MAX) {
-        bail!("process.user.{field} {id} is no id: it stands for none");
+        bail!("process.user.{field} {id} is not a valid id");
     }
     if message.umask > 0o777 {
-        bail!("process.user.umask {} ({0:#o}): 0 to 511 (0o777) are possible", message.umask);
+        bail!("process.user.umask {} ({0:#o}): must be 0 to 511 (0o777)", message.umask);
     }
     Ok(())
 }
@@ -193,7 +193,7 @@ mod tests {
         assert!(error(&with(r#","env":["A=\u0000"]"#)).contains("zero byte"));
         assert!(error(&with(r#","oomScoreAdj":1001"#)).contains("oomScoreAdj 1001"));
         let uid = r#"{"user":{"uid":4294967295},"cwd":"/","args":["a"]}"#;
-        assert_eq!(error(uid), "process.user.uid 4294967295 is no id: it stands for none");
+        assert_eq!(error(uid), "process.user.uid 4294967295 is not a valid id");
         let groups = r#"{"user":{"additionalGids":[1,4294967295]},"cwd":"/","args":["a"]}"#;
         assert!(error(groups).starts_with("process.user.additionalGids 4294967295"));
         assert!(

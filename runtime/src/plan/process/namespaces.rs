@@ -70,7 +70,7 @@ fn kinds(namespaces: &[LinuxNamespace], sandbox: Option<&Sandbox>) -> anyhow::Re
             }
             (_, Some(_)) => {}
             (_, None) => bail!(
-                "cannot join {name} namespace {}: it is none of a container of runvm under this --root, and a VM has \
+                "cannot join {name} namespace {}: it does not belong to a container under this --root, and a VM has \
                  namespaces of its own; give the container a new one (no --{name} container:… or host)",
                 path.display()
             ),
@@ -126,7 +126,7 @@ fn host_name(field: &str, value: Option<&str>, uts: bool) -> anyhow::Result<Stri
         bail!("unable to set {field} without a private UTS namespace");
     }
     if value.len() > MAX_NAME {
-        bail!("{field} has {} bytes, at most {MAX_NAME} are possible", value.len());
+        bail!("{field} has {} bytes, the maximum is {MAX_NAME}", value.len());
     }
     nul::checked(field, value)
 }

@@ -24,7 +24,7 @@ pub fn plan(linux: &Linux, request: &mut CreateContainerRequest) -> anyhow::Resu
 
 fn refuse_hardware(linux: &Linux) -> anyhow::Result<()> {
     if linux.intel_rdt().is_some() {
-        bail!("linux.intelRdt: the caches of the host's processors are not divided for a VM; leave it out");
+        bail!("linux.intelRdt: cache allocation on the host's processors is not possible in a VM; leave it out");
     }
     if linux.memory_policy().is_some() {
         bail!("linux.memoryPolicy: a VM has one memory node; leave it out, or name nodes in resources.cpu.mems");

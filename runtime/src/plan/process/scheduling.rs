@@ -32,11 +32,11 @@ fn scheduler(given: &Scheduler) -> anyhow::Result<protocol::Scheduler> {
     let policy = *given.policy();
     let (nice, priority) = (given.nice().unwrap_or_default(), given.priority().unwrap_or_default());
     if !NICE.contains(&nice) {
-        bail!("invalid scheduler.nice: {nice} when scheduler.policy is {policy}: -20 to 19 are possible");
+        bail!("invalid scheduler.nice: {nice} when scheduler.policy is {policy}: must be -20 to 19");
     }
     match policy {
         Policy::SchedFifo | Policy::SchedRr if !PRIORITIES.contains(&priority) => {
-            bail!("scheduler.priority {priority} when scheduler.policy is {policy}: 1 to 99 are possible")
+            bail!("scheduler.priority {priority} when scheduler.policy is {policy}: must be 1 to 99")
         }
         Policy::SchedFifo | Policy::SchedRr => {}
         _ if priority != 0 => {
@@ -99,7 +99,7 @@ fn flag(flag: &Flag) -> anyhow::Result<u64> {
         Flag::SchedFlagKeepPolicy => Ok(0x08),
         Flag::SchedFlagKeepParams => Ok(0x10),
         Flag::SchedFlagUtilClampMin | Flag::SchedFlagUtilClampMax => {
-            bail!("scheduler.flags {flag}: there is no field for the value that it is about; leave it out")
+            bail!("scheduler.flags {flag}: the specification has no field for its value; leave it out")
         }
     }
 }
@@ -112,7 +112,7 @@ fn io_priority(given: &LinuxIOPriority) -> anyhow::Result<u32> {
     };
     match u32::try_from(given.priority()) {
         Ok(priority @ 0..=7) => Ok(class << CLASS_SHIFT | priority),
-        _ => bail!("invalid ioPriority.Priority: {}: 0 to 7 are possible", given.priority()),
+        _ => bail!("invalid ioPriority.Priority: {}: must be 0 to 7", given.priority()),
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
                 "invalid scheduler.nice: 20 when scheduler.policy is SCHED_OTHER",
             ),
             (r#"{"policy":"SCHED_IDLE","priority":1}"#, "scheduler.priority 1 can only be specified for SCHED_FIFO"),
-            (r#"{"policy":"SCHED_FIFO"}"#, "scheduler.priority 0 when scheduler.policy is SCHED_FIFO: 1 to 99"),
+            (r#"{"policy":"SCHED_FIFO"}"#, "scheduler.priority 0 when scheduler.policy is SCHED_FIFO: must be 1 to 99"),
             (r#"{"policy":"SCHED_RR","priority":-1}"#, "scheduler.priority -1 when"),
             (r#"{"policy":"SCHED_OTHER","period":1}"#, "scheduler runtime/deadline/period can only be specified for"),
             (r#"{"policy":"SCHED_DEADLINE","runtime":3,"deadline":2}"#, "scheduler.runtime 3, deadline 2, period 0"),

@@ -46,7 +46,7 @@ fn architectures(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> Vec<Archite
             Arch::ScmpArchNative | Arch::ScmpArchX86_64 => {}
             Arch::ScmpArchX86 if !list.contains(&Architecture::X86) => list.push(Architecture::X86),
             Arch::ScmpArchX86 => {}
-            other => notes.push(format!("linux.seccomp.architectures: the guest's kernel has no {other}")),
+            other => notes.push(format!("linux.seccomp.architectures: the guest's kernel does not support {other}")),
         }
     }
     list
@@ -61,7 +61,7 @@ fn flags(profile: &LinuxSeccomp, notes: &mut Vec<String>) -> u32 {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => bits |= FLAG_LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => bits |= FLAG_SPEC_ALLOW,
             // One thread, and nobody who is notified.
-            other => notes.push(format!("linux.seccomp.flags: {other} changes nothing here")),
+            other => notes.push(format!("linux.seccomp.flags: {other} has no effect in the guest")),
         }
     }
     bits

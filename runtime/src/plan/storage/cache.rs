@@ -53,7 +53,7 @@ impl Caches {
                 bail!("annotation {}: {entry:?} is not DESTINATION=MODE", annotations::CACHE);
             };
             if of.insert(guest_path::clean(destination), mode(name)?).is_some() {
-                bail!("annotation {}: {destination} is there twice", annotations::CACHE);
+                bail!("annotation {}: {destination} is listed twice", annotations::CACHE);
             }
         }
         Ok(Self { all: None, of })
@@ -116,7 +116,7 @@ mod tests {
             ("/x=", "unknown mode \"\""),
             ("x=none", "\"x=none\" is not DESTINATION=MODE"),
             ("/x=none,", "\"\" is not DESTINATION=MODE"),
-            ("/x=none,/x/=auto", "/x/ is there twice"),
+            ("/x=none,/x/=auto", "/x/ is listed twice"),
         ] {
             let error = caches(text).unwrap_err().to_string();
             assert!(error.starts_with("annotation io.runvm.cache: ") && error.contains(why), "{text}: {error}");

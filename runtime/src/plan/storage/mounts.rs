@@ -160,13 +160,13 @@ impl<'a> Planner<'a> {
                 bail!("only bind mounts can have their ids mapped: leave uidMappings and gidMappings out")
             }
             "cgroup" | "cgroup2" => guest_mounts::own(&destination, "cgroup2", "cgroup", &options),
-            "" => bail!("no type is given and it is no bind mount"),
+            "" => bail!("it has no type and is not a bind mount"),
             kind if guest_mounts::KINDS.contains(&kind) => {
                 guest_mounts::file_system(mount, kind, &destination, &options)?
             }
             kind => bail!(
-                "type {kind:?} is not possible in a VM, which has none of the host's disks: \
-                 mount it on the host and give the container a bind mount"
+                "type {kind:?} is not supported in a VM, which does not see the host's disks; mount it on the host \
+                 and use a bind mount"
             ),
         };
         Ok(Some(planned))
@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
         match &fact.kind {
             SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(Image { source, path, read_only }),
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
-            _ => bail!("{} is no regular file, and so no image of a disk", source.display()),
+            _ => bail!("{} is not a regular file, so it cannot be a disk image", source.display()),
         }
     }
 
@@ -235,7 +235,9 @@ impl<'a> Planner<'a> {
     fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
         if node.carries_messages {
             let given = given.display();
-            bail!("{given} is a socket of the host for messages (datagram or seqpacket): a VM gets streams only");
+            bail!(
+                "{given} is a datagram or seqpacket socket of the host: only stream sockets can be connected from a VM"
+            );
         }
         self.sockets.push(SocketPlan { source: canonical.to_owned() });
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
@@ -268,7 +270,8 @@ fn check_data(path: &Path, fact: &SourceFact) -> anyhow::Result<()> {
 fn reason(fact: &SourceFact) -> &'static str {
     match (&fact.kind, fact.file_system) {
         (SourceKind::Socket(_), _) => {
-            "a socket of the host: nothing in a VM can connect to it, unless the annotation io.runvm.sockets is \"true\"; \
+            "a socket of the host: nothing in a VM can connect to it, unless the annotation io.runvm.sockets is \
+             \"true\"; \
              set it, leave the mount out, or reach the service by network"
         }
         (SourceKind::Fifo, _) => "a named pipe of the host: it cannot lead into a VM; leave it out",

@@ -96,9 +96,7 @@ fn owner_pid(namespace: &LinuxNamespace) -> Option<i32> {
 
 fn in_pod<'a>(id: &str, facts: &'a Facts) -> anyhow::Result<&'a Peer> {
     let found = facts.peers.iter().find(|other| other.id == id);
-    found.with_context(|| {
-        format!("sandbox {id} of the container's pod does not run, or not with this runtime and --root")
-    })
+    found.with_context(|| format!("sandbox {id} of the container's pod is not running with this runtime and --root"))
 }
 
 /// The container of a VM that has the network namespace which the bundle names by another path, as CRI-O does.

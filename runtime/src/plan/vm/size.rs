@@ -59,7 +59,7 @@ fn memory_mib(limit: Option<u64>, host_mib: u64, notes: &mut Vec<String>) -> u64
     let most = host_mib.clamp(LEAST_MIB, MOST_MIB);
     let needed = limit.map_or(0, needed_mib);
     if needed > most {
-        notes.push(format!("the memory limit needs a VM of {needed} MiB: it has the host's {most} MiB, no more"));
+        notes.push(format!("the memory limit needs a VM of {needed} MiB; it gets {most} MiB, all that the host has"));
     }
     needed.max(ROOM_MIB).min(most)
 }

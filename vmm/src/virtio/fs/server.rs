@@ -154,7 +154,10 @@ impl Server {
 
     /// Forgets all that the guest knows and has open, and what was agreed on.
     pub fn forget_guest(&mut self) {
-        self.handles.close_all();
+        // Roots of shares stay in the table.
+        for nodeid in self.handles.close_all() {
+            self.inodes.closed(nodeid);
+        }
         self.locks.clear();
         self.inodes.forget_all();
         self.sent = Sent::default();

@@ -6,7 +6,7 @@
 use anyhow::bail;
 
 use super::names::Architecture;
-use super::table::{Condition, KILL_PROCESS, NO_SUCH_CALL, Rule, Table, Test};
+use super::table::{Condition, KILL_THREAD, NO_SUCH_CALL, Rule, Table, Test};
 
 /// Most instructions of a program: `BPF_MAXINSNS` of linux/bpf_common.h.
 const MOST: usize = 4096;
@@ -74,7 +74,7 @@ pub(super) fn instructions(tables: &[Table]) -> Vec<Instruction> {
         program.push(plain(JUMP, section.len() as u32));
         program.extend(section);
     }
-    program.push(plain(RETURN, KILL_PROCESS));
+    program.push(plain(RETURN, KILL_THREAD));
     program
 }
 

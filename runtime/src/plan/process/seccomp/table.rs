@@ -7,9 +7,9 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, Linux
 
 use super::names::Architecture;
 
-/// `SECCOMP_RET_KILL_PROCESS` of linux/seccomp.h; the others below.
-pub const KILL_PROCESS: u32 = 0x8000_0000;
-const KILL_THREAD: u32 = 0;
+/// `SECCOMP_RET_KILL_THREAD` of linux/seccomp.h; the others below.
+pub const KILL_THREAD: u32 = 0;
+const KILL_PROCESS: u32 = 0x8000_0000;
 const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
@@ -102,7 +102,8 @@ impl Table {
             notes.push(format!("linux.seccomp: {architecture} has no system calls {}", unknown.join(", ")));
         }
         let lenient = matches!(default & !DATA, ALLOW | LOG | TRACE) || default == NO_SUCH_CALL;
-        table.newer = last.filter(|_| !lenient).map(|last| last + 1);
+        // As runc: a profile that names no call but the first knows of none that is newer.
+        table.newer = last.filter(|&last| last > 0 && !lenient).map(|last| last + 1);
         Ok(table)
     }
 
@@ -143,16 +144,19 @@ fn rules(call: &LinuxSyscall, architecture: Architecture) -> anyhow::Result<Vec<
     let conditions = conditions.collect::<anyhow::Result<Vec<_>>>()?;
     let twice =
         (0..).zip(&conditions).any(|(at, one)| conditions.iter().skip(at + 1).any(|two| two.index == one.index));
+    // As libseccomp: what masks everything out is no condition.
+    let says_something = |one: &Condition| (one.test, one.value) != (Test::Masked(0), 0);
+    let rule = |of: Vec<Condition>| Rule { conditions: of.into_iter().filter(says_something).collect(), action };
     if twice {
-        return Ok(conditions.into_iter().map(|one| Rule { conditions: vec![one], action }).collect());
+        return Ok(conditions.into_iter().map(|one| rule(vec![one])).collect());
     }
-    Ok(vec![Rule { conditions, action }])
+    Ok(vec![rule(conditions)])
 }
 
 fn condition(what: &str, argument: &LinuxSeccompArg, architecture: Architecture) -> anyhow::Result<Condition> {
     let index = argument.index();
     if index >= ARGUMENTS {
-        bail!("linux.seccomp.syscalls: args.index {index} of {what}: a call has arguments 0 to {}", ARGUMENTS - 1);
+        bail!("linux.seccomp.syscalls: args.index {index} of {what}: must be 0 to {}", ARGUMENTS - 1);
     }
     let word = architecture.word();
     let (test, value) = match argument.op() {
@@ -183,8 +187,8 @@ fn action(what: &str, action: LinuxSeccompAction, errno: Option<u32>) -> anyhow:
         LinuxSeccompAction::ScmpActLog => LOG,
         LinuxSeccompAction::ScmpActAllow => ALLOW,
         LinuxSeccompAction::ScmpActNotify => bail!(
-            "linux.seccomp: SCMP_ACT_NOTIFY of {what} is not possible: the call is made in the guest's kernel, and who \
-             would answer it is a process of the host; use SCMP_ACT_ERRNO or SCMP_ACT_ALLOW"
+            "linux.seccomp: SCMP_ACT_NOTIFY of {what} is not supported: the guest's kernel sees the call, and the \
+             process that would answer it is on the host; use SCMP_ACT_ERRNO or SCMP_ACT_ALLOW"
         ),
     })
 }

@@ -1,8 +1,10 @@
+mod oracle;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::program::{AND, Instruction, JUMP, JUMP_EQ, JUMP_GE, JUMP_GT, LOAD, RETURN, instructions};
-use super::table::{Condition, Rule, Table, Test};
+use super::table::{Condition, KILL_THREAD, Rule, Table, Test};
 use super::*;
 
 const ALLOW: u32 = 0x7fff_0000;
@@ -125,7 +127,7 @@ fn a_list_of_what_is_allowed() {
     assert_eq!(subject.ask(Architecture::X86_64, newest + 1, &[]), ENOSYS);
     assert_eq!(subject.ask(Architecture::X86_64, 0x4000_0000, &[]), ENOSYS);
     assert_eq!(subject.ask(Architecture::X86, 3, &[]), ALLOW);
-    assert_eq!(execute(&subject.0, 0xc000_00b7, 0, &[]), KILL);
+    assert_eq!(execute(&subject.0, 0xc000_00b7, 0, &[]), KILL_THREAD);
 }
 
 #[test]
@@ -152,7 +154,7 @@ fn a_list_of_what_is_not() {
     }
     // What is new is allowed as well, and an architecture that is not named is none of ours.
     assert_eq!(subject.ask(Architecture::X86_64, 5000, &[]), ALLOW);
-    assert_eq!(subject.ask(Architecture::X86, 1, &[]), KILL);
+    assert_eq!(subject.ask(Architecture::X86, 1, &[]), KILL_THREAD);
 }
 
 #[test]

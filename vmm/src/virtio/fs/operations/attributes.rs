@@ -26,7 +26,7 @@ const ROOT_VALID: Duration = Duration::from_secs(1);
 const STATX_MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
 impl Attr {
-    /// Attributes as the host has them, with bits like [`super::fuse::ATTR_SUBMOUNT`].
+    /// Attributes as the host has them, with bits like [`crate::virtio::fs::fuse::ATTR_SUBMOUNT`].
     pub fn new(stat: &Stat, flags: u32) -> Self {
         Self {
             ino: stat.stx_ino,

@@ -166,8 +166,8 @@ impl Server {
         // The guest has just heard of it: there is nothing to look up again.
         let keeps = sys::stat(file.as_fd()).and_then(|stat| Ok(self.inodes.get_mut(nodeid)?.keeps_pages(&stat)));
         let result = keeps.and_then(|keeps| self.opened(nodeid, file, args.flags, keeps)).and_then(|opened| {
-            output.put(&entry)?;
-            self.reply_opened(opened, output)
+            let put = output.put(&entry).and_then(|()| output.put(&opened));
+            put.inspect_err(|_| self.take_back(opened.fh))
         });
         result.inspect_err(|_| self.inodes.forget(nodeid, 1))
     }

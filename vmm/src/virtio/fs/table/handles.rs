@@ -103,9 +103,11 @@ impl Handles {
         self.slab.len() == 0
     }
 
-    /// Closes all handles.
-    pub fn close_all(&mut self) {
+    /// Closes all handles and returns the nodeids of their objects.
+    pub fn close_all(&mut self) -> Vec<u64> {
+        let nodeids = self.slab.iter().map(|(_, open)| open.nodeid).collect();
         self.close_where(|_| true);
+        nodeids
     }
 
     /// Closes all handles of objects below a share.

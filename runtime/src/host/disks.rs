@@ -7,7 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, major, minor};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use vmm::virtio::block;
 
+use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
 
@@ -18,11 +21,24 @@ const _: () = assert!(OWN_DEVICES + NICS + MAX_DISKS <= vmm::MAX_DEVICES);
 const BLKROGET: u32 = 0x125e;
 
 /// An open block device or image.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Disk {
+    /// Its serial number in the guest.
+    pub serial: String,
     /// Its descriptor.
-    pub file: OwnedFd,
+    pub file: Descriptor,
     /// Whether it is open for reading only.
     pub read_only: bool,
+}
+
+impl Disk {
+    /// As the virtual machine has it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn into_device(self) -> std::io::Result<block::Disk> {
+        Ok(block::Disk { file: self.file.into_owned()?, serial: self.serial, read_only: self.read_only })
+    }
 }
 
 /// Opens each disk, for reading only where it may not or cannot be written.
@@ -46,13 +62,13 @@ fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
     let read_only = match (FileType::from_raw_mode(found.st_mode), plan.device) {
         (FileType::BlockDevice, Some(device)) if device == number => read_only || is_read_only(&file)?,
         (FileType::RegularFile, None) => lock(&file, read_only).map(|()| read_only)?,
-        (_, Some(_)) => bail!("it is another file by now"),
-        (_, None) => bail!("it is no regular file: give a block device with --device"),
+        (_, Some(_)) => bail!("it has been replaced by another file"),
+        (_, None) => bail!("not a regular file; pass block devices with --device"),
     };
     if read_only && !plan.read_only {
         log::debug(&format!("{plan} can only be read"));
     }
-    Ok(Disk { file, read_only })
+    Ok(Disk { serial: plan.serial.clone(), file: file.into(), read_only })
 }
 
 /// Two kernels that write to one image destroy what is on it. The lock is held as long as somebody has the descriptor.
@@ -60,7 +76,7 @@ fn lock(image: &OwnedFd, read_only: bool) -> anyhow::Result<()> {
     let how = if read_only { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
     match rustix::fs::flock(image, how) {
         Err(Errno::WOULDBLOCK) => {
-            bail!("it is in use (somebody holds a lock of it): it can be shared if all only read")
+            bail!("it is in use (locked by another process); it can be shared only if all users open it read-only")
         }
         locked => locked.context("lock it"),
     }

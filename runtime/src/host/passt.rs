@@ -11,28 +11,20 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::host::cgroup::HostCgroup;
+use crate::ipc::{self, Descriptor};
 use crate::plan::user_network::{ADDRESS, GATEWAY, PREFIX, RESOLVER};
 
 /// Most bytes of a packet that it takes.
 pub const MTU: u32 = 65_520;
 
-/// The two ends of its socket: the monitor's and its own.
-///
-/// # Errors
-/// Out of descriptors.
-pub fn pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    pair.context("make a socket for passt")
-}
-
-/// Starts it; returns when it is ready, and has left this process.
+/// Starts it; returns the monitor's end of its socket when it is ready, and has left this process.
 ///
 /// # Errors
 /// It is not installed, or says why it cannot work.
-pub fn start(socket: OwnedFd, cgroup: Option<&HostCgroup>) -> anyhow::Result<()> {
+pub fn start(cgroup: Option<&HostCgroup>) -> anyhow::Result<Descriptor> {
+    let (ours, socket) = ipc::pair()?;
     let mut command = Command::new("passt");
     command.args(arguments(&socket)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let directories = cgroup.map(HostCgroup::paths).unwrap_or_default();
@@ -50,7 +42,7 @@ pub fn start(socket: OwnedFd, cgroup: Option<&HostCgroup>) -> anyhow::Result<()>
         let why = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it did not say why");
         bail!("--net user: passt: {} ({})", why.trim(), output.status);
     }
-    Ok(())
+    Ok(ours.into())
 }
 
 fn arguments(socket: &OwnedFd) -> Vec<String> {

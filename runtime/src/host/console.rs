@@ -37,7 +37,7 @@ pub fn open() -> anyhow::Result<Pty> {
 pub fn send_master(socket: &Path, pty: &Pty) -> anyhow::Result<()> {
     let connected = UnixStream::connect(socket);
     let stream = connected.with_context(|| format!("connect to console socket {}", socket.display()))?;
-    let sent = crate::control::send_fds(&stream, pty.name.as_bytes(), &[pty.master.as_fd()]);
+    let sent = crate::ipc::send_fds(&stream, pty.name.as_bytes(), &[pty.master.as_fd()]);
     sent.with_context(|| format!("send the terminal to console socket {}", socket.display()))?;
     Ok(())
 }

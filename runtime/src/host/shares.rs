@@ -13,14 +13,35 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
-use vmm::virtio::fs::Cache;
+use serde::{Deserialize, Serialize};
+use vmm::virtio::fs;
 
+use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{CachePlan, SharePlan, Tree};
 
-impl From<CachePlan> for Cache {
-    fn from(plan: CachePlan) -> Self {
-        Self { valid: Duration::from_millis(plan.valid_ms), exclusive: plan.exclusive, host_locks: plan.host_locks }
+/// A directory or file of the host that the container sees.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// Its name in the guest.
+    pub name: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+    /// What the guest may keep of it.
+    pub cache: CachePlan,
+    /// `O_PATH` descriptor of its root.
+    pub root: Descriptor,
+}
+
+impl Share {
+    /// The share as the file-system device takes it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn into_device(self) -> io::Result<fs::Share> {
+        let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
+        let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
+        Ok(fs::Share { name: self.name, root: self.root.into_owned()?, read_only: self.read_only, cache })
     }
 }
 
@@ -28,8 +49,12 @@ impl From<CachePlan> for Cache {
 ///
 /// # Errors
 /// The path that cannot be opened, or the mount that cannot have its ids mapped.
-pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<OwnedFd>> {
-    plans.iter().map(open_one).collect()
+pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<Share>> {
+    let open = |plan: &SharePlan| {
+        let root = open_one(plan)?.into();
+        anyhow::Ok(Share { name: plan.name.clone(), read_only: plan.read_only, cache: plan.cache, root })
+    };
+    plans.iter().map(open).collect()
 }
 
 fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {

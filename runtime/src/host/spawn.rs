@@ -4,18 +4,20 @@
 //! born there waits for nobody, and nothing is ever accounted elsewhere. `std::process` cannot do that.
 
 use std::ffi::CString;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::handover::{Answer, Numbers};
-use crate::plan::{NetworkPlan, Plan};
+use crate::control::Reply;
+use crate::plan::NetworkPlan;
+use crate::{ipc, streams};
 
-/// First argument of the monitor; its second is the descriptor of the set-up.
+/// First argument of the monitor; its second is the number of the socket to the command.
 const MONITOR: &str = "monitor";
 
 /// A child of ours.
@@ -68,28 +70,30 @@ impl Process {
     }
 }
 
-/// The descriptor of the set-up, if this process is the monitor.
+/// The number of the socket to the command, if this process is the monitor.
 pub fn is_monitor() -> Option<RawFd> {
     let mut arguments = std::env::args_os().skip(1);
     let first = arguments.next()?;
     (first == MONITOR).then(|| arguments.next()?.to_str()?.parse().ok()).flatten()
 }
 
-/// Starts this binary again as the monitor: in its cgroup and network namespace, with the descriptors it
-/// needs and, unless it has a terminal, with ours as its standard ones. What fails in the child is its
-/// answer on the ready pipe.
+/// Starts this binary again as the monitor, in its cgroup and network namespace.
+///
+/// Of the command it has the `socket` and the standard error output, unless the container has a terminal; everything else
+/// comes by the socket. What fails in the child is its answer there.
 ///
 /// # Errors
 /// The network namespace cannot be opened, or there can be no more processes.
 pub fn monitor(
-    plan: &Plan,
-    setup: RawFd,
-    numbers: &Numbers,
+    network: &NetworkPlan,
+    terminal: bool,
+    socket: &UnixStream,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> anyhow::Result<Process> {
-    let network = open_network(&plan.network)?;
-    let null = numbers.terminal.map(|_| open_null()).transpose()?;
-    let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, CString::new(setup.to_string())?];
+    let network = open_network(network)?;
+    let null = streams::open_null()?;
+    let number = CString::new(socket.as_raw_fd().to_string())?;
+    let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, number];
     // SAFETY: a command has no other threads before it starts its monitor.
     if let Some(process) = unsafe { fork(cgroup) }.context("start the monitor: fork")? {
         return Ok(process);
@@ -97,17 +101,21 @@ pub fn monitor(
     let become_monitor = || -> io::Result<()> {
         crate::signals::unblock()?;
         enter_network(network.as_ref())?;
-        null.iter().try_for_each(take_as_standard)?;
-        let inherited = numbers.shares.iter().chain([&setup, &numbers.control, &numbers.ready, &numbers.home]);
-        let inherited = inherited.chain(numbers.disks.iter().map(|(fd, _)| fd)).chain(&numbers.sockets);
-        let inherited = inherited.chain(&numbers.ports).chain(&numbers.uplink);
-        inherited.chain(&numbers.terminal).try_for_each(|&fd| keep_open(fd))?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        if terminal {
+            rustix::stdio::dup2_stderr(&null)?;
+        }
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
         rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;
         Ok(())
     };
     let why = become_monitor().err().map_or_else(String::new, |error| format!("start the monitor: {error}"));
-    give_up(numbers.ready, why)
+    // Without an answer the parent reports our end.
+    let _ = ipc::send(socket, &Reply::Failed(why));
+    // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
+    unsafe { libc::_exit(1) }
 }
 
 /// Forks, into the cgroup v2 of this directory if there is one and the kernel can. `None` in the child.
@@ -161,19 +169,6 @@ struct CloneArguments {
     cgroup: u64,
 }
 
-/// The child's end when it cannot become the monitor.
-fn give_up(ready: RawFd, why: String) -> ! {
-    // SAFETY: the descriptor is the parent's end of a pipe, inherited and open.
-    let ready = unsafe { BorrowedFd::borrow_raw(ready) };
-    let answer = serde_json::to_vec(&Answer::Failed(why)).unwrap_or_default();
-    if let Ok(ready) = ready.try_clone_to_owned() {
-        // Without an answer the parent reports our end.
-        let _ = std::fs::File::from(ready).write_all(&answer);
-    }
-    // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
-    unsafe { libc::_exit(1) }
-}
-
 fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
     match plan {
         NetworkPlan::New => Ok(None),
@@ -190,20 +185,4 @@ fn enter_network(namespace: Option<&std::fs::File>) -> io::Result<()> {
         None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
     }
     Ok(())
-}
-
-fn open_null() -> anyhow::Result<std::fs::File> {
-    std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
-}
-
-fn take_as_standard(file: &std::fs::File) -> io::Result<()> {
-    rustix::stdio::dup2_stdin(file)?;
-    rustix::stdio::dup2_stdout(file)?;
-    Ok(rustix::stdio::dup2_stderr(file)?)
-}
-
-fn keep_open(fd: RawFd) -> io::Result<()> {
-    // SAFETY: the descriptor belongs to the parent, whose copy is open in this process too.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
 }

@@ -9,8 +9,21 @@ use std::os::fd::OwnedFd;
 use anyhow::Context;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
 
+use crate::ipc::Descriptor;
 use crate::plan::PortPlan;
+
+/// A published port.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Port {
+    /// Bound on the host; listens, unless it is for datagrams.
+    pub socket: Descriptor,
+    /// The container's.
+    pub container: u16,
+    /// UDP, and not TCP.
+    pub datagrams: bool,
+}
 
 /// Connections that wait to be accepted; the kernel's limit may be lower.
 const BACKLOG: i32 = 4096;
@@ -19,8 +32,12 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// Names the first that cannot be had, and why.
-pub fn open(plans: &[PortPlan]) -> anyhow::Result<Vec<OwnedFd>> {
-    plans.iter().map(|plan| open_one(plan).with_context(|| hint(plan))).collect()
+pub fn open(plans: &[PortPlan]) -> anyhow::Result<Vec<Port>> {
+    let open = |plan: &PortPlan| {
+        let socket = open_one(plan).with_context(|| hint(plan))?.into();
+        anyhow::Ok(Port { socket, container: plan.container, datagrams: plan.datagrams })
+    };
+    plans.iter().map(open).collect()
 }
 
 fn hint(plan: &PortPlan) -> String {
@@ -68,8 +85,8 @@ mod tests {
     fn a_port_that_somebody_has_is_named() {
         for datagrams in [false, true] {
             let address = Some(Ipv4Addr::LOCALHOST.into());
-            let first = open(&[plan(address, 0, datagrams)]).unwrap().remove(0);
-            let port = std::net::TcpListener::from(first.try_clone().unwrap()).local_addr().unwrap().port();
+            let first = open(&[plan(address, 0, datagrams)]).unwrap().remove(0).socket;
+            let port = std::net::TcpListener::from(first.clone().into_owned().unwrap()).local_addr().unwrap().port();
             for again in [address, None] {
                 let error = format!("{:#}", open(&[plan(again, port, datagrams)]).unwrap_err());
                 assert!(error.contains(&plan(again, port, datagrams).to_string()), "{error}");
@@ -80,8 +97,8 @@ mod tests {
 
     #[test]
     fn without_an_address_it_is_that_of_all() {
-        let socket = open(&[plan(None, 0, false)]).unwrap().remove(0);
-        let port = std::net::TcpListener::from(socket.try_clone().unwrap()).local_addr().unwrap().port();
+        let socket = open(&[plan(None, 0, false)]).unwrap().remove(0).socket;
+        let port = std::net::TcpListener::from(socket.clone().into_owned().unwrap()).local_addr().unwrap().port();
         assert!(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
     }
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::ipc::Descriptor;
 use crate::plan::SocketPlan;
 
 /// How long whoever connects waits at a socket whose queue is full.
@@ -23,13 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// One that cannot be opened, or is another kind of file by now.
-pub fn open(plans: &[SocketPlan]) -> anyhow::Result<Vec<OwnedFd>> {
+pub fn open(plans: &[SocketPlan]) -> anyhow::Result<Vec<Descriptor>> {
     let open = |plan: &SocketPlan| {
         let opened = place(&plan.source);
         let fd = opened.with_context(|| format!("open {} for the container", plan.source.display()))?;
         match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-            FileType::Socket => Ok(fd),
-            _ => bail!("{} is no socket by now", plan.source.display()),
+            FileType::Socket => Ok(fd.into()),
+            _ => bail!("{} is not a socket any more", plan.source.display()),
         }
     };
     plans.iter().map(open).collect()

@@ -372,16 +372,16 @@ fn vm_what_cannot_be_shared_is_refused() {
     }
     refused(
         &mut neighbour(&scene, 1, &["ipc"]),
-        &["cannot join ipc namespace /proc/1/ns/ipc", "none of a container of runvm"],
+        &["cannot join ipc namespace /proc/1/ns/ipc", "does not belong to a container"],
     );
     for name in ["memory-mib", "vcpus", "kernel"] {
         let mut container = neighbour(&scene, one.pid, &["ipc"]);
         container.set("/annotations", json!({format!("io.runvm.{name}"): "1"}));
-        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which is there already", &first.id]);
+        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which exists already", &first.id]);
     }
     let mut container = neighbour(&scene, one.pid, &["ipc"]);
     container.set("/linux/resources/blockIO", json!({"weight": 100}));
-    refused(&mut container, &["linux.resources.blockIO", "in the virtual machine of another one"]);
+    refused(&mut container, &["linux.resources.blockIO", "shares the VM of another one"]);
     run(&mut first.named("pause", &[])).success();
     refused(&mut neighbour(&scene, one.pid, &["ipc"]), &["cannot join", &first.id, "paused"]);
     run(&mut first.named("resume", &[])).success();
@@ -444,7 +444,7 @@ fn vm_another_root_knows_nothing_of_it() {
     let mut command = std::process::Command::new(place::runtime());
     command.arg("--root").arg(&elsewhere).args(["run", "--bundle"]).arg(second.bundle()).arg("x");
     let outcome = run(&mut command).failure();
-    assert!(outcome.stderr.contains("none of a container of runvm under this --root"), "{outcome:?}");
+    assert!(outcome.stderr.contains("does not belong to a container under this --root"), "{outcome:?}");
     assert!(Path::new(&elsewhere).read_dir().is_ok_and(|mut dir| dir.next().is_none()) || !elsewhere.exists());
     first.end(&one);
 }
