@@ -27,12 +27,17 @@ pub fn run(global: &Global, args: &KillArgs) -> anyhow::Result<u8> {
         // As kill(2): nothing is sent, the container is there.
         return Ok(0);
     }
-    let sent = control::call(dir.path(), &Request::Kill { signal, all: args.all }, PATIENCE);
-    match sent {
-        Err(error) if state.life() == Life::Stopped => Err(error.context("container not running")),
+    match control::call(dir.path(), &Request::Kill { signal, all: args.all }, PATIENCE) {
+        // Its monitor delivers the last output, and then ends with the exit code that the engine waits for.
+        Err(error) if state.life() == Life::Stopped || says_ended(&error) => bail!("container not running"),
         Err(_) if signal == libc::SIGKILL as u32 => kill_monitor(&state).map(|()| 0),
         other => other.map(|_| 0),
     }
+}
+
+/// Whether the monitor, or the guest, says that the process has ended. Not said where nobody takes the connection.
+fn says_ended(error: &anyhow::Error) -> bool {
+    matches!(error.root_cause().to_string().as_str(), "container not running" | "process already finished")
 }
 
 /// Kills the monitor, and so the VM: the effect of SIGKILL when the guest does not answer.
@@ -83,6 +88,41 @@ pub fn parse(text: &str) -> anyhow::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    /// Saves the state of a container whose monitor is this process.
+    fn save(dir: &Dir, pid: i32) {
+        let state = serde_json::json!({
+            "oci_version": "1.0.2", "id": "a", "bundle": "/", "rootfs": "/", "created": "", "owner": "root",
+            "annotations": {}, "cgroup": null, "memory_mib": 128, "vcpus": 1, "hooks": crate::plan::Hooks::default(),
+            "complete": true, "pid": pid, "pid_start": crate::state::process_start(pid),
+        });
+        dir.save(&serde_json::from_value(state).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_container_that_has_ended_keeps_its_monitor() {
+        for (answer, survives) in [("container not running", true), ("the guest's agent did not answer in time", false)]
+        {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::reserve(root.path(), "a").unwrap();
+            let mut monitor = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            save(&dir, monitor.id() as i32);
+            let listener = control::listen(dir.path()).unwrap();
+            let server = std::thread::spawn(move || {
+                let stream = listener.accept().unwrap().0;
+                let _: Option<Request> = crate::ipc::receive(&stream).unwrap();
+                crate::ipc::send(&stream, &control::Reply::Failed(answer.to_owned())).unwrap();
+            });
+            let global = crate::cli::Cli::parse_from(["runvm", "--root", root.path().to_str().unwrap()]).global;
+            let killed = run(&global, &KillArgs { all: false, id: "a".to_owned(), signal: "KILL".to_owned() });
+            server.join().unwrap();
+            assert_eq!(killed.map_err(|error| format!("{error:#}")).err().as_deref(), survives.then_some(answer));
+            assert_eq!(monitor.try_wait().unwrap().is_none(), survives, "{answer}");
+            let _ = monitor.kill();
+            monitor.wait().unwrap();
+        }
+    }
 
     #[test]
     fn signals_by_name_and_number() {
