@@ -11,9 +11,9 @@
 //! [`crate::status`].
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,8 @@ pub struct State {
     pub oci_version: String,
     /// Id of the container.
     pub id: String,
-    /// Whether `create` has finished.
+    /// Whether `create` has finished. A version without this field wrote `reached`; what it left was finished.
+    #[serde(default = "finished")]
     pub complete: bool,
     /// Pid of the monitor; 0 before it was started.
     pub pid: i32,
@@ -108,6 +109,10 @@ pub struct State {
     pub shared: bool,
     /// Hooks that are still to run.
     pub hooks: Hooks,
+}
+
+fn finished() -> bool {
+    true
 }
 
 impl State {
@@ -219,12 +224,20 @@ impl Dir {
 
     /// Locks the container against other commands until the lock is dropped. Waits for at most `patience`: a stopped (SIGSTOP)
     /// command must not hang every other one.
+    ///
+    /// # Errors
+    /// The container is locked for longer, or was removed meanwhile, as by another `delete`: then the directory of this
+    /// name, if there is one, is another container's.
     pub fn lock(&self, patience: Duration) -> anyhow::Result<Lock> {
         let opened = File::open(&self.path);
         let dir = opened.with_context(|| format!("open state directory {}", self.path.display()))?;
+        let node = |found: Metadata| (found.dev(), found.ino());
         let deadline = Instant::now() + patience;
         loop {
             match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if self.path.metadata().ok().map(node) != Some(node(dir.metadata()?)) => {
+                    bail!("container does not exist: {}", self.id())
+                }
                 Ok(()) => return Ok(Lock { _dir: dir }),
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(5));
@@ -253,8 +266,12 @@ impl Dir {
 
     /// Reads the state of a container that must have one.
     pub fn state(&self) -> anyhow::Result<State> {
-        let id = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.load()?.with_context(|| format!("container {} was not fully created; remove it with delete --force", id()))
+        let what = || format!("container {} was not fully created; remove it with delete --force", self.id());
+        self.load()?.with_context(what)
+    }
+
+    fn id(&self) -> std::path::Display<'_> {
+        Path::new(self.path.file_name().unwrap_or_default()).display()
     }
 
     /// Writes the state: temporary file, then rename, so that no reader sees half of it.
@@ -290,6 +307,42 @@ pub struct Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn state(other: serde_json::Value) -> State {
+        let mut value = serde_json::json!({
+            "oci_version": "1.0.2", "id": "a", "bundle": "/", "rootfs": "/", "created": "", "owner": "root",
+            "annotations": {}, "cgroup": null, "memory_mib": 128, "vcpus": 1, "hooks": Hooks::default(),
+        });
+        value.as_object_mut().unwrap().extend(other.as_object().unwrap().clone());
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_state_of_the_version_before_is_understood() {
+        let pid = std::process::id() as i32;
+        let old =
+            serde_json::json!({"reached": "running", "paused": false, "pid": pid, "pid_start": process_start(pid)});
+        assert_eq!(state(old).life(), Life::Alive);
+        assert_eq!(state(serde_json::json!({"reached": "creating", "pid": 0, "pid_start": 0})).life(), Life::Creating);
+    }
+
+    #[test]
+    fn a_lock_on_a_directory_that_is_gone_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::reserve(root.path(), "a").unwrap();
+        let held = dir.lock(Duration::ZERO).unwrap();
+        let path = root.path().to_owned();
+        let waiting = std::thread::spawn(move || {
+            let dir = Dir::open(&path, "a").unwrap();
+            dir.lock(Duration::from_secs(10)).unwrap_err().to_string()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        dir.remove().unwrap();
+        let again = Dir::reserve(root.path(), "a").unwrap();
+        drop(held);
+        assert_eq!(waiting.join().unwrap(), "container does not exist: a");
+        again.lock(Duration::ZERO).unwrap();
+    }
 
     #[test]
     fn an_id_is_reserved_once() {

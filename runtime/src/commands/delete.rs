@@ -15,13 +15,15 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or merely created container, or any with `--force`.
 pub fn run(global: &Global, args: &DeleteArgs) -> anyhow::Result<u8> {
-    let dir = match Dir::open(&global.root(), &args.id) {
-        Err(error) if args.force && error.to_string().starts_with("container does not exist") => return Ok(0),
-        opened => opened?,
+    let is_gone = |error: &anyhow::Error| error.to_string().starts_with("container does not exist");
+    let locked = Dir::open(&global.root(), &args.id).map(|dir| (dir.lock(PATIENCE), dir));
+    let (_lock, dir) = match locked {
+        Ok((Err(error), _)) | Err(error) if args.force && is_gone(&error) => return Ok(0),
+        // A command that hangs while it holds the lock must not make a container undeletable.
+        Ok((lock, dir)) if args.force => (lock.ok(), dir),
+        Ok((lock, dir)) => (Some(lock?), dir),
+        Err(error) => return Err(error),
     };
-    let lock = dir.lock(PATIENCE);
-    // A command that hangs while it holds the lock must not make a container undeletable.
-    let _lock = if args.force { lock.ok() } else { Some(lock?) };
     let state = match dir.load() {
         Err(error) if args.force => {
             log::warning(&format!("{error:#}"));
