@@ -24,6 +24,9 @@ pub use event::{Answer, Ending, Event, Request, Signal};
 
 use crate::state::Status;
 
+/// First of the real-time signals, of which each is delivered; a standard one is pending once.
+const FIRST_QUEUED: u32 = 32;
+
 /// Where a container is in its life.
 #[derive(Debug)]
 pub struct State<T> {
@@ -202,7 +205,9 @@ impl<T> State<T> {
     fn signal(&mut self, signal: Signal, ticket: T) -> Action<T> {
         if self.mechanisms().gate_closed {
             if !signal.kills() {
-                self.kept_signals.push(signal);
+                if signal.number >= FIRST_QUEUED || !self.kept_signals.contains(&signal) {
+                    self.kept_signals.push(signal);
+                }
                 return Action::Answer(ticket, Ok(()));
             }
             self.pause = Pause::None;

@@ -184,3 +184,14 @@ fn a_container_without_a_limit_on_the_host_runs_while_oom_is_reported() {
     assert_eq!(state.step(Event::OutOfMemory, false), [begin(Work::ReportOom)]);
     assert_eq!(state.step(Event::OomReported, false), []);
 }
+
+#[test]
+fn a_standard_signal_is_kept_once_during_a_pause_and_a_real_time_one_each_time() {
+    let real_time = Signal { number: 40, all: false };
+    let mut state = after(false, &[before(Request::Pause), Event::Quiesced]);
+    for signal in [TERM, real_time, TERM, real_time, TERM] {
+        state.step(before(Request::Signal(signal)), false);
+    }
+    let actions = state.step(asked(Request::Resume), false);
+    assert!(actions.contains(&Action::Deliver(vec![TERM, real_time, real_time], NOW)), "{actions:?}");
+}

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::UnixStream;
@@ -22,6 +23,9 @@ use crate::parcel::{Label, VmTarget};
 
 /// Exit code of a container whose VM ended under it: as if it had been killed.
 const VM_ENDED: u8 = 128 + libc::SIGKILL as u8;
+
+/// How long the monitor of the VM may take: longer than all that it waits for on the way.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A container that has been created in the other VM.
 struct Joined {
@@ -60,13 +64,19 @@ async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
     view.enter()?;
     monitor.set_nonblocking(true)?;
     let stream = UnixStream::from_std(monitor)?;
-    match ipc::receive_async(&stream).await.context("no answer from the monitor of the VM")? {
-        Some(Reply::Started) => {}
+    created(&stream).await?;
+    view.place();
+    Ok(Joined { stream, oom_trigger, terminal })
+}
+
+/// Waits for the container to be created. A monitor that is stopped (SIGSTOP) is not waited for without end.
+async fn created(stream: &UnixStream) -> anyhow::Result<()> {
+    const WHAT: &str = "no answer from the monitor of the VM";
+    match tokio::time::timeout(PATIENCE, ipc::receive_async(stream)).await.context(WHAT)?.context(WHAT)? {
+        Some(Reply::Started) => Ok(()),
         Some(Reply::Failed(why)) => bail!("{why}"),
         _ => bail!("the VM ended before the container was created in it"),
     }
-    view.place();
-    Ok(Joined { stream, oom_trigger, terminal })
 }
 
 /// Passes signals on until the container's end.
@@ -86,5 +96,20 @@ async fn attend(joined: Joined) -> u8 {
             Ok(Some(other)) => log::debug(&format!("an answer that nobody waits for: {other:?}")),
             Ok(None) | Err(_) => return VM_ENDED,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_is_stopped_is_not_waited_for_without_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (proxy, _monitor) = UnixStream::pair().unwrap();
+            let error = created(&proxy).await.unwrap_err();
+            assert!(error.to_string().starts_with("no answer from the monitor of the VM"), "{error:#}");
+        });
     }
 }
