@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
+use crate::host::directory;
 use crate::ipc::{self, Descriptor};
 use crate::state::Status;
 use crate::streams::Streams;
@@ -134,9 +135,7 @@ fn connect_within(address: &Path, patience: Duration) -> anyhow::Result<UnixStre
 }
 
 fn through_fd<T>(dir: &Path, f: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    use rustix::fs::{Mode, OFlags};
-    let opened = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let fd = opened.with_context(|| format!("open state directory {}", dir.display()))?;
+    let fd = directory::open(dir).with_context(|| format!("open state directory {}", dir.display()))?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
     f(&Path::new("/proc/self/fd").join(number.to_string()).join("control"))
 }

@@ -4,7 +4,9 @@
 //! code becomes ours. For `exec --detach` a forked child of the command is the proxy: its pid is what the
 //! engine waits for, and killing it kills the process in the guest.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -87,9 +89,11 @@ impl TerminalCopy {
     /// Starts copying. The thread that reads the user's terminal ends with this process.
     pub fn start(master: &OwnedFd) -> anyhow::Result<Self> {
         let raw = RawTerminal::stdin();
-        let (input, output) = (master.try_clone()?, master.try_clone()?);
-        std::thread::spawn(move || copy(rustix::stdio::stdin(), &input));
-        let output = std::thread::spawn(move || copy(&output, rustix::stdio::stdout()));
+        let standard = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+        let (from_user, to_guest) = (standard(rustix::stdio::stdin())?, master.try_clone()?);
+        let (from_guest, to_user) = (master.try_clone()?, standard(rustix::stdio::stdout())?);
+        std::thread::spawn(move || copy(from_user, to_guest));
+        let output = std::thread::spawn(move || copy(from_guest, to_user));
         Ok(Self { output: Some(output), _raw: raw })
     }
 }
@@ -101,20 +105,9 @@ impl Drop for TerminalCopy {
     }
 }
 
-fn copy(from: impl AsFd, to: impl AsFd) {
-    let mut buffer = [0; 4096];
-    loop {
-        let mut bytes = match rustix::io::read(&from, &mut buffer) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Ok(0) | Err(_) => return,
-            Ok(got) => buffer.get(..got).unwrap_or_default(),
-        };
-        while !bytes.is_empty() {
-            match rustix::io::write(&to, bytes) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-            }
-        }
-    }
+/// Copies until one of the two ends, which a terminal does with an error.
+fn copy(from: OwnedFd, to: OwnedFd) {
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    // By reading and writing: as files they would be spliced where the kernel can, and not every terminal takes that.
+    let _ = std::io::copy(&mut from as &mut dyn Read, &mut to);
 }

@@ -92,19 +92,19 @@ fn make_plan(global: &Global, args: &CreateArgs) -> anyhow::Result<(Bundle, Plan
 }
 
 fn options(global: &Global, args: &CreateArgs) -> plan::Options {
+    let wants_resolver = args.net.is_some() || global.allow_net_annotations;
     plan::Options {
         id: args.id.clone(),
         systemd_cgroup: global.systemd_cgroup,
         user_network: args.net.is_some(),
         publish: args.publish.clone(),
         allow_net_annotations: global.allow_net_annotations,
-        resolv_conf: (args.net.is_some() || global.allow_net_annotations).then(read_resolv_conf).unwrap_or_default(),
+        // Without one, or with one that cannot be read, there are no settings to be taken from it.
+        resolv_conf: wants_resolver
+            .then(|| std::fs::read_to_string("/etc/resolv.conf").ok())
+            .flatten()
+            .unwrap_or_default(),
     }
-}
-
-/// Without one, or with one that cannot be read, there are no settings to be taken from it.
-fn read_resolv_conf() -> String {
-    std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
 }
 
 fn check_terminal(plan: &Plan, terminal: Terminal) -> anyhow::Result<()> {

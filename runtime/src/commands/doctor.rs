@@ -13,7 +13,7 @@ enum Finding {
     /// Something does not work; says what, and what to do.
     Warn(String, &'static str),
     /// Containers cannot run; says why, and what to do.
-    Fail(String, String),
+    Fail(String, &'static str),
 }
 
 /// A check: its name, and the function that does it.
@@ -55,11 +55,11 @@ fn kvm() -> Finding {
     let path = Path::new("/dev/kvm");
     match File::options().read(true).write(true).open(path) {
         Ok(_) => Finding::Ok(format!("present and permitted{}", module())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::Fail(
-            "missing".to_owned(),
-            "modprobe kvm_intel or kvm_amd; in a virtual machine, enable nested virtualization".to_owned(),
-        ),
-        Err(error) => Finding::Fail(error.to_string(), "run as root or join the group kvm".to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let remedy = "modprobe kvm_intel or kvm_amd; in a virtual machine, enable nested virtualization";
+            Finding::Fail("missing".to_owned(), remedy)
+        }
+        Err(error) => Finding::Fail(error.to_string(), "run as root or join the group kvm"),
     }
 }
 
@@ -70,20 +70,17 @@ fn module() -> String {
 }
 
 fn ring0() -> Finding {
-    match vmm::probe::ring0() {
-        Ok(report) if report.emulated => Finding::Fail(
-            format!(
-                "emulated in software: 10,000 iterations took {:.2?}; ordinary kernels do not boot",
-                report.counting
-            ),
-            "use a host with hardware virtualization, or nested virtualization enabled".to_owned(),
-        ),
-        Ok(report) => Finding::Ok(format!("real: 10,000 iterations took {:.2?}", report.counting)),
-        Err(error) => Finding::Fail(
-            error.to_string(),
-            "use a host with hardware virtualization, or nested virtualization enabled".to_owned(),
-        ),
-    }
+    let why = match vmm::probe::ring0() {
+        Ok(report) if !report.emulated => {
+            return Finding::Ok(format!("real: 10,000 iterations took {:.2?}", report.counting));
+        }
+        Ok(report) => {
+            let time = report.counting;
+            format!("emulated in software: 10,000 iterations took {time:.2?}; ordinary kernels do not boot")
+        }
+        Err(error) => error.to_string(),
+    };
+    Finding::Fail(why, "use a host with hardware virtualization, or nested virtualization enabled")
 }
 
 fn guest() -> Finding {
@@ -97,14 +94,14 @@ fn guest() -> Finding {
                 None => Finding::Ok(seen),
             }
         }
-        Err(error) => Finding::Fail(format!("{error:#}"), "make build, or make install".to_owned()),
+        Err(error) => Finding::Fail(format!("{error:#}"), "make build, or make install"),
     }
 }
 
 fn cgroups() -> Finding {
     match Layout::detect() {
         Ok(found) => Finding::Ok(found.describe()),
-        Err(error) => Finding::Fail(format!("{error:#}"), "mount cgroup2 at /sys/fs/cgroup".to_owned()),
+        Err(error) => Finding::Fail(format!("{error:#}"), "mount cgroup2 at /sys/fs/cgroup"),
     }
 }
 
@@ -119,5 +116,5 @@ fn proc() -> Finding {
     if Path::new("/proc/self/exe").exists() {
         return Finding::Ok("mounted".to_owned());
     }
-    Finding::Fail("not mounted".to_owned(), "mount -t proc proc /proc".to_owned())
+    Finding::Fail("not mounted".to_owned(), "mount -t proc proc /proc")
 }

@@ -24,16 +24,10 @@ pub fn run(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
 fn table(states: &[State], statuses: &[Status]) -> String {
     let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
     let row = |(state, status): (&State, &Status)| {
+        let State { id, created, owner, .. } = state;
         let pid = if *status == Status::Stopped { 0 } else { state.pid };
-        let bundle = state.bundle.display().to_string();
-        [
-            state.id.clone(),
-            pid.to_string(),
-            status.as_str().to_owned(),
-            bundle,
-            state.created.clone(),
-            state.owner.clone(),
-        ]
+        let (status, bundle) = (status.as_str().to_owned(), state.bundle.display().to_string());
+        [id.clone(), pid.to_string(), status, bundle, created.clone(), owner.clone()]
     };
     let rows: Vec<[String; 6]> = std::iter::once(header).chain(states.iter().zip(statuses).map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(9) + 3;

@@ -29,7 +29,7 @@ const KEEP: usize = 16 << 10;
 /// The first failure, in runc's words. Before the container has started no further hook runs then; afterwards the remaining hooks
 /// run all the same.
 pub fn run(kind: Kind, hooks: &Hooks, state: &serde_json::Value) -> anyhow::Result<()> {
-    let (hooks, go_on) = match kind {
+    let (hooks, runs_all) = match kind {
         Kind::Prestart => (&hooks.prestart, false),
         Kind::CreateRuntime => (&hooks.create_runtime, false),
         Kind::Poststart => (&hooks.poststart, true),
@@ -38,7 +38,7 @@ pub fn run(kind: Kind, hooks: &Hooks, state: &serde_json::Value) -> anyhow::Resu
     let mut first = Ok(());
     for (n, hook) in hooks.iter().enumerate() {
         let result = hook.run(state).map_err(|error| anyhow!("error running hook #{n}: {error:#}"));
-        if result.is_err() && !go_on {
+        if result.is_err() && !runs_all {
             return result;
         }
         first = first.and(result);

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::host::directory;
 use crate::ipc::Descriptor;
 use crate::plan::SocketPlan;
 
@@ -51,8 +52,7 @@ pub fn carries_messages(path: &Path) -> bool {
 
 /// The directory with every process's descriptors; from then on [`dial`] works where /proc is not mounted.
 pub fn open_proc() -> anyhow::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")
+    directory::open("/proc").context("open /proc")
 }
 
 /// Connects to an open socket. Waits a while for room in its queue. For a thread that has no use for a working

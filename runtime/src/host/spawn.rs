@@ -124,14 +124,13 @@ pub fn monitor(
 /// The process has no other threads; so the child may do what it likes.
 unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Process>> {
     if let Some(cgroup) = cgroup {
-        let arguments = CloneArguments {
-            flags: CLONE_INTO_CGROUP,
-            exit_signal: libc::SIGCHLD as u64,
-            cgroup: cgroup.as_raw_fd() as u64,
-            ..CloneArguments::default()
-        };
+        // SAFETY: a structure of numbers, for which zeros are good.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
         // SAFETY: the structure lives across the call and its size is right; without CLONE_VM this is a fork.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
         match pid {
             0 => return Ok(None),
             1.. => return Ok(Pid::from_raw(pid as i32).map(|pid| Process { pid, status: None, placed: true })),
@@ -151,23 +150,6 @@ unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Process>> {
 
 /// Of <linux/sched.h>; libc's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-
-/// `struct clone_args` of <linux/sched.h>.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArguments {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
 
 fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
     match plan {

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::host::shares;
+use crate::host::{directory, shares};
 use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
 
@@ -48,8 +48,7 @@ impl View {
     pub fn enter(&mut self) -> anyhow::Result<()> {
         let root = &self.root;
         rustix::mount::mount_bind_recursive(root, root).context("bind the container's root for the monitor")?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let new = rustix::fs::open(root, flags, Mode::empty()).context("open the container's root")?;
+        let new = directory::open(root).context("open the container's root")?;
         rustix::process::fchdir(&new)?;
         match rustix::process::pivot_root(".", ".") {
             // The root of a host that runs from its initramfs cannot be left; where the container's is the host's, it

@@ -5,8 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::lifecycle::{Answer, Event, Request, Signal};
 
 /// Where the answer to a request goes. A dropped ticket says that the container is gone.
-#[derive(Debug)]
-pub struct Ticket(oneshot::Sender<Answer>);
+pub type Ticket = oneshot::Sender<Answer>;
 
 /// Where events of one container are put.
 #[derive(Clone)]
@@ -14,14 +13,6 @@ pub struct Inbox(mpsc::UnboundedSender<Event<Ticket>>);
 
 /// The events, in the order in which they were put in.
 pub type Events = mpsc::UnboundedReceiver<Event<Ticket>>;
-
-impl Ticket {
-    /// Answers the request.
-    pub fn answer(self, answer: Answer) {
-        // Whoever asked may be gone.
-        let _ = self.0.send(answer);
-    }
-}
 
 impl Inbox {
     /// An empty inbox.
@@ -41,7 +32,7 @@ impl Inbox {
     /// What was asked for is not possible, or did not work.
     pub async fn ask(&self, request: Request) -> anyhow::Result<()> {
         let (ticket, answer) = oneshot::channel();
-        self.put(Event::Asked(request, Ticket(ticket)));
+        self.put(Event::Asked(request, ticket));
         let answer = answer.await.unwrap_or_else(|_| Err("container not running".to_owned()));
         answer.map_err(anyhow::Error::msg)
     }
@@ -49,6 +40,6 @@ impl Inbox {
     /// Sends the container a signal, whatever becomes of it.
     pub fn signal(&self, signal: Signal) {
         let (ticket, _) = oneshot::channel();
-        self.put(Event::Asked(Request::Signal(signal), Ticket(ticket)));
+        self.put(Event::Asked(Request::Signal(signal), ticket));
     }
 }

@@ -47,7 +47,6 @@ use server::{Channels, OomNotifier, Server};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
-use vm::agent_client::Agent;
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -101,16 +100,11 @@ async fn live(label: Label, parcel: Frame, command: UnixStream) -> u8 {
 
 /// A created container.
 struct Container {
-    vm: Vm,
-    agent: Agent,
-    stdio: Stdio,
-    terminal: Option<OwnedFd>,
-    oom_trigger: Option<HostOomTrigger>,
-    files: Arc<Files>,
-    sockets: Sockets,
+    pod: Rc<Pod>,
+    server: Rc<Server>,
+    channels: Channels,
     ports: Ports,
-    network: Network,
-    control: std::os::unix::net::UnixListener,
+    terminal: Option<OwnedFd>,
 }
 
 async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
@@ -133,36 +127,35 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
     view.enter()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(vm.free_nics()));
+    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(&vm.nics.pool));
     let agent = agent?;
     prepared?;
-    let stdio = Stdio::attach(vm.vsock(), streams, request.process.mut_or_insert_default())?;
+    let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
     view.place();
-    let control = control.into_owned()?.into();
-    Ok(Container { vm, agent, stdio, terminal, oom_trigger, files: host, sockets, ports, network, control })
+    let (inbox, events) = Inbox::new();
+    let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
+    let pod = Rc::new(Pod::new(vm, host, inbox.clone()));
+    let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
+    Ok(Container { pod, server, channels, ports, terminal })
+}
+
+/// A container's control socket, for the monitor's one thread.
+fn control_socket(control: Descriptor) -> std::io::Result<UnixListener> {
+    let control = std::os::unix::net::UnixListener::from(control.into_owned()?);
+    control.set_nonblocking(true)?;
+    UnixListener::from_std(control)
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {
-    let Container { vm, agent, stdio, terminal, oom_trigger, files, sockets, ports, network, control } = container;
-    let listener = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
-    let listener = match listener {
-        Ok(listener) => listener,
-        Err(error) => {
-            log::error(&format!("listen for commands: {error}"));
-            return u8::MAX;
-        }
-    };
-    let (inbox, events) = Inbox::new();
-    let pod = Rc::new(Pod::new(vm, files, inbox.clone()));
-    let server = Server::new(pod, agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
+    let Container { pod, server, channels, ports, terminal } = container;
     server.follow_signals(terminal);
-    let code = server.run(Channels { events, control: listener, stdio, sockets }, ports).await;
+    let code = server.run(channels, ports).await;
     if print_timeline {
-        log::info(&server.timeline());
+        log::info(&pod.vm.timeline());
     }
     code
 }

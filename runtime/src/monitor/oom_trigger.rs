@@ -5,16 +5,15 @@
 //! its own, which shows in neither. So the monitor gives the host's kernel something to kill: for a moment the limit is
 //! what is in use, and a process made for this allocates more, as the first one to be killed.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
+use crate::host::directory::{self, read, write};
 use crate::log;
 
 /// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.
@@ -63,10 +62,8 @@ impl HostOomTrigger {
         let has = |file: &'static str| move |path: &&PathBuf| path.join(file).exists();
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
         let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = |path| rustix::fs::openat(CWD, path, flags, Mode::empty());
-        let cgroup = open(path.as_path()).with_context(|| format!("open cgroup {}", path.display()))?;
-        let proc = open(std::path::Path::new("/proc")).context("open /proc")?;
+        let cgroup = directory::open(path).with_context(|| format!("open cgroup {}", path.display()))?;
+        let proc = directory::open("/proc").context("open /proc")?;
         Ok(Some(Self { cgroup, proc, legacy: legacy.is_some() }))
     }
 
@@ -137,22 +134,8 @@ impl Drop for Changed<'_> {
     }
 }
 
-fn open(directory: &OwnedFd, file: &str, flags: OFlags) -> io::Result<File> {
-    Ok(rustix::fs::openat(directory, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
-}
-
-fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let mut text = String::new();
-    open(directory, file, OFlags::RDONLY)?.read_to_string(&mut text)?;
-    Ok(text.trim().to_owned())
-}
-
 fn number(directory: &OwnedFd, file: &str) -> io::Result<u64> {
     read(directory, file)?.parse().map_err(|_| ErrorKind::InvalidData.into())
-}
-
-fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
-    open(directory, file, OFlags::WRONLY)?.write_all(value.as_bytes())
 }
 
 /// Starts a process that allocates so many bytes, and is the first one to be killed for it.
@@ -243,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_allocating_process_that_nobody_kills_ends() {
-        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let proc = directory::open("/proc").unwrap();
         let pid = spawn_allocator(proc.as_raw_fd(), 8 << 20).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         assert!(!runtime.block_on(wait_for_kill(pid)).unwrap());

@@ -66,7 +66,10 @@ impl AttachedLinks {
     /// # Errors
     /// The link cannot be attached; then it is as it was.
     pub fn attach(&mut self, link: &Link) -> anyhow::Result<OwnedFd> {
-        self.check(link)?;
+        check_mtu(link)?;
+        if self.attached.contains_key(&link.index) {
+            bail!("link {} leads to the VM already", link.name);
+        }
         let what = || format!("connect link {} to the VM", link.name);
         let devices = self.files.devices().with_context(what)?;
         let tap = tap::make(devices, &self.socket).with_context(what)?;
@@ -74,14 +77,6 @@ impl AttachedLinks {
         let had_qdisc = traffic::join(&mut self.socket, link.index, tap.index).with_context(what)?;
         self.attached.insert(link.index, Attachment { tap: tap.index, had_qdisc, replies: false });
         Ok(tap.file)
-    }
-
-    fn check(&self, link: &Link) -> anyhow::Result<()> {
-        check_mtu(link)?;
-        if self.attached.contains_key(&link.index) {
-            bail!("link {} leads to the VM already", link.name);
-        }
-        Ok(())
     }
 
     /// Follows an attached link whose settings have changed.

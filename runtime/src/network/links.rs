@@ -157,6 +157,13 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<LinkMessage>> {
     Ok(found.filter_map(link).collect())
 }
 
+/// A message about the link of this number, with these attributes.
+pub fn about(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    (message.header.index, message.attributes) = (index, attributes);
+    message
+}
+
 /// Whether a link is a tap of runvm, of any process.
 pub fn is_ours(message: &LinkMessage) -> bool {
     let name = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(n) if n.starts_with(TAP_PREFIX));

@@ -8,7 +8,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 
-use super::links::Link;
+use super::links::{Link, about};
 use super::netlink;
 
 /// Least MTU of a link with IPv6.
@@ -27,9 +27,7 @@ pub fn mirror(old: Option<&Link>, new: &Link) -> Vec<Vec<u8>> {
     messages.extend(added(old, new));
     if changed && new.link_local && new.mtu >= IPV6_MIN_MTU {
         // After the host's address is there: one of the kernel's own would be of no use until the kernel has asked around.
-        let mut mode = LinkMessage::default();
-        mode.header.index = new.index;
-        mode.attributes = vec![address_mode(true)];
+        let mode = about(new.index, vec![address_mode(true)]);
         messages.push((RouteNetlinkMessage::NewLink(mode), 0));
     }
     messages.into_iter().map(|(message, flags)| netlink::bytes(message, NLM_F_ACK | flags, 0)).collect()
@@ -42,17 +40,15 @@ fn same_link(old: &Link, new: &Link) -> bool {
 
 /// Messages that set the link itself. Two, since the kernel applies IPv6 settings only after the link went up.
 fn link(link: &Link, renamed: bool) -> [LinkMessage; 2] {
-    let mut settings = LinkMessage::default();
-    settings.header.index = link.index;
-    settings.attributes = vec![LinkAttribute::Address(link.mac.to_vec()), LinkAttribute::Mtu(link.mtu)];
+    let own = vec![LinkAttribute::Address(link.mac.to_vec()), LinkAttribute::Mtu(link.mtu)];
+    let mut settings = about(link.index, own);
     if renamed {
         settings.attributes.push(LinkAttribute::IfName(link.name.clone()));
     }
     if link.mtu >= IPV6_MIN_MTU {
         settings.attributes.push(address_mode(false));
     }
-    let mut state = LinkMessage::default();
-    state.header.index = link.index;
+    let mut state = about(link.index, Vec::new());
     state.header.flags.set(LinkFlags::Up, link.up);
     state.header.flags.set(LinkFlags::Noarp, link.no_arp);
     state.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;

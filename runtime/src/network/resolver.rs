@@ -4,12 +4,11 @@
 //! link; a filter tells them from the guest's packets by the port: the host's sockets get ports that a guest's never get by
 //! themselves.
 
-use std::fs::File;
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
-use rustix::fs::{Mode, OFlags};
+
+use crate::host::directory;
 
 /// Port range for the host's sockets in the namespace: 0xff00 to 0xffff.
 pub const PORTS: &str = "65280\t65535";
@@ -37,7 +36,7 @@ pub fn is_there(proc: &OwnedFd) -> anyhow::Result<bool> {
 /// # Errors
 /// The setting cannot be read.
 pub fn ports(proc: &OwnedFd) -> anyhow::Result<String> {
-    let ports = read(proc, RANGE)?.trim().to_owned();
+    let ports = read(proc, RANGE)?;
     // Left by somebody who could not give it back.
     Ok(if ports == PORTS { DEFAULT.to_owned() } else { ports })
 }
@@ -56,22 +55,13 @@ pub fn set_apart(proc: &OwnedFd) -> anyhow::Result<String> {
 /// # Errors
 /// The setting cannot be read or written.
 pub fn give_back(proc: &OwnedFd, old: &str) -> anyhow::Result<()> {
-    if read(proc, RANGE)?.trim() == PORTS { write(proc, old) } else { Ok(()) }
+    if read(proc, RANGE)? == PORTS { write(proc, old) } else { Ok(()) }
 }
 
 fn read(proc: &OwnedFd, path: &str) -> anyhow::Result<String> {
-    let what = || format!("read /proc/{path}");
-    let mut file = open(proc, path, OFlags::RDONLY).with_context(what)?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).with_context(what)?;
-    Ok(text)
+    directory::read(proc, path).with_context(|| format!("read /proc/{path}"))
 }
 
 fn write(proc: &OwnedFd, range: &str) -> anyhow::Result<()> {
-    let written = open(proc, RANGE, OFlags::WRONLY).and_then(|mut file| file.write_all(range.as_bytes()));
-    written.with_context(|| format!("write {range:?} to /proc/{RANGE}"))
-}
-
-fn open(proc: &OwnedFd, path: &str, access: OFlags) -> std::io::Result<File> {
-    Ok(rustix::fs::openat(proc, path, access | OFlags::CLOEXEC, Mode::empty())?.into())
+    directory::write(proc, RANGE, range).with_context(|| format!("write {range:?} to /proc/{RANGE}"))
 }

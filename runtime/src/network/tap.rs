@@ -5,13 +5,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::Context;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::links::{Link, TAP_PREFIX};
+use super::links::{Link, TAP_PREFIX, about};
 use super::mirror::address_mode;
 use super::netlink::Socket;
+use crate::host::directory;
 
 /// Largest MTU of a tap; larger packets pass all the same.
 const MAX_MTU: u32 = 65521;
@@ -31,8 +32,7 @@ pub struct Tap {
 /// # Errors
 /// There is none.
 pub fn open_devices() -> anyhow::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/dev/net", flags, Mode::empty()).context("open /dev/net (is the kernel's tun module loaded?)")
+    directory::open("/dev/net").context("open /dev/net (is the kernel's tun module loaded?)")
 }
 
 /// Makes a tap for a network device in the calling thread's namespace. It is not up.
@@ -66,27 +66,22 @@ fn make_with(devices: &OwnedFd, socket: &Socket, name: &str, kind: libc::c_int) 
 
 /// Sets a tap up to fit a link, without addresses and ARP: the host sends nothing by it.
 pub fn set_up(socket: &mut Socket, tap: u32, link: &Link) -> io::Result<()> {
-    let mut quiet = LinkMessage::default();
-    quiet.header.index = tap;
-    quiet.attributes = vec![address_mode(false)];
+    let quiet = about(tap, vec![address_mode(false)]);
     match socket.request(RouteNetlinkMessage::SetLink(quiet), 0) {
         // A kernel, or a link, without IPv6.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
         done => done?,
     }
-    let mut up = LinkMessage::default();
-    up.header.index = tap;
+    let mtu = LinkAttribute::Mtu(link.mtu.min(MAX_MTU));
+    let mut up = about(tap, vec![mtu, LinkAttribute::TxQueueLen(QUEUE)]);
     up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
     up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-    up.attributes = vec![LinkAttribute::Mtu(link.mtu.min(MAX_MTU)), LinkAttribute::TxQueueLen(QUEUE)];
     socket.request(RouteNetlinkMessage::SetLink(up), 0)
 }
 
 /// Removes a tap, even if somebody still has its descriptor.
 pub fn remove(socket: &mut Socket, tap: u32) -> io::Result<()> {
-    let mut message = LinkMessage::default();
-    message.header.index = tap;
-    match socket.request(RouteNetlinkMessage::DelLink(message), 0) {
+    match socket.request(RouteNetlinkMessage::DelLink(about(tap, Vec::new())), 0) {
         Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => Err(error),
         _ => Ok(()),
     }

@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use anyhow::Context;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as M};
 
 use super::files::Files;
+use super::links::about;
 use super::netlink::Socket;
 use super::tap;
 use crate::host::passt::MTU;
@@ -29,20 +30,17 @@ const NAME: &str = "eth0";
 pub fn make(files: &Files) -> anyhow::Result<OwnedFd> {
     let mut socket = Socket::open().context("open a netlink socket")?;
     let tap = tap::make_plain(files.devices()?, &socket, NAME)?;
-    let requests = [(up(tap.index), 0), (address(tap.index), NLM_F_EXCL), (route(tap.index), NLM_F_EXCL)];
-    for (request, flags) in requests {
-        let create = if flags == 0 { 0 } else { NLM_F_CREATE };
-        socket.request(request, flags | create).with_context(|| format!("set up link {NAME}"))?;
+    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+    for (request, flags) in [(up(tap.index), 0), (address(tap.index), NEW), (route(tap.index), NEW)] {
+        socket.request(request, flags).with_context(|| format!("set up link {NAME}"))?;
     }
     Ok(tap.file)
 }
 
 fn up(index: u32) -> M {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
+    let mut message = about(index, vec![LinkAttribute::Mtu(MTU)]);
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    message.attributes = vec![LinkAttribute::Mtu(MTU)];
     M::SetLink(message)
 }
 

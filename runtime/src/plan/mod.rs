@@ -50,7 +50,7 @@ pub use devices::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
 pub use hooks::{Hook, Hooks, Kind as HookKind};
 pub use limits::{
     CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, Unit, check_limits, check_member,
-    check_memory, files as cgroup_files, host_limits,
+    check_memory, cpus, files as cgroup_files, host_limits,
 };
 pub use network::{NetworkPlan, PortPlan, user_network};
 pub use options::Options;

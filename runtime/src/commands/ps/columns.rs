@@ -25,13 +25,7 @@ pub struct Column {
     /// Whether values are aligned to the right.
     pub right: bool,
     /// Formats the value of a process.
-    pub value: fn(&ProcessEntry, &Now) -> String,
-}
-
-impl PartialEq for Column {
-    fn eq(&self, other: &Self) -> bool {
-        self.names == other.names
-    }
+    pub value: Value,
 }
 
 type Value = fn(&ProcessEntry, &Now) -> String;

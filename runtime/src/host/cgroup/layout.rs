@@ -22,17 +22,6 @@ pub struct Hierarchy {
     pub own: String,
 }
 
-/// Versions of cgroups on a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// Version 1 only.
-    V1,
-    /// Version 2 only.
-    V2,
-    /// Version 1 with controllers, version 2 without.
-    Hybrid,
-}
-
 impl Hierarchy {
     /// Whether the hierarchy is of version 2.
     pub fn is_unified(&self) -> bool {
@@ -83,21 +72,11 @@ impl Layout {
 
     /// Describes the versions in use, for `doctor`.
     pub fn describe(&self) -> String {
-        let version = match self.version() {
-            Version::V1 => "v1",
-            Version::V2 => return "v2".to_owned(),
-            Version::Hybrid => "v1 and v2 (hybrid)",
-        };
-        format!("{version}, {} hierarchies", self.hierarchies.len())
-    }
-
-    /// Versions in use.
-    pub fn version(&self) -> Version {
-        let unified = self.hierarchies.iter().filter(|hierarchy| hierarchy.is_unified()).count();
-        match (unified, self.hierarchies.len() - unified) {
-            (0, _) => Version::V1,
-            (_, 0) => Version::V2,
-            _ => Version::Hybrid,
+        let (all, unified) = (self.hierarchies.len(), self.hierarchies.iter().filter(|one| one.is_unified()).count());
+        match unified {
+            0 => format!("v1, {all} hierarchies"),
+            _ if unified == all => "v2".to_owned(),
+            _ => format!("v1 and v2 (hybrid), {all} hierarchies"),
         }
     }
 }
@@ -166,7 +145,7 @@ mod tests {
     #[test]
     fn hybrid_hosts() {
         let layout = Layout::parse(HYBRID, "5:memory:/a/b\n4:cpu,cpuacct:/\n1:name=systemd:/s\n0::/u/v\n");
-        assert_eq!(layout.version(), Version::Hybrid);
+        assert_eq!(layout.describe(), "v1 and v2 (hybrid), 4 hierarchies");
         let directory = |index: usize, path: &str| layout.hierarchies[index].directory(path).display().to_string();
         assert_eq!(layout.hierarchies.len(), 4);
         assert_eq!(directory(0, "box"), "/sys/fs/cgroup/unified/u/box");
@@ -179,10 +158,10 @@ mod tests {
     #[test]
     fn hosts_of_one_version() {
         let v2 = Layout::parse("23 22 0:21 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/\n");
-        assert_eq!(v2.version(), Version::V2);
+        assert_eq!(v2.describe(), "v2");
         assert_eq!(v2.hierarchies[0].directory("box"), Path::new("/sys/fs/cgroup/box"));
         let v1 = Layout::parse("25 22 0:23 / /c rw - cgroup cgroup rw,cpu\n", "");
-        assert_eq!(v1.version(), Version::V1);
+        assert_eq!(v1.describe(), "v1, 1 hierarchies");
         assert_eq!(Layout::parse("nonsense\n- - -\n", "x"), Layout { hierarchies: vec![] });
     }
 

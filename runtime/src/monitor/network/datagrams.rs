@@ -95,7 +95,7 @@ impl Datagrams {
 
     async fn stream(&self, guest: &Guest) -> anyhow::Result<UnixStream> {
         let id = guest.connect(self.port, true).await?;
-        Ok(open(guest.vsock(), id)?)
+        Ok(open(&guest.vm.vsock, id)?)
     }
 
     /// Relays both ways until the stream ends.

@@ -142,7 +142,7 @@ impl Network {
         let early = self.early.take();
         let mut found = match early {
             Some(found) => found,
-            None => self.find(&state, vm.free_nics()).await?,
+            None => self.find(&state, &vm.nics.pool).await?,
         };
         let begins = found.resolver && !state.resolver;
         if found.is_nothing() && !begins && state.all_done() {
@@ -167,7 +167,7 @@ impl Network {
         for index in found.gone {
             let Some(at) = state.attached.iter().position(|attached| attached.link.index == index) else { continue };
             let lease = state.attached.remove(at).lease;
-            result = result.and(vm.detach(&lease).await);
+            result = result.and(vm.nics.detach(&lease).await);
             state.detached.push(Detached { index, lease: Some(lease) });
         }
         let mut leases = found.leases.into_iter();
@@ -234,7 +234,7 @@ impl Network {
             log::warning(&format!("clean up the container's network: {error:#}"));
         }
         for attached in state.attached.drain(..) {
-            if let Err(error) = vm.detach(&attached.lease).await {
+            if let Err(error) = vm.nics.detach(&attached.lease).await {
                 log::debug(&format!("disconnect link {}: {error:#}", attached.link.name));
             }
         }

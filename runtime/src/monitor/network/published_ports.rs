@@ -109,6 +109,6 @@ impl StreamPort {
         // Neither side waits for more of what the other sends; not having that is no reason to send nothing.
         let _ = client.set_nodelay(true);
         let client = OwnedFd::from(client.into_std().context("take a connection from the event loop")?);
-        Ok(self.connections.join(self.guest.vsock(), room.taken_by(client), id)?)
+        Ok(self.connections.join(&self.guest.vm.vsock, client, room, id)?)
     }
 }

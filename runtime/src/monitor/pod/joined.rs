@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use protocol::{CreateContainerRequest, NamespaceKind};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
 use crate::host::shares::Share;
 use crate::ipc::{self, Descriptor};
 use crate::log;
+use crate::monitor::control_socket;
 use crate::monitor::inbox::Inbox;
 use crate::monitor::network::Network;
 use crate::monitor::server::{Channels, OomNotifier, Server};
@@ -77,14 +78,12 @@ fn has_own_network(request: &CreateContainerRequest) -> bool {
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Reply> {
     let Joining { guard, parcel, namespace } = joining;
     let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
-    let control = std::os::unix::net::UnixListener::from(control.into_owned()?);
-    control.set_nonblocking(true)?;
-    let control = UnixListener::from_std(control)?;
+    let control = control_socket(control)?;
     let place = namespace.map(NetworkNamespace::of);
     let sockets = Sockets::new(&pod.files, sockets, place.clone().unwrap_or_default());
     let open = |place| Network::open(place, Arc::clone(&pod.files), true, sockets.resolver());
     let network = place.map(open).transpose()?;
-    let stdio = Stdio::attach(pod.vm.vsock(), streams, request.process.mut_or_insert_default())?;
+    let stdio = Stdio::attach(&pod.vm.vsock, streams, request.process.mut_or_insert_default())?;
     create(&pod.vm, &agent, &request, network.as_ref()).await?;
     let (inbox, events) = Inbox::new();
     let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
@@ -127,12 +126,12 @@ async fn create(
 
 /// Adds shares, on another thread: the device answers when it has done what it is at.
 async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
-    let sharing = vm.sharing().clone();
+    let sharing = vm.sharing.clone();
     let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 
 async fn remove_shares(vm: &Vm, names: Vec<String>) -> anyhow::Result<()> {
-    let sharing = vm.sharing().clone();
+    let sharing = vm.sharing.clone();
     vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
 }

@@ -21,22 +21,23 @@ impl Server {
     pub(super) fn carry_out(self: &Rc<Self>, action: Action<Ticket>) {
         let (server, vm) = (Rc::clone(self), &self.pod.vm);
         match action {
-            Action::Answer(ticket, answer) => ticket.answer(answer),
+            // Whoever asked may be gone, here and below.
+            Action::Answer(ticket, answer) => drop(ticket.send(answer)),
             Action::CloseGate => vm.gate.close(),
             Action::OpenGate => vm.gate.open(),
             Action::PauseVcpus => vm.pause(),
             Action::ResumeVcpus => vm.resume(),
-            Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id)),
+            Action::Admit(id, ticket) => drop(ticket.send(self.pod.enter(id))),
             Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
             Action::Begin(work) => {
                 drop(spawn_local(async move { server.inbox.put(server.work(work).await) }));
             }
             Action::Signal(signal, ticket) => {
-                drop(spawn_local(async move { ticket.answer(answer(server.signal(signal).await)) }));
+                drop(spawn_local(async move { ticket.send(answer(server.signal(signal).await)) }));
             }
             Action::Deliver(signals, ticket) => drop(spawn_local(async move {
                 server.deliver(signals).await;
-                ticket.answer(Ok(()));
+                ticket.send(Ok(()))
             })),
         }
     }

@@ -152,11 +152,6 @@ impl Server {
         code
     }
 
-    /// Where the time of the start went.
-    pub fn timeline(&self) -> String {
-        self.pod.vm.timeline()
-    }
-
     /// Starts what goes on until it is dropped. Commands are answered until there is nothing left to ask about.
     fn begin(self: &Rc<Self>, channels: Channels) -> (JoinSet<()>, Stdio) {
         let mut tasks = JoinSet::new();
@@ -167,7 +162,7 @@ impl Server {
         if let Some(network) = self.network() {
             tasks.spawn_local(network.follow(Rc::clone(&self.pod.vm), self.agent.clone()));
         }
-        tasks.spawn_local(channels.sockets.serve(self.pod.vm.vsock().clone(), self.agent.clone()));
+        tasks.spawn_local(channels.sockets.serve(self.pod.vm.vsock.clone(), self.agent.clone()));
         (tasks, channels.stdio)
     }
 

@@ -18,7 +18,7 @@ impl Server {
         let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
-        let mut stdio = Stdio::attach(self.pod.vm.vsock(), streams, &mut process)?;
+        let mut stdio = Stdio::attach(&self.pod.vm.vsock, streams, &mut process)?;
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
         let _ = ipc::send_async(stream, &Reply::Started).await;

@@ -23,21 +23,12 @@ pub struct Connections {
 }
 
 /// Room for one more connection.
-pub struct Room {
-    _permit: OwnedSemaphorePermit,
-}
+pub type Room = OwnedSemaphorePermit;
 
 /// A connection, as long as the device has it.
-pub struct Connection {
+struct Connection {
     stream: OwnedFd,
     _room: Room,
-}
-
-impl Room {
-    /// A connection that takes this room.
-    pub fn taken_by(self, stream: OwnedFd) -> Connection {
-        Connection { stream, _room: self }
-    }
 }
 
 impl AsFd for Connection {
@@ -54,15 +45,15 @@ impl Connections {
 
     /// Waits for room for one more.
     pub async fn room(&self) -> Option<Room> {
-        Arc::clone(&self.free).acquire_owned().await.ok().map(|permit| Room { _permit: permit })
+        Arc::clone(&self.free).acquire_owned().await.ok()
     }
 
     /// Joins a connection with the stream of this id; bytes go without anybody's help from then on.
     ///
     /// # Errors
     /// The device is gone.
-    pub fn join(&self, vsock: &Handle, connection: Connection, id: u64) -> std::io::Result<()> {
-        let connection = Arc::new(connection);
+    pub fn join(&self, vsock: &Handle, stream: OwnedFd, room: Room, id: u64) -> std::io::Result<()> {
+        let connection = Arc::new(Connection { stream, _room: room });
         let mut all = self.all.borrow_mut();
         all.retain(|connection| connection.strong_count() > 0);
         all.push(Arc::downgrade(&connection));
@@ -92,11 +83,6 @@ impl Guest {
     /// Has a port connected with a stream, whose id this gives.
     pub async fn connect(&self, port: u16, datagrams: bool) -> anyhow::Result<u64> {
         self.vm.ask(self.agent.connect_port(port, datagrams)).await
-    }
-
-    /// Where streams are opened.
-    pub fn vsock(&self) -> &Handle {
-        self.vm.vsock()
     }
 }
 

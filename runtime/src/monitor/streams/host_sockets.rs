@@ -97,7 +97,7 @@ impl Wanted {
     async fn connect(self, dialer: Arc<Dialer>, connections: Rc<Connections>) {
         let Self { vsock, request, room } = self;
         let joined = match dial(dialer, request.socket).await {
-            Ok(stream) => connections.join(&vsock, room.taken_by(stream), request.stream),
+            Ok(stream) => connections.join(&vsock, stream, room, request.stream),
             Err(error) => {
                 log::debug(&format!("connect to socket {} of the host: {error:#}", request.socket));
                 // A stream that is at its end.

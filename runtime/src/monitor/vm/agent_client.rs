@@ -12,7 +12,7 @@ use protocol::{
 };
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
-use ttrpc::context::{Context as Deadline, with_duration};
+use ttrpc::context::{Context as Deadline, with_duration as within};
 
 use crate::control::Reply;
 
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_CALL: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 4096;
 
 /// Bytes of entropy given to a new VM.
-const ENTROPY: usize = 64;
+pub const ENTROPY: usize = 64;
 
 /// A connection to the agent.
 #[derive(Clone)]
@@ -55,20 +55,11 @@ impl Agent {
         Self { client: self.client.clone(), container_id: container_id.to_owned() }
     }
 
-    /// Gives the guest the time and randomness.
-    pub async fn configure(&self) -> anyhow::Result<()> {
-        let mut entropy = vec![0; ENTROPY];
+    /// Gives the guest the time, and so many random bytes.
+    pub async fn configure(&self, random: usize) -> anyhow::Result<()> {
+        let mut entropy = vec![0; random];
         let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
         entropy.truncate(got.context("getrandom")?);
-        self.configure_with(entropy).await
-    }
-
-    /// Gives the guest the time.
-    pub async fn set_time(&self) -> anyhow::Result<()> {
-        self.configure_with(Vec::new()).await
-    }
-
-    async fn configure_with(&self, entropy: Vec<u8>) -> anyhow::Result<()> {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let request = ConfigureRequest {
             realtime_sec: now.tv_sec,
@@ -76,22 +67,19 @@ impl Agent {
             entropy,
             ..Default::default()
         };
-        self.client.configure(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.configure(within(PATIENCE), &request).await)
     }
 
     /// Creates the container.
     pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
         check_size(request, "the container's arguments, environment and mounts")?;
-        self.client.create_container(within(PATIENCE), request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.create_container(within(PATIENCE), request).await)
     }
 
     /// Lets its process run.
     pub async fn start(&self) -> anyhow::Result<()> {
         let request = StartContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
-        self.client.start_container(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.start_container(within(PATIENCE), &request).await)
     }
 
     /// Starts another process under a name of our choice.
@@ -103,8 +91,7 @@ impl Agent {
             ..Default::default()
         };
         check_size(&request, "the process's arguments and environment")?;
-        self.client.exec_process(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.exec_process(within(PATIENCE), &request).await)
     }
 
     /// Waits for the end of a process, however long it takes. `""` is the container's own.
@@ -128,15 +115,13 @@ impl Agent {
             all,
             ..Default::default()
         };
-        self.client.signal_process(within(Duration::from_secs(4)), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.signal_process(within(Duration::from_secs(4)), &request).await)
     }
 
     /// Changes its network.
     pub async fn set_network(&self, mut request: SetNetworkRequest) -> anyhow::Result<()> {
         request.container_id = self.container_id.clone();
-        self.client.set_network(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.set_network(within(PATIENCE), &request).await)
     }
 
     /// Writes files of its cgroup.
@@ -147,8 +132,7 @@ impl Agent {
             cgroup_files: files.into_iter().map(file).collect(),
             ..Default::default()
         };
-        self.client.update_container(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.update_container(within(PATIENCE), &request).await)
     }
 
     /// The container's processes.
@@ -198,21 +182,18 @@ impl Agent {
             columns: u32::from(columns),
             ..Default::default()
         };
-        self.client.resize_terminal(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.resize_terminal(within(PATIENCE), &request).await)
     }
 
     /// Has the guest kill and forget the container.
     pub async fn delete(&self) -> anyhow::Result<()> {
         let request = DeleteContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
-        self.client.delete_container(within(PATIENCE), &request).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.delete_container(within(PATIENCE), &request).await)
     }
 
     /// Has the guest write everything back that programs wrote; afterwards the VM may be stopped.
     pub async fn shutdown(&self) -> anyhow::Result<()> {
-        self.client.shutdown(within(PATIENCE), &Empty::default()).await.map_err(sentence)?;
-        Ok(())
+        done(self.client.shutdown(within(PATIENCE), &Empty::default()).await)
     }
 }
 
@@ -231,8 +212,9 @@ fn check_size(request: &impl protobuf::Message, what: &str) -> anyhow::Result<()
     }
 }
 
-fn within(duration: Duration) -> Deadline {
-    with_duration(duration)
+/// What became of a call whose answer says nothing else.
+fn done<T>(answer: ttrpc::Result<T>) -> anyhow::Result<()> {
+    answer.map(drop).map_err(sentence)
 }
 
 /// The agent's own sentence; failures of the connection are named as such.

@@ -29,7 +29,7 @@ pub async fn keep(vm: Rc<Vm>, agent: Agent) {
         Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
     };
     while clock.due().await.is_ok() {
-        if let Err(error) = vm.ask(agent.set_time()).await {
+        if let Err(error) = vm.ask(agent.configure(0)).await {
             log::debug(&format!("the guest's clock: {error:#}"));
         }
     }

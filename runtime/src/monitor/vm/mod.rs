@@ -22,8 +22,8 @@ use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
-use self::agent_client::Agent;
-use self::nics::{NicLease, NicPool, Nics};
+use self::agent_client::{Agent, ENTROPY};
+use self::nics::{NicLease, Nics};
 use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
 use crate::host::shares::Share;
@@ -41,14 +41,17 @@ const SHARES_TAG: &str = "shares";
 pub struct Vm {
     running: Running,
     ended: AsyncFd<OwnedFd>,
-    vsock: Handle,
+    /// Opens streams to the guest.
+    pub vsock: Handle,
     ready: AsyncFd<OwnedFd>,
     listener: Listener,
     container_id: String,
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
-    sharing: Sharing,
-    nics: Nics,
+    /// Adds and removes shares.
+    pub sharing: Sharing,
+    /// The NICs of all containers.
+    pub nics: Nics,
     /// The gate that requests to the guest pass.
     pub gate: RequestGate,
 }
@@ -111,34 +114,14 @@ impl Vm {
         self.timeline.borrow_mut().mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
         self.timeline.borrow_mut().mark("agent ready");
         let agent = Agent::new(self.vsock.connect(RPC_PORT)?, &self.container_id)?;
-        self.or_death(agent.configure()).await?;
+        self.or_death(agent.configure(ENTROPY)).await?;
         self.timeline.borrow_mut().mark("agent configured");
         Ok(agent)
-    }
-
-    /// Opens streams to the guest.
-    pub fn vsock(&self) -> &Handle {
-        &self.vsock
-    }
-
-    /// Adds and removes shares.
-    pub fn sharing(&self) -> &Sharing {
-        &self.sharing
-    }
-
-    /// NICs that no container has.
-    pub fn free_nics(&self) -> &NicPool {
-        self.nics.pool()
     }
 
     /// Attaches a tap to a NIC. Returns how the guest finds the NIC.
     pub async fn attach(&self, lease: &NicLease, tap: OwnedFd) -> anyhow::Result<Nic> {
         self.nics.attach(lease, tap, &self.running).await
-    }
-
-    /// Detaches the tap of a NIC.
-    pub async fn detach(&self, lease: &NicLease) -> anyhow::Result<()> {
-        self.nics.detach(lease).await
     }
 
     /// Stops the virtual CPUs until [`Vm::resume`].

@@ -20,7 +20,8 @@ pub struct Nics {
     first: usize,
     /// Whether each NIC is hot-plugged when it is needed. A kernel that cannot do that finds all of them as it boots.
     pub hotplugged: bool,
-    pool: NicPool,
+    /// The NICs that no container has.
+    pub pool: NicPool,
 }
 
 impl Nics {
@@ -34,11 +35,6 @@ impl Nics {
             taps.push(tap);
         }
         Ok((devices, Self { taps, counters, first, hotplugged, pool: NicPool::default() }))
-    }
-
-    /// The NICs that no container has.
-    pub fn pool(&self) -> &NicPool {
-        &self.pool
     }
 
     /// Number of frames that went each way, and that did not arrive, over all NICs.

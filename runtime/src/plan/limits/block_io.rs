@@ -4,7 +4,7 @@
 //! bundle's device numbers, which are the host's, are right.
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxResources};
 
 use super::host_files::HostLimits;
 
@@ -31,24 +31,19 @@ pub fn plan(resources: &LinuxResources, limits: &mut HostLimits) -> anyhow::Resu
 
 /// Adds weights. Which file exists depends on the host's version of cgroups and its I/O scheduler: BFQ has its own.
 fn weights(block_io: &LinuxBlockIo, limits: &mut HostLimits) -> anyhow::Result<()> {
-    let file = |name: &str, value: String| (name.to_owned(), value);
-    if let Some(weight) = block_io.weight().filter(|&weight| weight != 0) {
-        limits.one_of.push(vec![
-            file("io.bfq.weight", weight.to_string()),
-            file("io.weight", unified_weight(weight).to_string()),
-            file("blkio.bfq.weight", weight.to_string()),
-            file("blkio.weight", weight.to_string()),
-        ]);
-    }
+    // `of` says whose weight it is: of a device, in files of their own in version 1, or of all.
+    let files = |legacy: &str, of: &str, weight: u16| {
+        let unified = ("io.weight".to_owned(), format!("{of}{}", unified_weight(weight)));
+        let plain = |name: String| (name, format!("{of}{weight}"));
+        let [bfq, other] = ["blkio.bfq", "blkio"].map(|name| plain(format!("{name}.{legacy}")));
+        vec![plain("io.bfq.weight".to_owned()), unified, bfq, other]
+    };
+    let all = block_io.weight().filter(|&weight| weight != 0);
+    limits.one_of.extend(all.map(|weight| files("weight", "", weight)));
     for device in block_io.weight_device().iter().flatten() {
         let Some(weight) = device.weight().filter(|&weight| weight != 0) else { continue };
-        let name = weighed(device)?;
-        limits.one_of.push(vec![
-            file("io.bfq.weight", format!("{name} {weight}")),
-            file("io.weight", format!("{name} {}", unified_weight(weight))),
-            file("blkio.bfq.weight_device", format!("{name} {weight}")),
-            file("blkio.weight_device", format!("{name} {weight}")),
-        ]);
+        let name = number(device.major(), device.minor()).context("linux.resources.blockIO.weightDevice")?;
+        limits.one_of.push(files("weight_device", &format!("{name} "), weight));
     }
     Ok(())
 }
@@ -62,7 +57,8 @@ fn throttles(block_io: &LinuxBlockIo, limits: &mut HostLimits) -> anyhow::Result
     ];
     for (key, legacy, devices) in kinds {
         for device in devices.iter().flatten() {
-            let (name, rate) = (throttled(device)?, device.rate());
+            let name = number(device.major(), device.minor()).context("linux.resources.blockIO throttles")?;
+            let rate = device.rate();
             // 0 is no limit in version 1; version 2 has a word for it.
             let word = if rate == 0 { "max".to_owned() } else { rate.to_string() };
             limits.unified.push(("io.max".to_owned(), format!("{name} {key}={word}")));
@@ -70,14 +66,6 @@ fn throttles(block_io: &LinuxBlockIo, limits: &mut HostLimits) -> anyhow::Result
         }
     }
     Ok(())
-}
-
-fn weighed(device: &LinuxWeightDevice) -> anyhow::Result<String> {
-    number(device.major(), device.minor()).context("linux.resources.blockIO.weightDevice")
-}
-
-fn throttled(device: &LinuxThrottleDevice) -> anyhow::Result<String> {
-    number(device.major(), device.minor()).context("linux.resources.blockIO throttles")
 }
 
 fn number(major: i64, minor: i64) -> anyhow::Result<String> {

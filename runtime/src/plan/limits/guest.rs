@@ -41,7 +41,7 @@ pub fn files(resources: &LinuxResources, vcpus: u8, notes: &mut Vec<String>) -> 
     if let Some(cpu) = resources.cpu() {
         files.cpu(cpu, vcpus);
     }
-    files.pids(resources);
+    files.limit("pids.max", resources.pids().as_ref().map(|pids| pids.limit()));
     files.huge_pages(resources);
     files.ignored(resources);
     files.unified(resources)?;
@@ -117,10 +117,6 @@ impl Files<'_> {
         if let Some(burst) = cpu.burst().filter(|&burst| burst != 0) {
             self.push("cpu.max.burst", burst.to_string());
         }
-    }
-
-    fn pids(&mut self, resources: &LinuxResources) {
-        self.limit("pids.max", resources.pids().as_ref().map(|pids| pids.limit()));
     }
 
     fn huge_pages(&mut self, resources: &LinuxResources) {

@@ -84,30 +84,19 @@ pub fn add(process: &mut Process, names: &[String]) -> anyhow::Result<()> {
         return Ok(());
     }
     let added = names.iter().map(|name| parse(name)).collect::<anyhow::Result<Names>>()?;
-    let old = process.capabilities().clone();
     let set = |old: Option<Names>| Some(old.unwrap_or_default().union(&added).copied().collect::<Names>());
     // Not the inheritable set: it would survive the exec of any file with inheritable file capabilities.
-    let old = old.unwrap_or_else(none);
+    let old = match process.capabilities() {
+        Some(old) => old.clone(),
+        // None of any kind; the default has three.
+        None => serde_json::from_str::<LinuxCapabilities>("{}")?,
+    };
     let mut new = old.clone();
     new.set_bounding(set(old.bounding().clone()));
     new.set_effective(set(old.effective().clone()));
     new.set_permitted(set(old.permitted().clone()));
     process.set_capabilities(Some(new));
     Ok(())
-}
-
-fn none() -> LinuxCapabilities {
-    let mut capabilities = LinuxCapabilities::default();
-    for clear in [
-        LinuxCapabilities::set_bounding,
-        LinuxCapabilities::set_effective,
-        LinuxCapabilities::set_inheritable,
-        LinuxCapabilities::set_permitted,
-        LinuxCapabilities::set_ambient,
-    ] {
-        clear(&mut capabilities, None);
-    }
-    capabilities
 }
 
 fn parse(name: &str) -> anyhow::Result<Capability> {

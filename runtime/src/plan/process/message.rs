@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context, bail};
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, User};
+use oci_spec::runtime::{PosixRlimit, Process, User};
 
 use super::{capabilities, scheduling};
 use crate::bundle::Bundle;
@@ -105,7 +105,8 @@ fn environment(env: &[String]) -> anyhow::Result<Vec<String>> {
 fn rlimits(rlimits: &[PosixRlimit]) -> anyhow::Result<Vec<protocol::Rlimit>> {
     let mut seen = BTreeSet::new();
     let mut convert = |limit: &PosixRlimit| {
-        let (name, resource) = (limit.typ(), rlimit_number(limit.typ()));
+        // `oci_spec` has them in the order of their numbers in getrlimit(2) on x86-64.
+        let (name, resource) = (limit.typ(), limit.typ() as u32);
         if !seen.insert(resource) {
             bail!("rlimit duplicated: {name}");
         }
@@ -116,28 +117,6 @@ fn rlimits(rlimits: &[PosixRlimit]) -> anyhow::Result<Vec<protocol::Rlimit>> {
         Ok(protocol::Rlimit { resource, soft, hard, ..Default::default() })
     };
     rlimits.iter().map(&mut convert).collect()
-}
-
-/// Number of a resource in getrlimit(2) on x86-64.
-fn rlimit_number(kind: PosixRlimitType) -> u32 {
-    match kind {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
 }
 
 fn note_ignored(process: &Process, notes: &mut Vec<String>) {
@@ -151,6 +130,34 @@ fn note_ignored(process: &Process, notes: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_have_the_kernels_numbers() {
+        use libc::*;
+        let numbers = [
+            ("CPU", RLIMIT_CPU),
+            ("FSIZE", RLIMIT_FSIZE),
+            ("DATA", RLIMIT_DATA),
+            ("STACK", RLIMIT_STACK),
+            ("CORE", RLIMIT_CORE),
+            ("RSS", RLIMIT_RSS),
+            ("NPROC", RLIMIT_NPROC),
+            ("NOFILE", RLIMIT_NOFILE),
+            ("MEMLOCK", RLIMIT_MEMLOCK),
+            ("AS", RLIMIT_AS),
+            ("LOCKS", RLIMIT_LOCKS),
+            ("SIGPENDING", RLIMIT_SIGPENDING),
+            ("MSGQUEUE", RLIMIT_MSGQUEUE),
+            ("NICE", RLIMIT_NICE),
+            ("RTPRIO", RLIMIT_RTPRIO),
+            ("RTTIME", RLIMIT_RTTIME),
+        ];
+        for (name, number) in numbers {
+            let limit = serde_json::json!([{"type": format!("RLIMIT_{name}"), "soft": 1, "hard": 2}]);
+            let limits: Vec<PosixRlimit> = serde_json::from_value(limit).unwrap();
+            assert_eq!(rlimits(&limits).unwrap()[0].resource, number as u32, "{name}");
+        }
+    }
 
     fn process(json: &str) -> anyhow::Result<protocol::Process> {
         exec(&serde_json::from_str(json).unwrap(), 2)

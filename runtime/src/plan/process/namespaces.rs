@@ -55,8 +55,9 @@ fn owner<'a>(namespace: &LinuxNamespace, sandbox: Option<&'a Sandbox>) -> Option
 fn kinds(namespaces: &[LinuxNamespace], sandbox: Option<&Sandbox>) -> anyhow::Result<BTreeSet<i32>> {
     let mut kinds = BTreeSet::new();
     for namespace in namespaces {
-        let name = name(namespace.typ());
-        if !kinds.insert(kind(namespace.typ()) as i32) {
+        let kind = kind(namespace.typ());
+        let name = name(kind);
+        if !kinds.insert(kind as i32) {
             bail!("malformed spec file: duplicated {name} namespace");
         }
         let Some(path) = path_of(namespace) else { continue };
@@ -82,7 +83,7 @@ fn kinds(namespaces: &[LinuxNamespace], sandbox: Option<&Sandbox>) -> anyhow::Re
 fn note_shared(kinds: &BTreeSet<i32>, notes: &mut Vec<String>) {
     for wanted in [NamespaceKind::PID, NamespaceKind::IPC, NamespaceKind::UTS, NamespaceKind::MOUNT] {
         if !kinds.contains(&(wanted as i32)) {
-            let name = format!("{wanted:?}").to_lowercase();
+            let name = name(wanted);
             notes.push(format!("no new {name} namespace: the container has that of its VM, not the host's"));
         }
     }
@@ -101,17 +102,9 @@ fn kind(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-fn name(kind: LinuxNamespaceType) -> &'static str {
-    match kind {
-        LinuxNamespaceType::Mount => "mount",
-        LinuxNamespaceType::Cgroup => "cgroup",
-        LinuxNamespaceType::Uts => "uts",
-        LinuxNamespaceType::Ipc => "ipc",
-        LinuxNamespaceType::User => "user",
-        LinuxNamespaceType::Pid => "pid",
-        LinuxNamespaceType::Network => "network",
-        LinuxNamespaceType::Time => "time",
-    }
+/// Name of a kind in config.json.
+fn name(kind: NamespaceKind) -> String {
+    format!("{kind:?}").to_lowercase()
 }
 
 fn names(spec: &Spec, uts: bool, request: &mut CreateContainerRequest) -> anyhow::Result<()> {
