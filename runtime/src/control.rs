@@ -28,7 +28,7 @@ pub enum Request {
     Kill {
         /// Signal number.
         signal: u32,
-        /// Every process of the container.
+        /// Whether every process of the container gets the signal.
         all: bool,
     },
     /// Write these files of the container's cgroup in the guest.
@@ -59,7 +59,7 @@ pub enum Request {
     Signal(u32),
     /// On the connection of a process: its terminal has a new size.
     Resize {
-        /// Lines.
+        /// Lines of the terminal.
         rows: u16,
         /// Characters in a line.
         columns: u16,
@@ -79,7 +79,7 @@ pub struct Exec {
 /// What the monitor answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// Done.
+    /// The request was carried out.
     Done,
     /// The process runs, the container is created.
     Started,
@@ -95,7 +95,7 @@ pub enum Reply {
     Status(Status),
     /// Names and contents of the files that are there.
     Files(Vec<(String, String)>),
-    /// It did not work; the sentence for the user.
+    /// The request failed; the sentence for the user.
     Failed(String),
 }
 

@@ -64,7 +64,7 @@ impl AsFd for Descriptor {
     }
 }
 
-/// What belongs to the message that this thread encodes or decodes, and is not in its head.
+/// Parts of the message that this thread encodes or decodes which are not in its head.
 #[derive(Default)]
 struct Attached {
     tail: Vec<u8>,
@@ -111,7 +111,7 @@ pub mod protobuf {
         place.map_err(S::Error::custom)?.serialize(serializer)
     }
 
-    /// Decodes it from there.
+    /// Decodes the message from its place in the tail.
     pub fn deserialize<'de, M: Message, D: Deserializer<'de>>(deserializer: D) -> Result<M, D::Error> {
         let (start, end) = <(usize, usize)>::deserialize(deserializer)?;
         ATTACHED.with_borrow(|attached| {
@@ -170,7 +170,7 @@ impl Frame {
         }
     }
 
-    /// Sends it.
+    /// Sends the frame.
     ///
     /// # Errors
     /// The other side is gone, or takes nothing for longer than the socket waits.
@@ -182,7 +182,7 @@ impl Frame {
         Ok(())
     }
 
-    /// Receives one; none when the other side has ended.
+    /// Receives a frame; none when the other side has ended.
     ///
     /// # Errors
     /// It ended in the middle, was silent for longer than the socket waits, or sent no frame.
@@ -276,7 +276,7 @@ fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// What is not sent yet of a frame.
+/// Part of a frame that is not sent yet.
 struct Outgoing<'a> {
     bytes: &'a [u8],
     descriptors: &'a [Descriptor],
@@ -300,7 +300,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// What has come of a frame.
+/// Part of a frame that has come.
 struct Incoming {
     bytes: Vec<u8>,
     filled: usize,

@@ -40,7 +40,7 @@ use crate::plan::{MachinePlan, Plan};
 use crate::streams::Streams;
 use crate::timeline::Timeline;
 
-/// What a container has of the host.
+/// Everything that a container has of the host.
 #[derive(Serialize, Deserialize)]
 pub struct Parcel {
     /// What the agent is asked; the ids of the streams are left 0.
@@ -67,7 +67,7 @@ pub struct Parcel {
 pub struct Label {
     /// The VM that the container goes into.
     pub target: VmTarget,
-    /// How to log.
+    /// Settings of logging.
     pub log: log::Settings,
     /// The container's cgroups on the host.
     pub cgroups: Vec<PathBuf>,
@@ -77,7 +77,7 @@ pub struct Label {
     pub terminal: Option<Descriptor>,
     /// What the command did so far.
     pub timeline: Timeline,
-    /// Whether to print all of it.
+    /// Whether to print the timeline when the container ends.
     pub print_timeline: bool,
 }
 
@@ -93,7 +93,7 @@ pub enum VmTarget {
 /// How a VM is made.
 #[derive(Serialize, Deserialize)]
 pub struct VmSetup {
-    /// Its size.
+    /// Size and command line of the VM.
     pub plan: MachinePlan,
     /// Kernel image.
     pub kernel: PathBuf,
@@ -147,7 +147,7 @@ impl Parcel {
         })
     }
 
-    /// The part of it that the container's process on the host shows.
+    /// Part of the parcel that the container's process on the host shows.
     ///
     /// # Errors
     /// There is no root file system.

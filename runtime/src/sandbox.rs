@@ -10,7 +10,7 @@ use crate::control::{self, Request};
 use crate::state::{Dir, State, Status};
 use crate::status;
 
-/// How long its monitor may take to answer.
+/// How long the VM's monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connects to the monitor of the container that the VM was made for.

@@ -54,7 +54,7 @@ impl Status {
     }
 }
 
-/// What of that the file and the monitor's pid tell.
+/// Part of the status that state.json and the monitor's pid tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// `create` has not finished.

@@ -1,4 +1,4 @@
-//! What stdin, stdout and stderr of a process in the guest are on the host.
+//! Files of the host behind stdin, stdout and stderr of a process in the guest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -19,9 +19,9 @@ use crate::plan::PortPlan;
 pub struct Port {
     /// Bound on the host; listens, unless it is for datagrams.
     pub socket: Descriptor,
-    /// The container's.
+    /// Port of the container.
     pub container: u16,
-    /// UDP, and not TCP.
+    /// Whether the port is for UDP, and not TCP.
     pub datagrams: bool,
 }
 

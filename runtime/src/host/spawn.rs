@@ -25,17 +25,17 @@ const MONITOR: &str = "monitor";
 pub struct Process {
     pid: Pid,
     status: Option<ExitStatus>,
-    /// Whether it was born in the cgroup that was asked for.
+    /// Whether the child was born in the cgroup that was asked for.
     pub placed: bool,
 }
 
 impl Process {
-    /// Its pid.
+    /// Pid of the child.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Kills it, unless it has been waited for.
+    /// Kills the child, unless it has been waited for.
     pub fn kill(&self) -> io::Result<()> {
         match self.status {
             Some(_) => Ok(()),
@@ -43,7 +43,7 @@ impl Process {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the child's end.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         loop {
             match self.reap(WaitOptions::empty()) {
@@ -55,7 +55,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
+    /// Exit status of the child, if it has ended.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.reap(WaitOptions::NOHANG)
     }

@@ -17,7 +17,8 @@ use crate::host::{directory, shares};
 use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
 
-/// The namespace, still with all of the host's mounts. Before there are threads, so that it is all of theirs.
+/// Makes the monitor's mount namespace, at first with all of the host's mounts. To be called before there are threads, so
+/// that all of them are in it.
 pub fn leave_the_host() -> anyhow::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace for the monitor")?;
     // What the host unmounts goes here as well; nothing goes back.
@@ -25,7 +26,7 @@ pub fn leave_the_host() -> anyhow::Result<()> {
     rustix::mount::mount_change("/", flags).context("detach the monitor's mounts from the host's")
 }
 
-/// What the monitor will have: the container's root, and mounts that are not anywhere yet.
+/// View of the monitor to be: the container's root, and mounts that are not anywhere yet.
 pub struct View {
     root: PathBuf,
     volumes: Vec<Volume>,
@@ -37,7 +38,7 @@ struct Volume {
 }
 
 impl View {
-    /// Of a container's mounts. The host's paths must still be there.
+    /// Finds the root and copies the mounts, while the host's paths are there.
     pub fn new(mounts: Mounts) -> anyhow::Result<Self> {
         let root = path_here(mounts.root.as_fd()).context("find the container's root")?;
         let volumes = mounts.volumes.into_iter().map(Volume::of).collect::<std::io::Result<_>>();

@@ -71,7 +71,7 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     std::process::exit(i32::from(code))
 }
 
-/// The label, and the parcel still closed.
+/// Receives the label, and the parcel unopened.
 fn receive(command: &UnixStream) -> anyhow::Result<Option<(Label, Frame)>> {
     let Some(label) = ipc::receive::<Label>(command)? else { return Ok(None) };
     log::set(label.log.clone());

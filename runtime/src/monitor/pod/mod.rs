@@ -34,7 +34,7 @@ pub struct Pod {
     pub files: Arc<Files>,
     /// The container that the VM was made for.
     first: Inbox,
-    /// Joined containers, by id; without an inbox those that are still being made.
+    /// Joined containers, by id; without an inbox while one is being made.
     joined: RefCell<HashMap<String, Option<Inbox>>>,
     /// Number of joined containers.
     count: watch::Sender<usize>,

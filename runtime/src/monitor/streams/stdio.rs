@@ -127,7 +127,7 @@ impl Stdio {
 }
 
 impl Drop for Stdio {
-    /// Ends what is still being pumped: nobody waits for it any more.
+    /// Ends the pumps: nobody waits for them any more.
     fn drop(&mut self) {
         self.close();
     }
