@@ -46,18 +46,18 @@ impl Image {
         let lost = NOTICED.into_iter().filter(|(patch, _)| !self.has(patch));
         let lost: Vec<String> = lost.map(|(patch, effect)| format!("{effect} (no {patch})")).collect();
         let kernel = self.path.display();
-        (!lost.is_empty()).then(|| format!("guest kernel {kernel} lacks patches of runvm's: {}", lost.join("; ")))
+        (!lost.is_empty()).then(|| format!("guest kernel {kernel} lacks runvm patches: {}", lost.join("; ")))
     }
 }
 
-/// What a VM is booted from.
+/// Files that a VM is booted from.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     /// The initial RAM disk with the agent.
     pub initrd: PathBuf,
-    /// What belongs together, with hashes.
+    /// Names, sizes and hashes of the files, and the patches in the kernel.
     pub manifest: Manifest,
-    /// Where they are.
+    /// Directory that holds the files.
     pub dir: PathBuf,
 }
 
@@ -66,7 +66,7 @@ impl Artifacts {
     /// taken to have no patch.
     ///
     /// # Errors
-    /// There is none of this name; which there are.
+    /// No kernel has this name; the message lists the kernels there are.
     pub fn kernel(&self, name: Option<&str>) -> anyhow::Result<Image> {
         let Some(name) = name else {
             let patches = self.manifest.kernel.patches.clone();
@@ -178,7 +178,7 @@ mod tests {
         std::fs::write(directory.path().join("kernels/stock"), "").unwrap();
         let (own, stock) = (artifacts.kernel(None).unwrap(), artifacts.kernel(Some("stock")).unwrap());
         assert!(own.hotplug() && !stock.hotplug());
-        assert!(stock.losses().unwrap().contains("kernels/stock lacks patches of runvm's: file locks on volumes"));
+        assert!(stock.losses().unwrap().contains("kernels/stock lacks runvm patches: file locks on volumes"));
         let patches = NOTICED.map(|(patch, _)| patch.to_owned()).to_vec();
         assert_eq!(Image { patches, ..stock }.losses(), None);
         assert!(artifacts.kernel(Some("other")).unwrap_err().to_string().ends_with("it has stock"));

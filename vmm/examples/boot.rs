@@ -6,7 +6,7 @@
 //!
 //! With `--console` the serial console goes to standard output. `--times` boots that often and
 //! prints medians. `--pause` quiesces and resumes the machine again and again while the guest runs. `--save` stops
-//! a guest that doesn't end within a second and prints the size of its state.
+//! a guest that doesn't end within ten seconds and prints what its state has.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
@@ -114,7 +114,7 @@ fn report(running: &Running, total: Duration, pauses: u32) {
 }
 
 fn save(running: Running, begin: Instant) -> Result<Duration> {
-    ended(&running, 1000);
+    ended(&running, 10_000);
     let exit = running.exit();
     let begin_stop = Instant::now();
     let stopped = running.stop();

@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::lifecycle::{Answer, Event, Request, Signal};
 
-/// Where the answer to a request goes. One that is dropped tells that the container is gone.
+/// Where the answer to a request goes. A dropped ticket says that the container is gone.
 #[derive(Debug)]
 pub struct Ticket(oneshot::Sender<Answer>);
 
@@ -30,7 +30,7 @@ impl Inbox {
         (Self(inbox), events)
     }
 
-    /// Puts an event in. Nothing happens any more to a container that is gone.
+    /// Puts an event in. An event for a container that is gone is lost.
     pub fn put(&self, event: Event<Ticket>) {
         let _ = self.0.send(event);
     }
@@ -38,7 +38,7 @@ impl Inbox {
     /// Asks for something, and waits for the answer.
     ///
     /// # Errors
-    /// It is not possible, or did not work.
+    /// What was asked for is not possible, or did not work.
     pub async fn ask(&self, request: Request) -> anyhow::Result<()> {
         let (ticket, answer) = oneshot::channel();
         self.put(Event::Asked(request, Ticket(ticket)));

@@ -28,7 +28,7 @@ use crate::state::Status;
 #[derive(Debug)]
 pub struct State<T> {
     started: bool,
-    /// Who waits for the start that is on its way.
+    /// Ticket of the start that is on its way.
     starting: Option<T>,
     pause: Pause<T>,
     oom: Oom,
@@ -179,7 +179,7 @@ impl<T> State<T> {
         })
     }
 
-    /// Does what a request wants, which is possible.
+    /// Does what a request wants, once it is known to be possible.
     fn grant(&mut self, request: Request, ticket: T, shared: bool) -> Action<T> {
         match request {
             Request::Start => {

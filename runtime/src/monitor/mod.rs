@@ -9,7 +9,7 @@
 //!  the VM's end, signals, a new terminal size
 //! ```
 //!
-//! It waits for the container's parcel, so that the engine's hooks can work on its pid before anything runs. It ends
+//! The monitor waits for the container's parcel, so that the engine's hooks can work on its pid before anything runs. It ends
 //! with the container's exit code, after the last byte of output: that exit status is the report.
 
 mod confine;

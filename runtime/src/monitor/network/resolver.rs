@@ -38,7 +38,7 @@ pub struct Announcement {
     place: NetworkNamespace,
     there: Cell<bool>,
     made: Notify,
-    /// One stream at a time.
+    /// Admits one stream at a time.
     stream: Semaphore,
     waiting: Arc<Semaphore>,
 }

@@ -1,4 +1,4 @@
-//! The containers of one virtual machine.
+//! The containers of one VM.
 //!
 //! Mostly there is one: the one that the VM was made for. Others join it (see `joined`), and the VM ends with the first.
 
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Pod {
     /// The VM.
     pub vm: Rc<Vm>,
-    /// The host's, for containers that join.
+    /// Files of the host, for containers that join.
     pub files: Arc<Files>,
     /// The container that the VM was made for.
     first: Inbox,

@@ -1,4 +1,4 @@
-//! One container's server: takes commands' requests, has the lifecycle decide, and does what that says.
+//! The server of a container: takes commands' requests, has the lifecycle decide, and does what the lifecycle says.
 //!
 //! ```text
 //!  commands ── control socket ──▶ requests ─┐
@@ -42,21 +42,21 @@ const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 /// Exit code of a container whose VM died.
 const GUEST_DIED: u8 = 255;
 
-/// Who makes the host notice that memory ran out in the guest.
+/// How the host is made to notice that memory ran out in the guest.
 pub enum OomNotifier {
-    /// This process, if the host limits memory at all.
+    /// By this process, if the host limits memory at all.
     Host(Option<HostOomTrigger>),
-    /// The join proxy, at the other end of this connection.
+    /// By the join proxy, at the other end of this connection.
     JoinProxy(Rc<UnixStream>),
 }
 
-/// Everything that requests to one container work on. One thread, so no locks.
+/// What requests to one container work on. One thread works on it, so there are no locks.
 pub struct Server {
     pod: Rc<Pod>,
     agent: Agent,
     inbox: Inbox,
     state: RefCell<State<Ticket>>,
-    /// None for a container that joined with the network of another.
+    /// The container's network, unless it joined with the network of another.
     network: RefCell<Option<Rc<Network>>>,
     execs: Cell<u64>,
     /// How many processes the guest's kernel killed for lack of memory.
@@ -86,7 +86,7 @@ impl Server {
         network: Option<Network>,
         oom_notifier: OomNotifier,
     ) -> Rc<Self> {
-        // The machine may want no memory while its limit on the host is lowered.
+        // The VM may want no memory while its limit on the host is lowered.
         let report_stops_vm = matches!(oom_notifier, OomNotifier::Host(Some(_)));
         Rc::new(Self {
             pod,
@@ -135,7 +135,7 @@ impl Server {
         }
     }
 
-    /// The same for a joined container: nothing of it is left in the guest.
+    /// Serves a joined container until its end; returns its exit code. Nothing of the container is left in the guest then.
     pub async fn run_joined(self: &Rc<Self>, channels: Channels) -> u8 {
         let (_tasks, stdio) = self.begin(channels);
         let code = match self.ending().await {
@@ -187,7 +187,7 @@ impl Server {
         });
     }
 
-    /// One call to the guest serves everybody who waits; the guest is gone when there is no answer.
+    /// Watches for OOM kills, by one call to the guest for all who wait. A call without an answer says that the guest is gone.
     async fn watch_oom(self: Rc<Self>) {
         loop {
             let kills = *self.oom_kills.borrow();

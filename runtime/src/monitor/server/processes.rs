@@ -13,7 +13,7 @@ use crate::monitor::streams::stdio::Stdio;
 use crate::{ipc, log};
 
 impl Server {
-    /// The whole life of an exec'd process.
+    /// Runs another process, to its end.
     pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
         let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
@@ -22,7 +22,7 @@ impl Server {
         self.ask(self.agent.exec(&exec_id, process)).await?;
         // The exec proxy may be gone already; then the first read below says so.
         let _ = ipc::send_async(stream, &Reply::Started).await;
-        // One wait for the whole life: its answer is given once.
+        // The guest answers this once, so one wait is for the whole life.
         let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
         let end = tokio::select! {
             end = &mut wait => end?,

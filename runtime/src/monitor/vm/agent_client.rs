@@ -50,7 +50,7 @@ impl Agent {
         Ok(Self { client, container_id: container_id.to_owned() })
     }
 
-    /// The same agent, asked about another container.
+    /// This agent, for calls about another container.
     pub fn of(&self, container_id: &str) -> Self {
         Self { client: self.client.clone(), container_id: container_id.to_owned() }
     }

@@ -39,7 +39,7 @@ pub async fn keep(vm: Rc<Vm>, agent: Agent) {
 struct Clock(AsyncFd<OwnedFd>);
 
 impl Clock {
-    /// Needs a running tokio runtime.
+    /// Makes the timer. Needs a running tokio runtime.
     fn new() -> anyhow::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags).context("make a timer")?;

@@ -1,4 +1,4 @@
-//! The container's virtual machine, from its set-up to a connected agent.
+//! The container's VM, from its set-up to a connected agent.
 
 pub mod agent_client;
 pub mod clock;
@@ -37,7 +37,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Tag of the one file-system device; the agent mounts it by this name.
 const SHARES_TAG: &str = "shares";
 
-/// A running virtual machine.
+/// A running VM.
 pub struct Vm {
     running: Running,
     ended: AsyncFd<OwnedFd>,
