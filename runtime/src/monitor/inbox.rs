@@ -2,11 +2,12 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::lifecycle::{Answer, Event, Request, Signal};
+use super::lifecycle::{Event, Request, Signal};
+use super::vm::request_gate::InFlight;
 
 /// Where the answer to a request goes. A dropped ticket says that the container is gone.
 #[derive(Debug)]
-pub struct Ticket(oneshot::Sender<Answer>);
+pub struct Ticket(oneshot::Sender<Result<InFlight, String>>);
 
 /// Where events of one container are put.
 #[derive(Clone)]
@@ -16,8 +17,8 @@ pub struct Inbox(mpsc::UnboundedSender<Event<Ticket>>);
 pub type Events = mpsc::UnboundedReceiver<Event<Ticket>>;
 
 impl Ticket {
-    /// Answers the request.
-    pub fn answer(self, answer: Answer) {
+    /// Answers the request. One that is let through is in flight until who asked has done with it.
+    pub fn answer(self, answer: Result<InFlight, String>) {
         // Whoever asked may be gone.
         let _ = self.0.send(answer);
     }
@@ -35,11 +36,11 @@ impl Inbox {
         let _ = self.0.send(event);
     }
 
-    /// Asks for something, and waits for the answer.
+    /// Asks for something, and waits for the answer. Until what this gives is dropped, the VM is not paused.
     ///
     /// # Errors
     /// What was asked for is not possible, or did not work.
-    pub async fn ask(&self, request: Request) -> anyhow::Result<()> {
+    pub async fn ask(&self, request: Request) -> anyhow::Result<InFlight> {
         let (ticket, answer) = oneshot::channel();
         self.put(Event::Asked(request, Ticket(ticket)));
         let answer = answer.await.unwrap_or_else(|_| Err("container not running".to_owned()));
