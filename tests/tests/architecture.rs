@@ -104,11 +104,11 @@ const RUNTIME: &Rooms = &[
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
     ("monitor/lifecycle", &["state"]),
-    ("monitor/inbox", &["monitor/lifecycle"]),
     ("monitor/oom_trigger", &["log"]),
     ("monitor/confine", &["host/shares", "log", "parcel"]),
     ("monitor/host_process", &["control", "host/console", "ipc"]),
     ("monitor/vm", &["control", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
+    ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
     ("monitor/network", &["host/publish", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"]),
     (

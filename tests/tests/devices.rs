@@ -414,6 +414,6 @@ fn vm_what_is_no_raw_image_is_refused() {
     };
     let folder = scene.dir().display().to_string();
     scene.refused(&annotated("/dev/data"), &["mount /dev/data", &folder, "not a regular file"]);
-    scene.refused(&annotated("/dev/other"), &["io.runvm.disks", "/dev/other", "no bind mount"]);
+    scene.refused(&annotated("/dev/other"), &["io.runvm.disks", "/dev/other", "is not a bind mount"]);
     scene.refused(&annotated("data"), &["io.runvm.disks", "\"data\"", "absolute"]);
 }

@@ -329,7 +329,7 @@ fn vm_pods_of_kubernetes_are_one_vm() {
         second.end(&two);
         let mut lost = scene.container();
         lost.set("/annotations", json!({kind: "container", sandbox: "nowhere"}));
-        scene.refused(&lost.try_create(), &["sandbox nowhere", "does not run"]);
+        scene.refused(&lost.try_create(), &["sandbox nowhere", "is not running"]);
         pause.end(&one);
     }
 }

@@ -100,8 +100,12 @@ fn vm_stock_has_locks_within_one_vm() {
             assert_eq!(worker.1.stdout.line(), "locked", "{kind}");
         }
         assert_eq!(one.0.exec_sh(&format!("{lock} try </dev/null")).stdout, "busy\n", "{kind}");
-        tell(&one.1, "end of the first");
-        tell(&other.1, "end of the second");
+        // The line that ends it has to be read before the next one is written: it reads as much as there is.
+        for worker in [&one, &other] {
+            tell(&worker.1, "end");
+            let free = || worker.0.exec_sh(&format!("{lock} try </dev/null")).stdout == "locked\n";
+            process::wait_until("the lock's end", free);
+        }
     }
     end(one);
     end(other);

@@ -44,6 +44,7 @@ fn a_bundle_may_have_hundreds_of_mounts() {
     }
     let outcome = container.sh("ls /m | wc -l; cat /m/0/name /m/253/name /m/299/name").run().success();
     assert_eq!(outcome.stdout, "300\n0 253 299 ");
+    drop(container);
     scene.check();
 }
 

@@ -384,7 +384,7 @@ fn vm_the_network_of_a_process_of_the_host_is_refused() {
     let outcome = container.try_create();
     holder.kill().unwrap();
     holder.wait().unwrap();
-    scene.refused(&outcome, &[&path, "cannot share its network with a VM"]);
+    scene.refused(&outcome, &[&path, "a VM cannot share its network"]);
 }
 
 /// One that shares process numbers with another container, and with that its VM.
@@ -452,7 +452,7 @@ fn links_come_to_one_that_shares_a_vm_before_its_start() {
 }
 
 #[test]
-fn vm_the_cards_of_a_vm_are_for_all_its_containers() {
+fn vm_the_nics_of_a_vm_are_for_all_its_containers() {
     let scene = Scene::new();
     let (one, other) = (Netns::new("runvm-test"), Netns::new("runvm-other"));
     (0..3).for_each(|number| drop(one.ip(&format!("link add d{number} type dummy"))));
@@ -460,7 +460,7 @@ fn vm_the_cards_of_a_vm_are_for_all_its_containers() {
     let before = other.traffic_control();
     let mut first = in_namespace(&scene, &one);
     let up = first.idle();
-    scene.refused(&member(&scene, &other, up.pid).try_create(), &["link e1", "2 links", "at most 4 cards for all"]);
+    scene.refused(&member(&scene, &other, up.pid).try_create(), &["link e1", "2 links", "at most 4 NICs for all"]);
     assert_eq!(other.traffic_control(), before);
     other.ip("link del e1");
     let before = other.traffic_control();
@@ -501,7 +501,7 @@ fn the_hosts_own_links_are_left_alone() {
 }
 
 #[test]
-fn vm_more_links_than_cards() {
+fn vm_more_links_than_nics() {
     let scene = Scene::new();
     let namespace = Netns::new("runvm-test");
     for number in 0..5 {
@@ -509,7 +509,7 @@ fn vm_more_links_than_cards() {
     }
     let before = namespace.traffic_control();
     let outcome = in_namespace(&scene, &namespace).try_create();
-    scene.refused(&outcome, &["5 links", "at most 4 cards"]);
+    scene.refused(&outcome, &["5 links", "at most 4 NICs"]);
     assert_eq!(namespace.traffic_control(), before);
 }
 

@@ -2,10 +2,12 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::lifecycle::{Answer, Event, Request, Signal};
+use super::lifecycle::{Event, Request, Signal};
+use super::vm::request_gate::InFlight;
 
 /// Where the answer to a request goes. A dropped ticket says that the container is gone.
-pub type Ticket = oneshot::Sender<Answer>;
+#[derive(Debug)]
+pub struct Ticket(oneshot::Sender<Result<InFlight, String>>);
 
 /// Where events of one container are put.
 #[derive(Clone)]
@@ -13,6 +15,14 @@ pub struct Inbox(mpsc::UnboundedSender<Event<Ticket>>);
 
 /// The events, in the order in which they were put in.
 pub type Events = mpsc::UnboundedReceiver<Event<Ticket>>;
+
+impl Ticket {
+    /// Answers the request. One that is let through is in flight until who asked has done with it.
+    pub fn answer(self, answer: Result<InFlight, String>) {
+        // Whoever asked may be gone.
+        let _ = self.0.send(answer);
+    }
+}
 
 impl Inbox {
     /// An empty inbox.
@@ -26,13 +36,13 @@ impl Inbox {
         let _ = self.0.send(event);
     }
 
-    /// Asks for something, and waits for the answer.
+    /// Asks for something, and waits for the answer. Until what this gives is dropped, the VM is not paused.
     ///
     /// # Errors
     /// What was asked for is not possible, or did not work.
-    pub async fn ask(&self, request: Request) -> anyhow::Result<()> {
+    pub async fn ask(&self, request: Request) -> anyhow::Result<InFlight> {
         let (ticket, answer) = oneshot::channel();
-        self.put(Event::Asked(request, ticket));
+        self.put(Event::Asked(request, Ticket(ticket)));
         let answer = answer.await.unwrap_or_else(|_| Err("container not running".to_owned()));
         answer.map_err(anyhow::Error::msg)
     }
@@ -40,6 +50,6 @@ impl Inbox {
     /// Sends the container a signal, whatever becomes of it.
     pub fn signal(&self, signal: Signal) {
         let (ticket, _) = oneshot::channel();
-        self.put(Event::Asked(Request::Signal(signal), ticket));
+        self.put(Event::Asked(Request::Signal(signal), Ticket(ticket)));
     }
 }

@@ -71,7 +71,7 @@ impl Pod {
         if tokio::time::timeout(DETACH_PATIENCE, self.detached(id)).await.is_err() {
             bail!("container {id} is still in this VM");
         }
-        self.first.ask(Request::Join(id.to_owned())).await?;
+        drop(self.first.ask(Request::Join(id.to_owned())).await?);
         let number = self.joins.replace(self.joins.get() + 1);
         Ok(JoinGuard { pod: Rc::clone(self), id: id.to_owned(), number })
     }

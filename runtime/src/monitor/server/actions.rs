@@ -21,24 +21,32 @@ impl Server {
     pub(super) fn carry_out(self: &Rc<Self>, action: Action<Ticket>) {
         let (server, vm) = (Rc::clone(self), &self.pod.vm);
         match action {
-            // Whoever asked may be gone, here and below.
-            Action::Answer(ticket, answer) => drop(ticket.send(answer)),
+            Action::Answer(ticket, answer) => ticket.answer(answer.map(|()| vm.gate.pass())),
             Action::CloseGate => vm.gate.close(),
             Action::OpenGate => vm.gate.open(),
             Action::PauseVcpus => vm.pause(),
             Action::ResumeVcpus => vm.resume(),
-            Action::Admit(id, ticket) => drop(ticket.send(self.pod.enter(id))),
+            Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id).map(|()| vm.gate.pass())),
             Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
             Action::Begin(work) => {
-                drop(spawn_local(async move { server.inbox.put(server.work(work).await) }));
+                let pass = (work == Work::Start).then(|| vm.gate.pass());
+                drop(spawn_local(async move {
+                    let done = server.work(work).await;
+                    drop(pass);
+                    server.inbox.put(done);
+                }));
             }
             Action::Signal(signal, ticket) => {
-                drop(spawn_local(async move { ticket.send(answer(server.signal(signal).await)) }));
+                let pass = vm.gate.pass();
+                drop(spawn_local(async move { ticket.answer(answer(server.signal(signal).await).map(|()| pass)) }));
             }
-            Action::Deliver(signals, ticket) => drop(spawn_local(async move {
-                server.deliver(signals).await;
-                ticket.send(Ok(()))
-            })),
+            Action::Deliver(signals, ticket) => {
+                let pass = vm.gate.pass();
+                drop(spawn_local(async move {
+                    server.deliver(signals).await;
+                    ticket.answer(Ok(pass));
+                }));
+            }
         }
     }
 
@@ -61,15 +69,15 @@ impl Server {
     async fn start(&self) -> anyhow::Result<()> {
         self.mark("start asked");
         if let Some(network) = self.network() {
-            self.ask(network.update(&self.pod.vm, &self.agent)).await?;
+            self.alive(network.update(&self.pod.vm, &self.agent)).await?;
         }
-        self.ask(self.agent.start()).await?;
+        self.alive(self.agent.start()).await?;
         self.mark("started");
         Ok(())
     }
 
     async fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        self.ask(self.agent.signal("", signal.number, signal.all)).await
+        self.alive(self.agent.signal("", signal.number, signal.all)).await
     }
 
     async fn deliver(&self, signals: Vec<Signal>) {

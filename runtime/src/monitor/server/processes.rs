@@ -10,16 +10,18 @@ use crate::control::{Exec, Reply, Request};
 use crate::monitor::host_process;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
+use crate::monitor::vm::request_gate::InFlight;
 use crate::{ipc, log};
 
 impl Server {
-    /// Runs another process, to its end.
-    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec) -> anyhow::Result<Reply> {
+    /// Runs another process, to its end. Its start is what is in flight.
+    pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec, pass: Option<InFlight>) -> anyhow::Result<Reply> {
         let Exec { mut process, streams } = exec;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
         let mut stdio = Stdio::attach(&self.pod.vm.vsock, streams, &mut process)?;
-        self.ask(self.agent.exec(&exec_id, process)).await?;
+        self.alive(self.agent.exec(&exec_id, process)).await?;
+        drop(pass);
         // The exec proxy may be gone already; then the first read below says so.
         let _ = ipc::send_async(stream, &Reply::Started).await;
         // The guest answers this once, so one wait is for the whole life.
@@ -73,7 +75,7 @@ impl Server {
     /// Sends a signal to a process, which is the container's own if it has no name.
     async fn signal_process(&self, exec_id: &str, number: u32) -> anyhow::Result<()> {
         match exec_id {
-            "" => self.inbox.ask(lifecycle::Request::Signal(Signal { number, all: false })).await,
+            "" => self.inbox.ask(lifecycle::Request::Signal(Signal { number, all: false })).await.map(drop),
             _ => self.ask(self.agent.signal(exec_id, number, false)).await,
         }
     }

@@ -43,17 +43,21 @@ impl Server {
     }
 
     async fn answer(self: &Rc<Self>, stream: &Rc<UnixStream>, request: Request) -> anyhow::Result<Reply> {
-        if let Some(wanted) = wanted(&request) {
-            self.inbox.ask(wanted).await?;
-        }
+        let pass = match wanted(&request) {
+            Some(wanted) => Some(self.inbox.ask(wanted).await?),
+            None => None,
+        };
         match request {
             Request::Start | Request::Pause | Request::Resume | Request::Kill { .. } => Ok(Reply::Done),
             Request::Status => Ok(Reply::Status(self.state.borrow().status())),
-            Request::Update(files) => self.ask(self.agent.update(files)).await.map(|()| Reply::Done),
-            Request::Processes => self.ask(self.agent.processes()).await,
-            Request::ReadCgroup(files) => self.ask(self.agent.read_cgroup(files)).await,
-            Request::WaitOom(seen) => self.wait_oom(stream, seen).await,
-            Request::Exec(exec) => self.exec(stream, *exec).await,
+            Request::Update(files) => self.alive(self.agent.update(files)).await.map(|()| Reply::Done),
+            Request::Processes => self.alive(self.agent.processes()).await,
+            Request::ReadCgroup(files) => self.alive(self.agent.read_cgroup(files)).await,
+            Request::WaitOom(seen) => {
+                drop(pass);
+                self.wait_oom(stream, seen).await
+            }
+            Request::Exec(exec) => self.exec(stream, *exec, pass).await,
             Request::Join { network } => joined::join(&self.pod, &self.agent, stream, network).await,
             Request::WaitDetached(id) => {
                 self.pod.detached(&id).await;

@@ -17,7 +17,8 @@ pub struct RequestGate {
 }
 
 /// A request in flight, until this is dropped.
-pub struct InFlight<'a>(&'a watch::Sender<usize>);
+#[derive(Debug)]
+pub struct InFlight(watch::Sender<usize>);
 
 impl RequestGate {
     /// An open gate, with no request in flight.
@@ -26,11 +27,17 @@ impl RequestGate {
     }
 
     /// Waits until the gate is open.
-    pub async fn enter(&self) -> InFlight<'_> {
+    pub async fn enter(&self) -> InFlight {
         // The sender lives as long as `self`.
         let _ = self.closed.subscribe().wait_for(|closed| !closed).await;
+        self.pass()
+    }
+
+    /// Counts a request as in flight from now on. For what the lifecycle has let through: a pause that is decided next
+    /// waits for it.
+    pub fn pass(&self) -> InFlight {
         self.in_flight.send_modify(|n| *n += 1);
-        InFlight(&self.in_flight)
+        InFlight(self.in_flight.clone())
     }
 
     /// Holds new requests back from now on.
@@ -50,7 +57,7 @@ impl RequestGate {
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.send_modify(|n| *n = n.saturating_sub(1));
     }

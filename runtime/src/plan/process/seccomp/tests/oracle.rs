@@ -438,8 +438,8 @@ fn rules() -> impl Strategy<Value = Vec<Entry>> {
     let entry = |(action, errno, comparisons)| Entry { name: String::new(), action, errno, comparisons };
     let verdict = || (0..ACTIONS.len(), proptest::option::of(0..4096u32));
     let always = move || verdict().prop_map(move |(action, errno)| entry((action, errno, vec![])));
-    let single = move || {
-        let any = (verdict(), comparisons(&[0, 1, 2, 3, 4, 5, 6]));
+    let single = move |operators| {
+        let any = (verdict(), comparisons(operators));
         any.prop_map(move |((action, errno), list)| vec![entry((action, errno, list))])
     };
     let several =
@@ -462,11 +462,19 @@ fn rules() -> impl Strategy<Value = Vec<Entry>> {
             let of = |(value, (action, errno))| entry((action, errno, vec![(index, 3, value, 0)]));
             values.into_iter().zip(list).map(of).collect::<Vec<_>>()
         });
-    let overruled = (single(), always(), any::<bool>()).prop_map(|(mut list, always, first)| {
+    // Without MASKED_EQ, whose mask may be 0: two unconditional rules of different actions overlap.
+    let overruled = (single(&[0, 1, 2, 3, 4, 5]), always(), any::<bool>()).prop_map(|(mut list, always, first)| {
         list.insert(if first { 0 } else { list.len() }, always);
         list
     });
-    prop_oneof![proptest::collection::vec(always(), 1..3), single(), several, one_operator, different, overruled]
+    prop_oneof![
+        proptest::collection::vec(always(), 1..3),
+        single(&[0, 1, 2, 3, 4, 5, 6]),
+        several,
+        one_operator,
+        different,
+        overruled
+    ]
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -486,7 +494,13 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, failure_persistence: None, ..Default::default() })]
+    // The same cases in every run, so that a failure is of the change that it comes with. Another seed gives others.
+    #![proptest_config(ProptestConfig {
+        max_shrink_iters: 2000,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(1),
+        ..Default::default()
+    })]
     #[test]
     fn generated_profiles(
         case in cases(),
