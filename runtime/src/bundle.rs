@@ -38,8 +38,9 @@ pub fn load(dir: &Path) -> anyhow::Result<Bundle> {
         bail!("open bundle {}: not a directory", dir.display());
     }
     let path = dir.join(CONFIG);
+    let kind = |error: &anyhow::Error| error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     let text = match read(&path) {
-        Err(error) if is_not_found(&error) => {
+        Err(error) if kind(&error) == Some(ErrorKind::NotFound) => {
             bail!("JSON specification file {CONFIG} not found in {}", dir.display())
         }
         text => text?,
@@ -55,10 +56,6 @@ pub fn load(dir: &Path) -> anyhow::Result<Bundle> {
 pub fn load_process(path: &Path) -> anyhow::Result<Process> {
     let (process, _) = parse(&read(path)?, path)?;
     Ok(process)
-}
-
-fn is_not_found(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

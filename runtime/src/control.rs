@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-use crate::host::directory;
+use crate::directory;
 use crate::ipc::{self, Descriptor};
 use crate::state::Status;
 use crate::streams::Streams;

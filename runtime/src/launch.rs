@@ -71,7 +71,8 @@ pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow:
     let label = launch.label(&plan, target, &parcel, timeline)?;
     launch.hand_over(label, parcel, &monitor)?;
     match &plan.sandbox {
-        None => launch.limit(&plan)?,
+        // The guest has booted at full speed; now it gets no more than the bundle gives it.
+        None => launch.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.limit(&plan.limits))?,
         Some(id) => sandbox::share(&global.root(), id)?,
     }
     launch.finish(args.pid_file.as_deref())?;
@@ -223,11 +224,6 @@ impl Launch {
         let state = self.state.oci(Status::Creating);
         hooks::run(Kind::Prestart, &self.state.hooks, &state)?;
         hooks::run(Kind::CreateRuntime, &self.state.hooks, &state)
-    }
-
-    /// The guest has booted at full speed; now it gets no more than the bundle gives it.
-    fn limit(&self, plan: &Plan) -> anyhow::Result<()> {
-        self.state.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.limit(&plan.limits))
     }
 
     fn finish(&mut self, pid_file: Option<&Path>) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ mod bundle;
 mod cli;
 mod commands;
 mod control;
+mod directory;
 mod exec_proxy;
 mod host;
 mod ipc;

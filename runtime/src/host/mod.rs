@@ -2,7 +2,6 @@
 
 pub mod cgroup;
 pub mod console;
-pub mod directory;
 pub mod disks;
 pub mod facts;
 pub mod hooks;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::host::directory;
+use crate::directory;
 use crate::ipc::Descriptor;
 use crate::plan::SocketPlan;
 

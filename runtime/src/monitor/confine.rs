@@ -13,7 +13,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::host::{directory, shares};
+use crate::directory;
+use crate::host::shares;
 use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
 

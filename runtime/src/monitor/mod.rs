@@ -29,7 +29,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::net::UnixListener;
 
 use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
@@ -43,7 +42,7 @@ use network::passt_relay;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
-use server::{Channels, OomNotifier, Server};
+use server::{Channels, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
@@ -141,13 +140,6 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let pod = Rc::new(Pod::new(vm, host, inbox.clone()));
     let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
-}
-
-/// A container's control socket, for the monitor's one thread.
-fn control_socket(control: Descriptor) -> std::io::Result<UnixListener> {
-    let control = std::os::unix::net::UnixListener::from(control.into_owned()?);
-    control.set_nonblocking(true)?;
-    UnixListener::from_std(control)
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
-use crate::host::directory::{self, read, write};
+use crate::directory::{self, read, write};
 use crate::log;
 
 /// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 
-use crate::host::directory;
+use crate::directory;
 
 /// Port range for the host's sockets in the namespace: 0xff00 to 0xffff.
 pub const PORTS: &str = "65280\t65535";

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::links::{Link, TAP_PREFIX, about};
 use super::mirror::address_mode;
 use super::netlink::Socket;
-use crate::host::directory;
+use crate::directory;
 
 /// Largest MTU of a tap; larger packets pass all the same.
 const MAX_MTU: u32 = 65521;

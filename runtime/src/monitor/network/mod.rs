@@ -173,7 +173,7 @@ impl Network {
         let mut leases = found.leases.into_iter();
         for (link, tap) in found.new {
             let Some(lease) = state.spare().or_else(|| leases.next()) else { break };
-            match vm.attach(&lease, tap).await {
+            match vm.nics.attach(&lease, tap, &vm.running).await {
                 Ok(nic) => {
                     let nic = Nic { index: link.index, name: link.name.clone(), ..nic };
                     state.attached.push(Attached { link, lease, nic, done: false });

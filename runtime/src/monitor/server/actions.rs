@@ -24,8 +24,8 @@ impl Server {
             Action::Answer(ticket, answer) => ticket.answer(answer.map(|()| vm.gate.pass())),
             Action::CloseGate => vm.gate.close(),
             Action::OpenGate => vm.gate.open(),
-            Action::PauseVcpus => vm.pause(),
-            Action::ResumeVcpus => vm.resume(),
+            Action::PauseVcpus => vm.running.pause(),
+            Action::ResumeVcpus => vm.running.resume(),
             Action::Admit(id, ticket) => ticket.answer(self.pod.enter(id).map(|()| vm.gate.pass())),
             Action::Finish(ending) => drop(self.ending.send_replace(Some(ending))),
             Action::Begin(work) => {

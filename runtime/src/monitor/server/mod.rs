@@ -31,6 +31,7 @@ use super::streams::host_sockets::Sockets;
 use super::streams::stdio::Stdio;
 use super::vm::agent_client::{Agent, End};
 use super::vm::clock;
+use crate::ipc::Descriptor;
 use crate::log;
 
 /// How long output may stay undelivered after the process's end before its reader counts as stuck.
@@ -75,6 +76,13 @@ pub struct Channels {
     pub stdio: Stdio,
     /// The sockets of the host that it may connect to.
     pub sockets: Sockets,
+}
+
+/// A container's control socket, for the monitor's one thread.
+pub fn control_socket(control: Descriptor) -> std::io::Result<UnixListener> {
+    let control = std::os::unix::net::UnixListener::from(control.into_owned()?);
+    control.set_nonblocking(true)?;
+    UnixListener::from_std(control)
 }
 
 impl Server {

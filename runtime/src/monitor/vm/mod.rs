@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use protocol::{Hello, Nic, READY_PORT, RPC_PORT};
+use protocol::{Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
@@ -23,7 +23,7 @@ use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::{Agent, ENTROPY};
-use self::nics::{NicLease, Nics};
+use self::nics::Nics;
 use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
 use crate::host::shares::Share;
@@ -39,7 +39,8 @@ const SHARES_TAG: &str = "shares";
 
 /// A running VM.
 pub struct Vm {
-    running: Running,
+    /// The virtual CPUs, and who runs them.
+    pub running: Running,
     ended: AsyncFd<OwnedFd>,
     /// Opens streams to the guest.
     pub vsock: Handle,
@@ -117,21 +118,6 @@ impl Vm {
         self.or_death(agent.configure(ENTROPY)).await?;
         self.timeline.borrow_mut().mark("agent configured");
         Ok(agent)
-    }
-
-    /// Attaches a tap to a NIC. Returns how the guest finds the NIC.
-    pub async fn attach(&self, lease: &NicLease, tap: OwnedFd) -> anyhow::Result<Nic> {
-        self.nics.attach(lease, tap, &self.running).await
-    }
-
-    /// Stops the virtual CPUs until [`Vm::resume`].
-    pub fn pause(&self) {
-        self.running.pause();
-    }
-
-    /// Undoes [`Vm::pause`].
-    pub fn resume(&self) {
-        self.running.resume();
     }
 
     /// Adds a moment to the timeline.

@@ -33,7 +33,10 @@ pub fn plan(resources: &LinuxResources, guest: &[KeyValue], memory_mib: u32) -> 
         limits.cpu_set(cpu);
     }
     limits.memory(resources, memory_mib)?;
-    limits.swappiness(resources);
+    if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness()) {
+        // How readily the host swaps out the VM's memory; only version 1 has such a file.
+        limits.legacy("memory.swappiness", swappiness);
+    }
     block_io::plan(resources, &mut limits)?;
     Ok(limits)
 }
@@ -100,13 +103,6 @@ impl HostLimits {
                 self.unified.push((file.to_owned(), list.to_owned()));
                 self.legacy(file, list);
             }
-        }
-    }
-
-    /// Sets how readily the host swaps out the VM's memory; only version 1 has such a file.
-    fn swappiness(&mut self, resources: &LinuxResources) {
-        if let Some(swappiness) = resources.memory().as_ref().and_then(|memory| memory.swappiness()) {
-            self.legacy("memory.swappiness", swappiness);
         }
     }
 
