@@ -155,7 +155,7 @@ mod tests {
         for (name, number) in numbers {
             let limit = serde_json::json!([{"type": format!("RLIMIT_{name}"), "soft": 1, "hard": 2}]);
             let limits: Vec<PosixRlimit> = serde_json::from_value(limit).unwrap();
-            assert_eq!(rlimits(&limits).unwrap()[0].resource, number as u32, "{name}");
+            assert_eq!(rlimits(&limits).unwrap()[0].resource, number, "{name}");
         }
     }
 
