@@ -41,8 +41,8 @@ COUNTED = {
 FIGURES = ["instructions", *COUNTED, "FUSE requests"]
 ROUNDS = 3
 SETTLE = 0.05  # seconds for work that goes on in the background; idle time costs nothing here
-TIMEOUT = 10  # seconds, ten thousand million instructions: a guest that has not answered by then hangs
-ATTEMPTS = 4  # for each operation, as the emulator makes a guest hang now and then (docs/lab.md, "Limits and troubles")
+TIMEOUT = 2  # seconds, two thousand million instructions: a guest that has not answered by then hangs
+ATTEMPTS = 5  # for each operation, as the emulator makes a guest hang now and then (docs/lab.md, "Limits and troubles")
 ADDRESS = "10.7.0.2"
 # Growth that is told, and what is too little of a figure to be told: there are figures of nought.
 TOLERATED, NOTHING = 1.1, 0.05
