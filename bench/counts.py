@@ -45,7 +45,9 @@ TIMEOUT = 2  # seconds, two thousand million instructions: a guest that has not 
 ATTEMPTS = 5  # for each operation, as the emulator makes a guest hang now and then (docs/lab.md, "Limits and troubles")
 ADDRESS = "10.7.0.2"
 # Growth that is told, and what is too little of a figure to be told: there are figures of nought.
-TOLERATED, NOTHING = 1.1, 0.05
+# Exits and page faults depend on what else is in caches: of two runs one had 6.3 exits for a cold read, the other 7.0.
+TOLERATED = 1.1
+NOTHING = {"instructions": 0, "VM exits": 0.8, "page faults": 0.8, "system calls": 0.05, "FUSE requests": 0.05}
 ACCEPT = "bench/run counts --accept"
 
 
@@ -357,11 +359,11 @@ def compare(arguments):
             if old is None:
                 print(f"{name}: nobody has accepted a number of {figure} yet ({new:,} measured): {ACCEPT}")
                 dearer += 1
-            elif new > old * TOLERATED + NOTHING:
+            elif new > old * TOLERATED + NOTHING[figure]:
                 more = f", {new / old * 100 - 100:.0f} % more" if old else ""
                 print(f"{name}: {figure} grew from {old:,} to {new:,}{more}. If it has to be so, say why in the commit, with what `{ACCEPT}` writes")
                 dearer += 1
-            elif new * TOLERATED + NOTHING < old:
+            elif new * TOLERATED + NOTHING[figure] < old:
                 print(f"{name}: {figure} fell from {old:,} to {new:,}; `{ACCEPT}` keeps it there")
     for name in accepted["figures"].keys() - measured["figures"].keys():
         print(f"{name}: accepted, but not measured any more: {ACCEPT}")
