@@ -69,10 +69,10 @@ pub enum Request {
 /// A process to be started.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Exec {
-    /// What runs, as whom, and with what.
+    /// The program that runs, its user and its environment.
     #[serde(with = "ipc::protobuf")]
     pub process: protocol::Process,
-    /// What it reads and writes.
+    /// Standard streams of the process.
     pub streams: Streams,
 }
 
@@ -91,7 +91,7 @@ pub enum Reply {
     Processes(#[serde(with = "ipc::protobuf")] ListProcessesResponse),
     /// How many processes were killed for lack of memory.
     OomKills(u64),
-    /// What [`Request::Status`] asked for.
+    /// Answer to [`Request::Status`].
     Status(Status),
     /// Names and contents of the files that are there.
     Files(Vec<(String, String)>),

@@ -23,7 +23,7 @@ use crate::streams::Streams;
 /// The monitor answers an exec when the guest has executed the program.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the process in the guest is attached to.
+/// Files and terminal that the process in the guest is attached to.
 pub struct Attachment {
     /// What is handed to the monitor.
     pub streams: Streams,

@@ -8,7 +8,7 @@ use crate::process::namespaces::Namespaces;
 use crate::process::scheduling::Scheduling;
 use protocol::{CreateContainerRequest, KeyValue, SeccompFilter};
 
-/// What every process of a container shares, and later ones need to know.
+/// Configuration that every process of a container shares, and that later ones need.
 pub struct ContainerConfig {
     /// Namespaces of the container.
     pub namespaces: Namespaces,

@@ -1,4 +1,4 @@
-//! What a container sees as files: its root file system, mounts, device nodes and disks.
+//! Files of a container: its root file system, mounts, device nodes and disks.
 
 pub mod copy_up;
 pub mod devices;
