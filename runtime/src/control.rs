@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::directory;
+use crate::host::monitor_namespaces::Volume;
 use crate::ipc::{self, Descriptor};
 use crate::state::Status;
 use crate::streams::Streams;
@@ -81,6 +82,14 @@ pub struct Exec {
 pub enum Reply {
     /// The request was carried out.
     Done,
+    /// Of a container's process on the host to the command that made it, which answers [`Reply::Done`]: it has left the host's
+    /// namespaces.
+    LeftHost {
+        /// Whether it is in a user namespace that has no ids yet.
+        needs_ids: bool,
+        /// What is to be mounted in its mount namespace when the container is created.
+        volumes: Vec<Volume>,
+    },
     /// The process runs, the container is created.
     Started,
     /// The process has ended with this code and all its output is delivered.

@@ -24,6 +24,7 @@ use crate::host::cgroup::{self, HostCgroup};
 use crate::host::console::{self, Pty};
 use crate::host::facts;
 use crate::host::hooks::{self, Kind};
+use crate::host::monitor_namespaces;
 use crate::host::passt;
 use crate::host::spawn::{self, Process};
 use crate::ipc::{self, Frame};
@@ -195,14 +196,34 @@ impl Launch {
             }
         }
         drop((label, parcel));
-        match ipc::receive(monitor).context("the monitor's answer")? {
-            Some(Reply::Started) => return Ok(()),
-            Some(Reply::Failed(why)) => bail!("{why}"),
-            _ => {}
+        let mut volumes = Vec::new();
+        loop {
+            match ipc::receive(monitor).context("the monitor's answer")? {
+                Some(Reply::LeftHost { needs_ids, volumes: left }) => {
+                    volumes = left;
+                    self.admit(needs_ids, monitor)?;
+                }
+                Some(Reply::Started) => {
+                    monitor_namespaces::place(self.state.pid, &volumes);
+                    return Ok(());
+                }
+                Some(Reply::Failed(why)) => bail!("{why}"),
+                _ => break,
+            }
         }
         let status = self.child.as_mut().map(Process::wait).transpose().context("wait for the monitor")?;
         let how = status.map_or_else(String::new, |status| format!(" ({status})"));
         bail!("the monitor of container {} ended before the container was created{how}", self.state.id)
+    }
+
+    /// Lets the monitor go on, whose new user namespace has ids now.
+    fn admit(&self, needs_ids: bool, monitor: &UnixStream) -> anyhow::Result<()> {
+        if needs_ids {
+            monitor_namespaces::give_ids(self.state.pid).context("give the monitor's user namespace its ids")?;
+        }
+        // A monitor that died meanwhile says so below.
+        let _ = ipc::send(monitor, &Reply::Done);
+        Ok(())
     }
 
     /// From here on the monitor is ours to kill, and the state says which process it is.

@@ -95,7 +95,7 @@ pub fn monitor(
     let number = CString::new(socket.as_raw_fd().to_string())?;
     let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, number];
     // SAFETY: a command has no other threads before it starts its monitor.
-    if let Some(process) = unsafe { fork(cgroup) }.context("start the monitor: fork")? {
+    if let Some(process) = unsafe { fork(cgroup) }.context("start the monitor in a pid namespace of its own")? {
         return Ok(process);
     }
     let become_monitor = || -> io::Result<()> {
@@ -118,33 +118,35 @@ pub fn monitor(
     unsafe { libc::_exit(1) }
 }
 
-/// Forks, into the cgroup v2 of this directory if there is one and the kernel can. `None` in the child.
+/// Forks, into a pid namespace of its own, and into the cgroup v2 of this directory if there is one and the kernel can. `None`
+/// in the child.
+///
+/// Monitors have the same uid, and whoever has it may send signals: only a pid namespace keeps them from each other. What a
+/// monitor starts ends with it.
 ///
 /// # Safety
 /// The process has no other threads; so the child may do what it likes.
 unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Process>> {
+    // SAFETY: a structure of numbers, for which zeros are good.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = libc::CLONE_NEWPID as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
-        // SAFETY: a structure of numbers, for which zeros are good.
-        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-        arguments.flags = CLONE_INTO_CGROUP;
-        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
-        // SAFETY: the structure lives across the call and its size is right; without CLONE_VM this is a fork.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
-        match pid {
-            0 => return Ok(None),
-            1.. => return Ok(Pid::from_raw(pid as i32).map(|pid| Process { pid, status: None, placed: true })),
-            // Before Linux 5.7, or where a sandbox forbids it: as it was always done.
-            _ => {}
-        }
     }
-    // SAFETY: by this function's contract there are no other threads.
-    match unsafe { libc::fork() } {
+    // SAFETY: the structure lives across the call and its size is right; without CLONE_VM this is a fork.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
+    let (pid, placed) = match pid {
+        // Before Linux 5.7, or where a sandbox forbids it: the older call, which knows no cgroups.
+        // SAFETY: this call, too, is a fork without CLONE_VM, and takes no pointers then.
+        -1 => (unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWPID | libc::SIGCHLD, 0, 0, 0, 0) }, false),
+        pid => (pid, cgroup.is_some()),
+    };
+    match pid {
         0 => Ok(None),
-        pid => match Pid::from_raw(pid) {
-            Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(Some(Process { pid, status: None, placed: false })),
-            _ => Err(io::Error::last_os_error()),
-        },
+        1.. => Ok(Pid::from_raw(pid as i32).map(|pid| Process { pid, status: None, placed })),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -45,7 +45,7 @@ use pod::{Pod, join_proxy};
 use server::{Channels, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
-use vm::Vm;
+use vm::BuiltVm;
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -57,7 +57,8 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
         // The command was killed before it gave the go signal; there is nobody to tell.
         return Ok(1);
     };
-    confine::leave_the_host()?;
+    confine::harden()?;
+    confine::leave_the_hosts_mounts()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let tasks = tokio::task::LocalSet::new();
     let code = tasks.block_on(&runtime, async {
@@ -85,7 +86,7 @@ fn receive(command: &UnixStream) -> anyhow::Result<Option<(Label, Frame)>> {
 async fn live(label: Label, parcel: Frame, command: UnixStream) -> u8 {
     let print_timeline = label.print_timeline;
     let created = match parcel.open() {
-        Ok(parcel) => create(label, parcel).await,
+        Ok(parcel) => create(label, parcel, &command).await,
         Err(error) => Err(error),
     };
     let heard = host_process::answer(&command, &created);
@@ -106,8 +107,8 @@ struct Container {
     terminal: Option<OwnedFd>,
 }
 
-async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
-    let Parcel { container: mut request, shares, disks, sockets, ports, user_network, control, streams } = parcel;
+async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::Result<Container> {
+    let Parcel { container: mut request, mut shares, disks, sockets, ports, user_network, control, streams } = parcel;
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
@@ -116,16 +117,22 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     // Before this process leaves the host's.
     let host = Arc::new(Files::open()?);
     let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
-    if let Some(stream) = user_network {
-        passt_relay::start(make_user_network(&host)?, stream.into_owned()?)?;
-    }
+    let user_network = user_network.map(|stream| anyhow::Ok((make_user_network(&host)?, stream.into_owned()?)));
+    let user_network = user_network.transpose()?;
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
     let network =
         Network::open(NetworkNamespace::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
-    let vm = Vm::boot(setup, request.container_id.clone(), shares, disks, label.timeline)?;
-    // While the guest boots.
-    let mut view = View::new(label.mounts)?;
-    view.enter()?;
+    let view = View::new(label.mounts)?;
+    if let Some(root) = shares.first_mut() {
+        root.root = view.root()?;
+    }
+    let vm = BuiltVm::new(setup, request.container_id.clone(), shares, disks, label.timeline)?;
+    confine::leave_the_host(command, view.enter()?)?;
+    // There is one thread up to here.
+    if let Some((tap, stream)) = user_network {
+        passt_relay::start(tap, stream)?;
+    }
+    let vm = vm.start()?;
     let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(&vm.nics.pool));
     let agent = agent?;
     prepared?;
@@ -134,7 +141,6 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     vm.mark("container created");
     vm.or_death(network.update(&vm, &agent)).await?;
     vm.mark("network set up");
-    view.place();
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, host, inbox.clone()));

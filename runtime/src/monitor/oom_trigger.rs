@@ -4,14 +4,19 @@
 //! `memory.events` of version 2, by an event of `memory.oom_control` in version 1. The guest's kernel kills in a cgroup of
 //! its own, which shows in neither. So the monitor gives the host's kernel something to kill: for a moment the limit is
 //! what is in use, and a process made for this allocates more, as the first one to be killed.
+//!
+//! How soon a process is killed stands in a file of its own in /proc, and a process inherits it. So the monitor, which sees
+//! no /proc, keeps its own file open, and has the highest score while it makes that process.
 
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, PipeWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::directory::{self, read, write};
 use crate::log;
@@ -25,11 +30,15 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 const PAGE: usize = 4096;
 
+/// Says how soon this process is killed for lack of memory, from -1000 (never) to 1000.
+const SCORE: &str = "/proc/self/oom_score_adj";
+const WORST: &[u8] = b"1000";
+
 /// The container's memory cgroup on the host.
 pub struct HostOomTrigger {
     cgroup: OwnedFd,
-    /// The host's /proc, where a process says how soon it is to be killed; the monitor's own view has none.
-    proc: OwnedFd,
+    /// How soon this process is killed for lack of memory, from -1000 (never) to 1000.
+    score: File,
     legacy: bool,
 }
 
@@ -53,9 +62,6 @@ struct Change<'a> {
     now: String,
 }
 
-/// File in /proc: how soon a process is killed for lack of memory, from -1000 (never) to 1000.
-const SCORE: &str = "self/oom_score_adj";
-
 impl HostOomTrigger {
     /// Takes the one of these cgroups that limits memory; none where the host limits none.
     pub fn find(cgroups: &[PathBuf]) -> anyhow::Result<Option<Self>> {
@@ -63,19 +69,19 @@ impl HostOomTrigger {
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
         let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
         let cgroup = directory::open(path).with_context(|| format!("open cgroup {}", path.display()))?;
-        let proc = directory::open("/proc").context("open /proc")?;
-        Ok(Some(Self { cgroup, proc, legacy: legacy.is_some() }))
+        let score = File::options().read(true).write(true).open(SCORE).with_context(|| format!("open {SCORE}"))?;
+        Ok(Some(Self { cgroup, score, legacy: legacy.is_some() }))
     }
 
     /// Has a process killed for lack of memory. Nothing else may want memory in this cgroup meanwhile.
     async fn pull(&self) -> anyhow::Result<()> {
-        let mut changed = Changed(Vec::new());
-        // The guest's memory belongs to this process: by size, it would be the first.
-        changed.set(&self.proc, SCORE, "-1000")?;
-        self.lower(&mut changed)?;
         let used = number(&self.cgroup, if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
         let size = usize::try_from(used.saturating_add(4 * MARGIN)).context("the memory in use")?;
-        let killed = wait_for_kill(spawn_allocator(self.proc.as_raw_fd(), size)?).await;
+        let allocator = self.spawn_allocator(size)?;
+        let mut changed = Changed(Vec::new());
+        // An allocator that is not told to begin ends.
+        self.lower(&mut changed)?;
+        let killed = allocator.be_killed().await;
         drop(changed);
         if !killed? {
             bail!("the host's kernel killed no process for lack of memory");
@@ -138,25 +144,44 @@ fn number(directory: &OwnedFd, file: &str) -> io::Result<u64> {
     read(directory, file)?.parse().map_err(|_| ErrorKind::InvalidData.into())
 }
 
-/// Starts a process that allocates so many bytes, and is the first one to be killed for it.
-fn spawn_allocator(proc: RawFd, size: usize) -> io::Result<Pid> {
-    // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
-    let pid = unsafe { libc::fork() };
-    match pid {
-        -1 => Err(io::Error::last_os_error()),
-        0 => allocate(proc, size),
-        pid => Pid::from_raw(pid).ok_or(ErrorKind::InvalidData.into()),
+/// A process that allocates memory when it is told to, and is the first one to be killed for it.
+struct Allocator {
+    /// None once the process has been waited for.
+    pid: Option<Pid>,
+    /// Has it begin.
+    begin: PipeWriter,
+}
+
+impl HostOomTrigger {
+    /// Makes the process. It ends without having done anything when the result is dropped.
+    fn spawn_allocator(&self, size: usize) -> anyhow::Result<Allocator> {
+        let (wait, begin) = io::pipe()?;
+        let mut before = [0; 16];
+        let length = self.score.read_at(&mut before, 0).context("read this process's score")?;
+        let before = before.get(..length).unwrap_or_default();
+        // For a moment only, and before any limit is lowered: the guest's memory belongs to this process.
+        self.score.write_all_at(WORST, 0).context("raise this process's score")?;
+        // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
+        let made = match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(begin);
+                allocate(wait.as_raw_fd(), size)
+            }
+            pid => Ok(Allocator { pid: Pid::from_raw(pid), begin }),
+        };
+        self.score.write_all_at(before, 0).context("lower this process's score again")?;
+        made.context("make a process to be killed")
     }
 }
 
-/// Nothing in here allocates or locks: the memory is a copy of one that other threads were working on.
-fn allocate(proc: RawFd, size: usize) -> ! {
-    const WORST: &[u8] = b"1000";
-    // SAFETY: the strings are constants that end with 0, the buffer has the length given; the mapping is written to
-    // only where it was made.
+/// Waits for a byte, then takes memory. Nothing in here allocates or locks: the memory is a copy of one that other threads
+/// were working on.
+fn allocate(wait: RawFd, size: usize) -> ! {
+    // SAFETY: the buffer has the length given; the mapping is written to only where it was made.
     unsafe {
-        let score = libc::openat(proc, c"self/oom_score_adj".as_ptr(), libc::O_WRONLY);
-        if libc::write(score, WORST.as_ptr().cast(), WORST.len()) == WORST.len() as isize {
+        let mut byte = 0u8;
+        if libc::read(wait, (&raw mut byte).cast(), 1) == 1 {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let memory = libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
             if memory != libc::MAP_FAILED {
@@ -169,23 +194,34 @@ fn allocate(proc: RawFd, size: usize) -> ! {
     }
 }
 
-/// Waits for a process's end; true if it was killed.
-async fn wait_for_kill(pid: Pid) -> anyhow::Result<bool> {
-    let ended = async {
-        loop {
-            match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => return Ok(status),
-                Ok(None) | Err(rustix::io::Errno::INTR) => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(error),
+impl Allocator {
+    /// Has it begin, and waits for its end; true if it was killed.
+    async fn be_killed(mut self) -> anyhow::Result<bool> {
+        self.begin.write_all(b"y").context("have a process allocate memory")?;
+        let ended = async {
+            loop {
+                match rustix::process::waitpid(self.pid, WaitOptions::NOHANG) {
+                    Ok(Some((_, status))) => return Ok(status),
+                    Ok(None) | Err(rustix::io::Errno::INTR) => tokio::time::sleep(PAUSE).await,
+                    Err(error) => return Err(error),
+                }
             }
+        };
+        if let Ok(status) = tokio::time::timeout(PATIENCE, ended).await {
+            self.pid = None;
+            return Ok(status.context("wait for the process to be killed")?.terminating_signal() == Some(libc::SIGKILL));
         }
-    };
-    if let Ok(status) = tokio::time::timeout(PATIENCE, ended).await {
-        return Ok(status.context("wait for the process to be killed")?.terminating_signal() == Some(libc::SIGKILL));
+        Ok(false)
     }
-    rustix::process::kill_process(pid, Signal::KILL)?;
-    let _: Option<(Pid, WaitStatus)> = rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
-    Ok(false)
+}
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -224,11 +260,28 @@ mod tests {
         assert!(trigger(&[]).1.is_none());
     }
 
+    fn score() -> String {
+        std::fs::read_to_string(SCORE).unwrap()
+    }
+
     #[test]
     fn an_allocating_process_that_nobody_kills_ends() {
-        let proc = directory::open("/proc").unwrap();
-        let pid = spawn_allocator(proc.as_raw_fd(), 8 << 20).unwrap();
+        let (_dir, found) = trigger(&[("memory.max", "max")]);
+        let before = score();
+        let allocator = found.unwrap().spawn_allocator(8 << 20).unwrap();
+        let pid = allocator.pid.unwrap().as_raw_nonzero();
+        let its = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        assert_eq!((its.trim(), score()), ("1000", before));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        assert!(!runtime.block_on(wait_for_kill(pid)).unwrap());
+        assert!(!runtime.block_on(allocator.be_killed()).unwrap());
+    }
+
+    #[test]
+    fn an_allocating_process_that_is_not_told_to_begin_ends() {
+        let (_dir, found) = trigger(&[("memory.max", "max")]);
+        let allocator = found.unwrap().spawn_allocator(8 << 20).unwrap();
+        let pid = allocator.pid.unwrap().as_raw_nonzero();
+        drop(allocator);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     }
 }

@@ -35,7 +35,6 @@ pub struct Machine {
 
 /// What a machine consists of besides its vCPUs.
 struct Body {
-    kvm: Kvm,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     memory_mib: u32,
@@ -95,7 +94,7 @@ impl Machine {
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
         let memory_mib = spec.memory_mib;
-        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, hotplugged, shared, on_fault, timeline };
+        let body = Body { vm, memory, memory_mib, devices, hotplugged, shared, on_fault, timeline };
         Ok(Self { vcpus, body })
     }
 
@@ -189,7 +188,8 @@ impl Stopped {
     /// # Errors
     /// KVM refuses a call, or a device was lost or cannot be saved.
     pub fn state(&self) -> Result<MachineState, Error> {
-        let msrs = snapshot::msr_list(&self.body.kvm)?;
+        // A machine that runs keeps no descriptor of KVM itself.
+        let msrs = snapshot::msr_list(&Kvm::new().map_err(kvm("be opened"))?)?;
         let devices = self.body.devices.iter().enumerate().map(|(slot, device)| {
             let device = device.lock().unwrap_or_else(PoisonError::into_inner);
             device.save().map_err(|error| Error::Device(format!("in slot {slot}"), error))

@@ -15,7 +15,7 @@ use crate::control::{Reply, Request};
 use crate::host::console;
 use crate::ipc::{self, Descriptor, Frame};
 use crate::log;
-use crate::monitor::confine::View;
+use crate::monitor::confine::{self, View};
 use crate::monitor::host_process;
 use crate::monitor::oom_trigger::{self, HostOomTrigger};
 use crate::network::NetworkNamespace;
@@ -37,7 +37,7 @@ struct Joined {
 
 /// From the go signal to the exit code.
 pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::UnixStream) -> u8 {
-    let joined = join(label, parcel).await;
+    let joined = join(label, parcel, &command).await;
     let heard = host_process::answer(&command, &joined);
     drop(command);
     match joined {
@@ -48,7 +48,7 @@ pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::Unix
 }
 
 /// Hands everything over; returns when the container is created.
-async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
+async fn join(label: Label, parcel: Frame, command: &std::os::unix::net::UnixStream) -> anyhow::Result<Joined> {
     let VmTarget::Joined(monitor) = label.target else { bail!("the parcel is for a VM that is to be made") };
     let monitor = std::os::unix::net::UnixStream::from(monitor.into_owned()?);
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
@@ -56,16 +56,15 @@ async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
         console::become_controlling(slave.as_fd())?;
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
-    let mut view = View::new(label.mounts)?;
+    let view = View::new(label.mounts)?;
     ipc::send(&monitor, &Request::Join { network: NetworkNamespace::own()?.into() })?;
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
-    view.enter()?;
+    confine::leave_the_host(command, view.enter()?)?;
     monitor.set_nonblocking(true)?;
     let stream = UnixStream::from_std(monitor)?;
     created(&stream).await?;
-    view.place();
     Ok(Joined { stream, oom_trigger, terminal })
 }
 

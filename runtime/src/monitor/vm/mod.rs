@@ -57,9 +57,21 @@ pub struct Vm {
     pub gate: RequestGate,
 }
 
-impl Vm {
-    /// Builds and starts the VM. Needs a running tokio runtime.
-    pub fn boot(
+/// A VM that is built and has no threads yet.
+pub struct BuiltVm {
+    machine: Machine,
+    vsock: Handle,
+    listener: Listener,
+    container_id: String,
+    timeline: Timeline,
+    requests: Arc<Counters>,
+    sharing: Sharing,
+    nics: Nics,
+}
+
+impl BuiltVm {
+    /// Builds the VM. From then on nothing of the host has to be opened for it.
+    pub fn new(
         setup: VmSetup,
         container_id: String,
         shares: Vec<Share>,
@@ -81,27 +93,24 @@ impl Vm {
         }
         let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
         machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
+        Ok(Self { machine, vsock, listener, container_id, timeline, requests, sharing, nics })
+    }
+
+    /// Starts the VM. Needs a running tokio runtime.
+    pub fn start(self) -> anyhow::Result<Vm> {
+        let Self { machine, vsock, listener, container_id, mut timeline, requests, sharing, nics } = self;
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
             timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
         }
         let ended = watch(running.ended().try_clone_to_owned()?)?;
         let ready = watch(waiting(&listener)?)?;
-        Ok(Self {
-            running,
-            ended,
-            vsock,
-            ready,
-            listener,
-            container_id,
-            timeline: RefCell::new(timeline),
-            requests,
-            sharing,
-            nics,
-            gate: RequestGate::new(),
-        })
+        let (timeline, gate) = (RefCell::new(timeline), RequestGate::new());
+        Ok(Vm { running, ended, vsock, ready, listener, container_id, timeline, requests, sharing, nics, gate })
     }
+}
 
+impl Vm {
     /// Waits for the agent's report and connects to it.
     pub async fn agent(&self) -> anyhow::Result<Agent> {
         let started = crate::timeline::now_us();

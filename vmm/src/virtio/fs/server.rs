@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
 use super::coherence::Sent;
@@ -82,9 +82,8 @@ impl Server {
 
     /// A server with at most so many descriptors of known objects and of open files.
     pub fn with_limits(shares: Vec<Share>, inodes: usize, handles: usize) -> Result<Self, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc_fd = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty());
-        let proc_fd = Arc::new(proc_fd.map_err(|error| Error::Host("open /proc/self/fd", error.into()))?);
+        let proc_fd = sys::own_descriptors().map_err(|error| Error::Host("open /proc/self/fd", error.into()))?;
+        let proc_fd = Arc::new(proc_fd);
         let mut server = Self {
             shares: Vec::new(),
             inodes: Inodes::new(MAX_INODES, inodes, Arc::clone(&proc_fd)),

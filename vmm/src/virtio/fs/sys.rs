@@ -3,7 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::mount::OpenTreeFlags;
 use rustix::path::DecInt;
 
 use super::request::{Errno, Served};
@@ -52,6 +53,17 @@ pub(super) fn open_path(directory: BorrowedFd, name: &CStr) -> Served<OwnedFd> {
 pub(super) fn create(directory: BorrowedFd, name: &CStr, flags: OFlags, bits: u32) -> Served<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(directory, name, flags, mode(bits))?)
+}
+
+/// The directory of this process's descriptors, `/proc/self/fd`, as a mount of its own that is attached nowhere: `..` leads
+/// nowhere from it. Where the process may not mount, it is the directory as it is.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn own_descriptors() -> rustix::io::Result<OwnedFd> {
+    const PATH: &CStr = c"/proc/self/fd";
+    let copy = rustix::mount::open_tree(CWD, PATH, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+    copy.or_else(|_| rustix::fs::open(PATH, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
 }
 
 /// The name of a descriptor of ours in `/proc/self/fd`.

@@ -9,18 +9,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::directory;
+use crate::host::monitor_namespaces::Volume;
 use crate::host::shares;
+use crate::ipc::Descriptor;
 use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
 
 /// Makes the monitor's mount namespace, at first with all of the host's mounts. To be called before there are threads, so
 /// that all of them are in it.
-pub fn leave_the_host() -> anyhow::Result<()> {
+pub fn leave_the_hosts_mounts() -> anyhow::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace for the monitor")?;
     // What the host unmounts goes here as well; nothing goes back.
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -29,70 +31,55 @@ pub fn leave_the_host() -> anyhow::Result<()> {
 
 /// View of the monitor to be: the container's root, and mounts that are not anywhere yet.
 pub struct View {
-    root: PathBuf,
+    /// The root, as a mount of this namespace.
+    root: OwnedFd,
     volumes: Vec<Volume>,
 }
 
-struct Volume {
-    destination: String,
-    mount: OwnedFd,
-}
-
 impl View {
-    /// Finds the root and copies the mounts, while the host's paths are there.
+    /// Mounts the root and copies the other mounts, while the host's paths are there.
     pub fn new(mounts: Mounts) -> anyhow::Result<Self> {
         let root = path_here(mounts.root.as_fd()).context("find the container's root")?;
-        let volumes = mounts.volumes.into_iter().map(Volume::of).collect::<std::io::Result<_>>();
-        Ok(Self { root, volumes: volumes.context("copy the container's mounts")? })
+        let volumes = mounts.volumes.into_iter().map(volume).collect::<std::io::Result<_>>();
+        let volumes = volumes.context("copy the container's mounts")?;
+        rustix::mount::mount_bind_recursive(&root, &root).context("bind the container's root for the monitor")?;
+        Ok(Self { root: directory::open(&root).context("open the container's root")?, volumes })
     }
 
-    /// Leaves nothing in the namespace but the root. Descriptors opened before stay good.
-    pub fn enter(&mut self) -> anyhow::Result<()> {
-        let root = &self.root;
-        rustix::mount::mount_bind_recursive(root, root).context("bind the container's root for the monitor")?;
-        let new = directory::open(root).context("open the container's root")?;
-        rustix::process::fchdir(&new)?;
+    /// The container's root as a share: once this is the process's root, `..` leads nowhere from it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn root(&self) -> std::io::Result<Descriptor> {
+        self.root.try_clone().map(Descriptor::from)
+    }
+
+    /// Leaves nothing in the namespace but the root; returns what is to be mounted in it once the guest has made the mount
+    /// points. Descriptors opened before stay good.
+    pub fn enter(self) -> anyhow::Result<Vec<Volume>> {
+        rustix::process::fchdir(&self.root)?;
         match rustix::process::pivot_root(".", ".") {
             // The root of a host that runs from its initramfs cannot be left; where the container's is the host's, it
             // need not.
             Err(Errno::INVAL | Errno::BUSY) => {
                 log::debug("the monitor keeps the host's root directory: it cannot be pivoted");
-                self.volumes.clear();
-                return Ok(rustix::process::chdir("/")?);
+                rustix::process::chdir("/")?;
+                return Ok(Vec::new());
             }
             other => other.context("change the monitor's root")?,
         }
         // The old root now lies on top of the new one.
         rustix::mount::unmount(".", UnmountFlags::DETACH).context("leave the host's root")?;
-        Ok(rustix::process::chdir("/")?)
-    }
-
-    /// Puts the volumes where the guest, meanwhile, has made their mount points.
-    pub fn place(self) {
-        for volume in self.volumes {
-            if let Err(error) = volume.place() {
-                log::debug(&format!("{} in the monitor's namespace: {error:#}", volume.destination));
-            }
-        }
+        rustix::process::chdir("/")?;
+        Ok(self.volumes)
     }
 }
 
-impl Volume {
-    fn of(given: VolumeMount) -> std::io::Result<Self> {
-        let VolumeMount { destination, root, recursive, read_only } = given;
-        // One without a path is a copy already, attached nowhere, and as the container is to have it.
-        let copy = detached(root.as_fd(), recursive, read_only);
-        Ok(Self { destination, mount: copy.or_else(|_| root.into_owned())? })
-    }
-
-    fn place(&self) -> anyhow::Result<()> {
-        // Symlinks are the guest's to make: they lead nowhere but into its own root.
-        let (flags, inside) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
-        let root = rustix::fs::open("/", flags | OFlags::DIRECTORY, Mode::empty())?;
-        let at = rustix::fs::openat2(&root, &self.destination, flags, Mode::empty(), inside)?;
-        let by_descriptor = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        Ok(rustix::mount::move_mount(&self.mount, "", &at, "", by_descriptor)?)
-    }
+fn volume(given: VolumeMount) -> std::io::Result<Volume> {
+    let VolumeMount { destination, root, recursive, read_only } = given;
+    // One without a path is a copy already, attached nowhere, and as the container is to have it.
+    let copy = detached(root.as_fd(), recursive, read_only);
+    Ok(Volume { destination, mount: copy.or_else(|_| root.into_owned())?.into() })
 }
 
 /// A copy of the mount of a share's root, and of those below it.
