@@ -128,6 +128,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     }
     let vm = BuiltVm::new(setup, request.container_id.clone(), shares, disks, label.timeline)?;
     confine::leave_the_host(command, view.enter()?)?;
+    oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     // There is one thread up to here.
     if let Some((tap, stream)) = user_network {
         passt_relay::start(tap, stream)?;

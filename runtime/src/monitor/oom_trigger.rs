@@ -6,10 +6,12 @@
 //! what is in use, and a process made for this allocates more, as the first one to be killed.
 //!
 //! How soon a process is killed stands in a file of its own in /proc, and a process inherits it. So the monitor, which sees
-//! no /proc, keeps its own file open, and has the highest score while it makes that process.
+//! no /proc, keeps its own file open. It has the highest score while it makes that process, and a low one after that: what it
+//! has mapped of files counts as well, and the limit does not. To lower the score takes a right over the host that the monitor
+//! gives up; Linux lets a process return to what it was once given.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, PipeWriter, Write};
+use std::io::{self, ErrorKind, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -32,13 +34,15 @@ const PAGE: usize = 4096;
 
 /// Says how soon this process is killed for lack of memory, from -1000 (never) to 1000.
 const SCORE: &str = "/proc/self/oom_score_adj";
+/// Killed first.
 const WORST: &[u8] = b"1000";
+/// Killed when there is nobody else.
+const LAST: &[u8] = b"-999";
 
 /// The container's memory cgroup on the host.
 pub struct HostOomTrigger {
     cgroup: OwnedFd,
-    /// How soon this process is killed for lack of memory, from -1000 (never) to 1000.
-    score: File,
+    score: Score,
     legacy: bool,
 }
 
@@ -48,6 +52,36 @@ pub async fn report(trigger: Option<&HostOomTrigger>) {
     let Some(trigger) = trigger else { return };
     if let Err(error) = trigger.pull().await {
         log::warning(&format!("tell the host that memory ran out in the guest: {error:#}"));
+    }
+}
+
+/// How soon this process is killed for lack of memory.
+struct Score {
+    file: File,
+    usual: Vec<u8>,
+    /// Whether this process may lower it.
+    falls: bool,
+}
+
+impl Score {
+    /// Opens it, and lowers it as far as it will ever be, if this process may: from then on it may again.
+    fn open() -> anyhow::Result<Self> {
+        let file = File::options().read(true).write(true).open(SCORE).with_context(|| format!("open {SCORE}"))?;
+        let mut usual = Vec::new();
+        (&file).read_to_end(&mut usual).with_context(|| format!("read {SCORE}"))?;
+        let falls = file.write_all_at(LAST, 0).is_ok();
+        Ok(Self { file, usual, falls })
+    }
+
+    fn set(&self, score: &[u8]) -> anyhow::Result<()> {
+        let set = self.file.write_all_at(score, 0);
+        set.with_context(|| format!("write {} to {SCORE}", String::from_utf8_lossy(score).trim()))
+    }
+
+    fn be_as_usual(&self) {
+        if let Err(error) = self.set(&self.usual) {
+            log::warning(&format!("{error:#}"));
+        }
     }
 }
 
@@ -69,24 +103,35 @@ impl HostOomTrigger {
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
         let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
         let cgroup = directory::open(path).with_context(|| format!("open cgroup {}", path.display()))?;
-        let score = File::options().read(true).write(true).open(SCORE).with_context(|| format!("open {SCORE}"))?;
-        Ok(Some(Self { cgroup, score, legacy: legacy.is_some() }))
+        Ok(Some(Self { cgroup, score: Score::open()?, legacy: legacy.is_some() }))
+    }
+
+    /// Gives the process the score that it had before [`HostOomTrigger::find`]; to be called once it has no rights over the host.
+    pub fn be_as_usual(&self) {
+        self.score.be_as_usual();
     }
 
     /// Has a process killed for lack of memory. Nothing else may want memory in this cgroup meanwhile.
     async fn pull(&self) -> anyhow::Result<()> {
+        if !self.score.falls {
+            bail!("the container's process may not lower its {SCORE}, and would be killed itself");
+        }
         let used = number(&self.cgroup, if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
         let size = usize::try_from(used.saturating_add(4 * MARGIN)).context("the memory in use")?;
-        let allocator = self.spawn_allocator(size)?;
-        let mut changed = Changed(Vec::new());
-        // An allocator that is not told to begin ends.
-        self.lower(&mut changed)?;
-        let killed = allocator.be_killed().await;
-        drop(changed);
+        let killed = self.kill(size).await;
+        self.score.be_as_usual();
         if !killed? {
             bail!("the host's kernel killed no process for lack of memory");
         }
         Ok(())
+    }
+
+    async fn kill(&self, size: usize) -> anyhow::Result<bool> {
+        // One that is not told to begin ends.
+        let allocator = spawn_allocator(&self.score, size)?;
+        let mut changed = Changed(Vec::new());
+        self.lower(&mut changed)?;
+        allocator.be_killed().await
     }
 
     fn lower<'a>(&'a self, changed: &mut Changed<'a>) -> anyhow::Result<()> {
@@ -152,27 +197,22 @@ struct Allocator {
     begin: PipeWriter,
 }
 
-impl HostOomTrigger {
-    /// Makes the process. It ends without having done anything when the result is dropped.
-    fn spawn_allocator(&self, size: usize) -> anyhow::Result<Allocator> {
-        let (wait, begin) = io::pipe()?;
-        let mut before = [0; 16];
-        let length = self.score.read_at(&mut before, 0).context("read this process's score")?;
-        let before = before.get(..length).unwrap_or_default();
-        // For a moment only, and before any limit is lowered: the guest's memory belongs to this process.
-        self.score.write_all_at(WORST, 0).context("raise this process's score")?;
-        // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
-        let made = match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => {
-                drop(begin);
-                allocate(wait.as_raw_fd(), size)
-            }
-            pid => Ok(Allocator { pid: Pid::from_raw(pid), begin }),
-        };
-        self.score.write_all_at(before, 0).context("lower this process's score again")?;
-        made.context("make a process to be killed")
-    }
+/// Makes the process. It ends without having done anything when the result is dropped.
+fn spawn_allocator(score: &Score, size: usize) -> anyhow::Result<Allocator> {
+    let (wait, begin) = io::pipe()?;
+    // For a moment, and before any limit is lowered: the guest's memory belongs to this process.
+    score.set(WORST)?;
+    // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
+    let made = match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(begin);
+            allocate(wait.as_raw_fd(), size)
+        }
+        pid => Ok(Allocator { pid: Pid::from_raw(pid), begin }),
+    };
+    score.set(if score.falls { LAST } else { &score.usual })?;
+    made.context("make a process to be killed")
 }
 
 /// Waits for a byte, then takes memory. Nothing in here allocates or locks: the memory is a copy of one that other threads
@@ -265,23 +305,23 @@ mod tests {
     }
 
     #[test]
-    fn an_allocating_process_that_nobody_kills_ends() {
-        let (_dir, found) = trigger(&[("memory.max", "max")]);
-        let before = score();
-        let allocator = found.unwrap().spawn_allocator(8 << 20).unwrap();
-        let pid = allocator.pid.unwrap().as_raw_nonzero();
-        let its = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
-        assert_eq!((its.trim(), score()), ("1000", before));
+    fn an_allocating_process_ends_by_itself() {
+        let read = |pid: &dyn std::fmt::Display| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let before = read(&"self");
+        let score = Score::open().unwrap();
+        let make = || spawn_allocator(&score, 8 << 20).unwrap();
+        let pid = |allocator: &Allocator| allocator.pid.unwrap().as_raw_nonzero();
+        // Nobody kills it.
+        let allocator = make();
+        assert_eq!(read(&pid(&allocator)).trim(), "1000");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         assert!(!runtime.block_on(allocator.be_killed()).unwrap());
-    }
-
-    #[test]
-    fn an_allocating_process_that_is_not_told_to_begin_ends() {
-        let (_dir, found) = trigger(&[("memory.max", "max")]);
-        let allocator = found.unwrap().spawn_allocator(8 << 20).unwrap();
-        let pid = allocator.pid.unwrap().as_raw_nonzero();
+        // Nobody tells it to begin.
+        let allocator = make();
+        let pid = pid(&allocator);
         drop(allocator);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        score.be_as_usual();
+        assert_eq!(read(&"self"), before);
     }
 }

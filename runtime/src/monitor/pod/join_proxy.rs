@@ -62,6 +62,7 @@ async fn join(label: Label, parcel: Frame, command: &std::os::unix::net::UnixStr
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
     confine::leave_the_host(command, view.enter()?)?;
+    oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     monitor.set_nonblocking(true)?;
     let stream = UnixStream::from_std(monitor)?;
     created(&stream).await?;
