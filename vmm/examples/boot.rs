@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use vmm::virtio::rng::Rng;
-use vmm::{Machine, MachineSpec, Running};
+use vmm::{Machine, MachineSpec, OnThread, Running};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -71,6 +71,7 @@ fn boot(options: &Options) -> Result<Duration> {
         initrd: initrd.into(),
         cmdline: options.arguments.clone(),
         console,
+        on_thread: OnThread::default(),
     };
     let begin = Instant::now();
     let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::threads::OnThread;
 
 /// Least memory: what our kernel needs to get anywhere, in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
@@ -30,6 +31,8 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Descriptor that the guest's serial console writes to; without it there is no serial port at all.
     pub console: Option<OwnedFd>,
+    /// What each thread of the machine does first.
+    pub on_thread: OnThread,
 }
 
 impl MachineSpec {
@@ -59,7 +62,8 @@ mod tests {
     fn spec(memory_mib: u32, vcpus: u8, cmdline: &str) -> Result<(), Error> {
         let (kernel, initrd) = (PathBuf::from("k"), PathBuf::from("i"));
         let kvm = std::fs::File::open("/dev/null").unwrap().into();
-        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline: cmdline.to_owned(), console: None }.validate()
+        let (cmdline, on_thread) = (cmdline.to_owned(), OnThread::default());
+        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline, console: None, on_thread }.validate()
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::layout::{self, MIB};
 use crate::memory;
 use crate::registers::Window;
 use crate::spec::MachineSpec;
+use crate::threads::OnThread;
 use crate::timeline::Timeline;
 use crate::vcpu::bus::Bus;
 use crate::vcpu::console::Console;
@@ -43,6 +44,7 @@ struct Body {
     hotplugged: Vec<HotPlugged>,
     shared: Arc<Shared>,
     on_fault: Arc<OnceLock<OnFault>>,
+    on_thread: OnThread,
     timeline: Timeline,
 }
 
@@ -52,7 +54,7 @@ pub struct Running {
     body: Body,
 }
 
-/// A machine whose threads have ended: memory, vCPUs and devices are as the guest left them.
+/// A machine whose threads have ended or are parked: memory, vCPUs and devices are as the guest left them.
 pub struct Stopped {
     vcpus: Vec<VcpuFd>,
     body: Body,
@@ -94,8 +96,8 @@ impl Machine {
         let (devices, hotplugged) = builder.build(devices, hotplugged, windows)?;
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
-        let memory_mib = spec.memory_mib;
-        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, hotplugged, shared, on_fault, timeline };
+        let MachineSpec { memory_mib, on_thread, .. } = spec;
+        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, hotplugged, shared, on_fault, on_thread, timeline };
         Ok(Self { vcpus, body })
     }
 
@@ -106,13 +108,16 @@ impl Machine {
         let _ = self.body.on_fault.set(Arc::new(report));
     }
 
-    /// Starts the vCPU threads.
+    /// Starts the threads, those of devices first.
     ///
     /// # Errors
-    /// The host has no more threads.
+    /// The host has no more threads, or [`MachineSpec::on_thread`] failed on one.
     pub fn start(self) -> Result<Running, Error> {
         let Self { vcpus, mut body } = self;
-        let vcpus = Vcpus::start(vcpus, body.shared.clone())?;
+        let at_boot = body.devices.len() - body.hotplugged.len();
+        slots::start_threads(body.devices.get(..at_boot).unwrap_or_default(), &body.on_thread)?;
+        body.timeline.mark("device threads");
+        let vcpus = Vcpus::start(vcpus, body.shared.clone(), &body.on_thread)?;
         body.timeline.mark("vCPU threads");
         Ok(Running { vcpus, body })
     }
@@ -145,15 +150,16 @@ impl Running {
         self.body.shared.counts()
     }
 
-    /// Binds the notifications of the hot-plugged device of this index to KVM, and returns what the guest's kernel has to
-    /// be told of the device: a value of the parameter `virtio_mmio.device`. A second call changes nothing and returns the
-    /// same value.
+    /// Starts the thread of the hot-plugged device of this index, binds its notifications to KVM, and returns what the
+    /// guest's kernel has to be told of the device: a value of the parameter `virtio_mmio.device`. A second call changes
+    /// nothing and returns the same value.
     ///
     /// # Errors
-    /// There is no such device, or KVM refuses it.
+    /// There is no such device, KVM refuses it, or the host has no more threads.
     pub fn hotplug(&self, index: usize) -> Result<String, Error> {
-        let device = self.body.hotplugged.get(index);
-        device.ok_or_else(|| Error::Spec(format!("there is no hot-plugged device {index}")))?.connect(&self.body.vm)
+        let Body { vm, on_thread, hotplugged, .. } = &self.body;
+        let device = hotplugged.get(index);
+        device.ok_or_else(|| Error::Spec(format!("there is no hot-plugged device {index}")))?.connect(vm, on_thread)
     }
 
     /// Pauses all vCPUs. Devices finish what they were asked for, and wait: the guest asks for nothing more.
@@ -161,7 +167,7 @@ impl Running {
         self.vcpus.pause();
     }
 
-    /// Pauses all vCPUs, then waits until no device has a request in flight and stops their threads: nothing changes guest
+    /// Pauses all vCPUs, then waits until no device has a request in flight and parks their threads: nothing changes guest
     /// memory until [`Running::resume`].
     pub fn quiesce(&self) {
         self.vcpus.pause();
@@ -174,7 +180,7 @@ impl Running {
         self.vcpus.resume();
     }
 
-    /// Ends vCPU and device threads and gives back what remains.
+    /// Ends the vCPUs' threads, parks those of devices, and gives back what remains.
     pub fn stop(self) -> Stopped {
         let Self { mut vcpus, body } = self;
         let vcpus = vcpus.stop();

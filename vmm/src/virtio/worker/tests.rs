@@ -170,8 +170,32 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn start(idle: Idle, wiring: &Wiring) -> Worker {
-    Worker::start(idle, 0, wiring.clone()).unwrap_or_else(|(_, error)| panic!("{error}"))
+/// A worker that serves a device.
+pub(crate) struct Started(Worker);
+
+impl Started {
+    /// Gives the device back as it is; `None` if the worker panicked.
+    pub(crate) fn stop(self) -> Option<Idle> {
+        self.0.ask_back(false);
+        match self.0.take_back(None) {
+            Back::Here(idle) => Some(idle),
+            Back::NotYet | Back::Lost => None,
+        }
+    }
+}
+
+/// Has a thread of its own serve a device.
+pub(crate) fn start_with(idle: Idle, features: u64, wiring: &Wiring) -> Started {
+    let Idle { device, queues } = idle;
+    let spawned = Worker::spawn(device, wiring.clone(), &OnThread::default());
+    let starting = spawned.unwrap_or_else(|(_, error)| panic!("{error}"));
+    let (worker, device) = starting.finish().unwrap_or_else(|(_, error)| panic!("{error}"));
+    assert!(worker.start(Idle { device, queues }, features).is_ok());
+    Started(worker)
+}
+
+fn start(idle: Idle, wiring: &Wiring) -> Started {
+    start_with(idle, 0, wiring)
 }
 
 #[test]
