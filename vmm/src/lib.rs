@@ -12,6 +12,7 @@
 //!     initrd: "initrd".into(),
 //!     cmdline: String::new(),
 //!     console: None,
+//!     nested: false,
 //!     on_thread: OnThread::default(),
 //! };
 //! let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;

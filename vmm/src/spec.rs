@@ -31,6 +31,9 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Descriptor that the guest's serial console writes to; without it there is no serial port at all.
     pub console: Option<OwnedFd>,
+    /// Whether the guest sees VMX or SVM, if the host's KVM offers them, and can run virtual machines. What emulates them is
+    /// the richest source of holes in KVM.
+    pub nested: bool,
     /// What each thread of the machine does first.
     pub on_thread: OnThread,
 }
@@ -63,7 +66,8 @@ mod tests {
         let (kernel, initrd) = (PathBuf::from("k"), PathBuf::from("i"));
         let kvm = std::fs::File::open("/dev/null").unwrap().into();
         let (cmdline, on_thread) = (cmdline.to_owned(), OnThread::default());
-        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline, console: None, on_thread }.validate()
+        let (console, nested) = (None, false);
+        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline, console, nested, on_thread }.validate()
     }
 
     #[test]

@@ -7,11 +7,12 @@ pub mod snapshot;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::boot::{self, cpu_setup, mptable};
+use crate::boot::cpu_setup::{self, Cpus};
+use crate::boot::{self, mptable};
 use crate::error::{Error, kvm};
 use crate::layout::{self, MIB};
 use crate::memory;
@@ -86,10 +87,11 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
         let entry = boot::load(&memory, &spec, at_boot)?;
-        memory::keep_from_children(&memory)?;
+        memory::keep_in_machine(&memory)?;
         mptable::write(&memory, spec.vcpus, &irqs(&spec, count))?;
         timeline.mark("kernel and initrd in memory");
-        let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
+        let cpus = Cpus { count: spec.vcpus, nested: spec.nested };
+        let vcpus = build_vcpus(&kvm_fd, &vm, cpus, entry)?;
         timeline.mark("vCPUs");
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
         let builder = SlotBuilder { vm: &vm, memory: &memory, on_fault: &on_fault };
@@ -273,15 +275,19 @@ fn make_vm(spec: &MachineSpec) -> Result<(Kvm, Arc<VmFd>), Error> {
     }
 }
 
-fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, Error> {
+fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, cpus: Cpus, entry: u64) -> Result<Vec<VcpuFd>, Error> {
+    // A host that is too old for this, or has no counters to give, refuses; the guest doesn't see any in either case.
+    let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    no_counters.args[0] = KVM_PMU_CAP_DISABLE.into();
+    let _ = vm.enable_cap(&no_counters);
     let supported = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
     let build = |id: u8| {
         let vcpu = vm.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
-        let cpuid = cpu_setup::cpuid(&supported, id, count)?;
+        let cpuid = cpu_setup::cpuid(&supported, id, cpus)?;
         cpu_setup::apply(&vcpu, &cpuid, (id == 0).then_some(entry))?;
         Ok(vcpu)
     };
-    (0..count).map(build).collect()
+    (0..cpus.count).map(build).collect()
 }
 
 fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {

@@ -196,6 +196,7 @@ fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
         initrd: setup.initrd,
         cmdline: setup.plan.cmdline,
         console: console()?,
+        nested: false,
         on_thread: OnThread::default(),
     })
 }
