@@ -123,7 +123,7 @@ fn save(running: Running, begin: Instant) -> Result<Duration> {
     let begin_stop = Instant::now();
     let stopped = running.stop();
     let stop = begin_stop.elapsed();
-    let state = stopped.state()?;
+    let state = stopped.state(vmm::open_kvm()?)?;
     let (vcpu, device) = (&state.vcpus[0], &state.devices[0]);
     println!("  stopped in {stop:.2?}, exit {exit:?}; state in {:.2?}", begin_stop.elapsed() - stop);
     println!("  {} vCPUs, rip {:#x}, {} MSRs", state.vcpus.len(), vcpu.regs.rip, vcpu.msrs.len());

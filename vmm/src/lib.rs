@@ -18,7 +18,7 @@
 //! let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;
 //! // Poll `running.ended()`, then:
 //! println!("{:?} {:?}", running.exit(), running.last_words());
-//! let state = running.stop().state()?;
+//! let state = running.stop().state(vmm::open_kvm()?)?;
 //! # Ok(()) }
 //! ```
 //!

@@ -37,7 +37,6 @@ pub struct Machine {
 
 /// What a machine consists of besides its vCPUs.
 struct Body {
-    kvm: Kvm,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     memory_mib: u32,
@@ -76,7 +75,9 @@ impl Machine {
         timeline.mark("build begins");
         let (at_boot, count) = (devices.len(), devices.len() + hotplugged.len());
         check(&spec, count)?;
-        let (kvm_fd, vm) = make_vm(&spec)?;
+        let kvm = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
+        let kvm_fd = kvm_of(kvm);
+        let vm = make_vm(&kvm_fd)?;
         timeline.mark("VM made");
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
         // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
@@ -99,7 +100,8 @@ impl Machine {
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
         let MachineSpec { memory_mib, on_thread, .. } = spec;
-        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, hotplugged, shared, on_fault, on_thread, timeline };
+        // KVM is closed with the specification: it could make more machines, and nothing needs it any more.
+        let body = Body { vm, memory, memory_mib, devices, hotplugged, shared, on_fault, on_thread, timeline };
         Ok(Self { vcpus, body })
     }
 
@@ -192,12 +194,13 @@ impl Running {
 }
 
 impl Stopped {
-    /// The machine's state, read from KVM and the devices.
+    /// The machine's state, read from KVM and the devices. The descriptor is as in [`MachineSpec::kvm`], of which a machine
+    /// keeps none.
     ///
     /// # Errors
     /// KVM refuses a call, or a device was lost or cannot be saved.
-    pub fn state(&self) -> Result<MachineState, Error> {
-        let msrs = snapshot::msr_list(&self.body.kvm)?;
+    pub fn state(&self, kvm: OwnedFd) -> Result<MachineState, Error> {
+        let msrs = snapshot::msr_list(&kvm_of(kvm))?;
         let devices = self.body.devices.iter().enumerate().map(|(slot, device)| {
             let device = device.lock().unwrap_or_else(PoisonError::into_inner);
             device.save().map_err(|error| Error::Device(format!("in slot {slot}"), error))
@@ -261,13 +264,15 @@ pub fn open_kvm() -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn make_vm(spec: &MachineSpec) -> Result<(Kvm, Arc<VmFd>), Error> {
-    let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
-    // SAFETY: the copy is given away, and KVM's by the meaning of the field; if it is not, its calls fail.
-    let kvm_fd = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+fn kvm_of(fd: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is given away, and KVM's by the meaning of the argument; if it is not, its calls fail.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+fn make_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, Error> {
     loop {
         match kvm_fd.create_vm() {
-            Ok(vm) => return Ok((kvm_fd, Arc::new(vm))),
+            Ok(vm) => return Ok(Arc::new(vm)),
             // Waiting for a lock of KVM's own can be interrupted.
             Err(error) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(kvm("make a VM")(error)),

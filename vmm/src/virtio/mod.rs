@@ -13,7 +13,7 @@
 //! snapshot all start from that one return value. Nothing is shared and locked between the two.
 //!
 //! Everything read from guest memory is data that lies. A device answers it with [`Error`]; the worker
-//! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
+//! then reports it, once for each reason, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
 
 pub mod balloon;
 pub mod block;

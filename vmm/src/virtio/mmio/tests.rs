@@ -7,8 +7,8 @@ use std::thread::{self, ThreadId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::virtio::{Context, Event};
 use crate::virtio::worker::tests::{AVAILABLE, DESCRIPTORS, Driver, SIZE, Successor, USED, wait, wiring};
+use crate::virtio::{Context, Event};
 
 struct Guest {
     transport: Transport,
@@ -169,6 +169,29 @@ fn a_bad_queue_needs_a_reset_and_a_reset_helps() {
     guest.start(DESCRIPTORS);
     assert!(driver.submit(1));
     wait("an answer", || driver.collect() == 1);
+}
+
+#[test]
+fn a_fault_that_a_guest_repeats_is_reported_once() {
+    let mut guest = Guest::new();
+    for _ in 0..100 {
+        guest.start(0xffff_ffff_0000);
+        wait("DEVICE_NEEDS_RESET", || guest.read(offset::STATUS) == 15 | 64);
+        guest.write(offset::STATUS, 0);
+    }
+    assert_eq!(guest.faults.lock().unwrap().len(), 1);
+    // For another reason, with another sentence: a descriptor outside of memory.
+    for address in 0..100u64 {
+        let driver = guest.driver();
+        driver.describe(0, (u64::MAX - address, 1), (0, 0));
+        let avail = [1u16 << 1, 1];
+        vm_memory::Bytes::write_obj(&guest.wiring.memory, avail, vm_memory::GuestAddress(AVAILABLE)).unwrap();
+        guest.start(DESCRIPTORS);
+        wait("DEVICE_NEEDS_RESET", || guest.read(offset::STATUS) == 15 | 64);
+        guest.write(offset::STATUS, 0);
+    }
+    let faults = guest.faults.lock().unwrap();
+    assert_eq!(faults.len(), 2, "{faults:?}");
 }
 
 #[test]

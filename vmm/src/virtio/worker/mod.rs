@@ -11,9 +11,9 @@
 //! asks need not wait: a device may be at something slow.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::Arc;
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ use crate::event_loop::{EventLoop, Ready};
 use crate::interrupt::Interrupt;
 use crate::threads::{OnThread, ThreadKind};
 
-/// Called once for each fault that stopped a device, with a sentence for the log.
+/// Called with a sentence for the log when a device is stopped by a fault: once for each reason, however often a guest does
+/// it again.
 pub type OnFault = Arc<dyn Fn(String) + Send + Sync>;
 
 /// What a worker needs besides device and queues.
@@ -94,6 +95,8 @@ struct Seat {
     returned: SyncSender<Idle>,
     signals: Arc<Signals>,
     wiring: Wiring,
+    /// Reasons of the faults that were reported.
+    reported: Vec<&'static str>,
 }
 
 impl Worker {
@@ -116,7 +119,7 @@ impl Worker {
         let ((enter, entered), (jobs, taken), (give, returned)) =
             (mpsc::sync_channel(1), mpsc::sync_channel(1), mpsc::sync_channel(1));
         let (name, on_thread) = (wiring.name.clone(), on_thread.clone());
-        let seat = Seat { jobs: taken, returned: give, signals: signals.clone(), wiring };
+        let mut seat = Seat { jobs: taken, returned: give, signals: signals.clone(), wiring, reported: Vec::new() };
         let begin = move || {
             let Ok(mut device) = brought.recv() else { return };
             let admitted = admit(device.as_mut(), &on_thread);
@@ -195,9 +198,9 @@ fn admit(device: &mut dyn Device, on_thread: &OnThread) -> io::Result<()> {
 }
 
 impl Seat {
-    fn serve_jobs(&self) {
-        for job in &self.jobs {
-            let mut idle = run(job, &self.wiring, &self.signals.stop);
+    fn serve_jobs(&mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            let mut idle = self.serve_job(job);
             if self.signals.reset.load(Ordering::Acquire) {
                 idle.device.reset();
             }
@@ -206,23 +209,33 @@ impl Seat {
             }
         }
     }
-}
 
-/// Serves the device until the stop event, which is silent again afterwards.
-fn run(job: Job, wiring: &Wiring, stop: &EventFd) -> Idle {
-    let Job { idle: Idle { mut device, queues }, features } = job;
-    let (result, queues) = match build_rings(&queues, wiring) {
-        Ok(mut rings) => {
-            let result = serve(device.as_mut(), features, &mut rings, wiring, stop);
-            (result, rings.iter().map(Ring::state).collect())
+    /// Serves the device until the stop event, which is silent again afterwards.
+    fn serve_job(&mut self, job: Job) -> Idle {
+        let Job { idle: Idle { mut device, queues }, features } = job;
+        let (result, queues) = match build_rings(&queues, &self.wiring) {
+            Ok(mut rings) => {
+                let result = serve(device.as_mut(), features, &mut rings, &self.wiring, &self.signals.stop);
+                (result, rings.iter().map(Ring::state).collect())
+            }
+            Err(error) => (Err(error), queues),
+        };
+        if let Err(error) = result {
+            self.fault(&error);
         }
-        Err(error) => (Err(error), queues),
-    };
-    if let Err(error) = result {
-        fault(wiring, &error);
+        wait_for(&self.signals.stop);
+        Idle { device, queues }
     }
-    wait_for(stop);
-    Idle { device, queues }
+
+    fn fault(&mut self, error: &Error) {
+        let wiring = &self.wiring;
+        if !self.reported.contains(&error.reason()) {
+            self.reported.push(error.reason());
+            (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
+        }
+        // Nothing is left to do for a driver that cannot even be interrupted.
+        let _ = wiring.interrupt.needs_reset();
+    }
 }
 
 /// Runs the device until the stop event; an error ends it early.
@@ -264,12 +277,6 @@ fn build_rings(states: &[QueueState], wiring: &Wiring) -> Result<Vec<Ring>, Erro
         Ok(Ring::new(queue, wiring.interrupt.clone()))
     };
     states.iter().map(build).collect()
-}
-
-fn fault(wiring: &Wiring, error: &Error) {
-    (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
-    // Nothing is left to do for a driver that cannot even be interrupted.
-    let _ = wiring.interrupt.needs_reset();
 }
 
 fn wait_for(stop: &EventFd) {
