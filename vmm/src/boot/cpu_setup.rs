@@ -275,9 +275,9 @@ mod tests {
             let cpus = Cpus { count: 1, nested };
             assert_eq!(hidden(cpus, 0x1, |entry| entry.ecx) & (1 << 5), vmx);
             assert_eq!(hidden(cpus, 0x8000_0001, |entry| entry.ecx) & (1 << 2), svm);
-            for register in
-                [|entry: &kvm_cpuid_entry2| entry.eax, |entry| entry.ebx, |entry| entry.ecx, |entry| entry.edx]
-            {
+            let registers: [fn(&kvm_cpuid_entry2) -> u32; 4] =
+                [|leaf| leaf.eax, |leaf| leaf.ebx, |leaf| leaf.ecx, |leaf| leaf.edx];
+            for register in registers {
                 assert_eq!(hidden(cpus, 0x8000_000a, register), leaf);
             }
         }

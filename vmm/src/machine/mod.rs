@@ -75,8 +75,8 @@ impl Machine {
         timeline.mark("build begins");
         let (at_boot, count) = (devices.len(), devices.len() + hotplugged.len());
         check(&spec, count)?;
-        let kvm = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
-        let kvm_fd = kvm_of(kvm);
+        let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
+        let kvm_fd = kvm_of(fd);
         let vm = make_vm(&kvm_fd)?;
         timeline.mark("VM made");
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
