@@ -131,16 +131,12 @@ impl Transport {
     /// What `on_thread` gave; the thread has ended then.
     pub fn await_thread(&mut self) -> io::Result<()> {
         match std::mem::replace(&mut self.thread, Thread::None) {
-            Thread::Starting(starting) => match starting.finish() {
-                Ok((worker, device)) => {
-                    (self.thread, self.side) = (Thread::Parked(worker), Side::Idle(device));
-                    Ok(())
-                }
-                Err((device, error)) => {
-                    self.side = device.map_or(Side::Lost, Side::Idle);
-                    Err(error)
-                }
-            },
+            Thread::Starting(starting) => {
+                let (device, worker) = starting.finish();
+                self.side = device.map_or(Side::Lost, Side::Idle);
+                self.thread = Thread::Parked(worker?);
+                Ok(())
+            }
             other => {
                 self.thread = other;
                 Ok(())

@@ -178,15 +178,14 @@ impl Drop for Worker {
 }
 
 impl Starting {
-    /// Waits until the thread is ready, and gives the device back.
+    /// Waits until the thread is ready, and gives the device back. No device means that the thread panicked.
     ///
     /// # Errors
-    /// Its hook failed, or the device did; without a device the thread panicked.
-    pub fn finish(self) -> Result<(Worker, Box<dyn Device>), (Option<Box<dyn Device>>, io::Error)> {
+    /// The thread's hook failed, or the device did.
+    pub fn finish(self) -> (Option<Box<dyn Device>>, io::Result<Worker>) {
         match self.entered.recv() {
-            Ok((device, Ok(()))) => Ok((self.worker, device)),
-            Ok((device, Err(error))) => Err((Some(device), error)),
-            Err(_) => Err((None, io::Error::other("the thread panicked"))),
+            Ok((device, admitted)) => (Some(device), admitted.map(|()| self.worker)),
+            Err(_) => (None, Err(io::Error::other("the thread panicked"))),
         }
     }
 }

@@ -194,7 +194,8 @@ pub(crate) fn start_with(idle: Idle, features: u64, wiring: &Wiring) -> Started 
     let Idle { device, queues } = idle;
     let spawned = Worker::spawn(device, wiring.clone(), &OnThread::default());
     let starting = spawned.unwrap_or_else(|(_, error)| panic!("{error}"));
-    let (worker, device) = starting.finish().unwrap_or_else(|(_, error)| panic!("{error}"));
+    let (device, worker) = starting.finish();
+    let (device, worker) = (device.unwrap(), worker.unwrap());
     assert!(worker.start(Idle { device, queues }, features).is_ok());
     Started(worker)
 }
