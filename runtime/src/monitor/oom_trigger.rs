@@ -300,10 +300,6 @@ mod tests {
         assert!(trigger(&[]).1.is_none());
     }
 
-    fn score() -> String {
-        std::fs::read_to_string(SCORE).unwrap()
-    }
-
     #[test]
     fn an_allocating_process_ends_by_itself() {
         let read = |pid: &dyn std::fmt::Display| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
