@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -110,7 +110,7 @@ impl NetworkHelper {
         let (answer, answered) = oneshot::channel();
         // Where nobody takes it, nobody answers.
         let _ = self.exchanges.send(Exchange { request: Some(request), answer });
-        answered.await.context(ENDED)?
+        answered.await.map_err(|_| anyhow!(ENDED))?
     }
 }
 
@@ -120,7 +120,7 @@ impl Beginning {
     /// # Errors
     /// The helper's, or it is gone.
     pub async fn opened(&mut self) -> anyhow::Result<Opened> {
-        match (&mut self.opened).await.context(ENDED)?? {
+        match (&mut self.opened).await.map_err(|_| anyhow!(ENDED))?? {
             Reply::Opened { changes, user_network } => {
                 let user_network = user_network.map(Descriptor::into_owned).transpose()?;
                 Ok(Opened { changes: changes.into_owned()?, user_network })
@@ -134,7 +134,7 @@ impl Beginning {
     /// # Errors
     /// The helper's, or it is gone.
     pub async fn seen(self) -> anyhow::Result<Sight> {
-        sight(self.seen.await.context(ENDED)??)
+        sight(self.seen.await.map_err(|_| anyhow!(ENDED))??)
     }
 }
 
