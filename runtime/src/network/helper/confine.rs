@@ -102,7 +102,7 @@ const ANY: [libc::c_long; 27] = [
 /// System calls with some arguments.
 const SOME: [Only; 3] = [
     only(libc::SYS_socket, 0, &[libc::AF_NETLINK as u64, libc::AF_INET as u64]),
-    only(libc::SYS_ioctl, 1, &[libc::TUNSETIFF as u64, libc::SIOCGIFINDEX as u64, libc::FIONBIO as u64]),
+    only(libc::SYS_ioctl, 1, &[libc::TUNSETIFF, libc::SIOCGIFINDEX, libc::FIONBIO]),
     only(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64]),
 ];
 
