@@ -194,7 +194,9 @@ fn check_root(root: &Path) -> anyhow::Result<()> {
         bail!("state directory {path} belongs to another user (uid {owner}): choose another one (--root)");
     }
     if mode & 0o022 != 0 {
-        bail!("others can write to state directory {path} (mode {mode:04o}): chmod go-w it, or choose another one (--root)");
+        bail!(
+            "others can write to state directory {path} (mode {mode:04o}): chmod go-w it, or choose another one (--root)"
+        );
     }
     Ok(())
 }

@@ -86,9 +86,10 @@ impl Datagrams {
             let first = self.tagged(datagram.get(..length).unwrap_or_default(), client);
             match self.stream(&guest).await {
                 Ok(stream) => self.converse(stream, first).await,
-                Err(error) => {
-                    log::repeated(Level::Debug, &format!("pass on a datagram for port {} of the container: {error:#}", self.port))
-                }
+                Err(error) => log::repeated(
+                    Level::Debug,
+                    &format!("pass on a datagram for port {} of the container: {error:#}", self.port),
+                ),
             }
         }
     }

@@ -81,7 +81,10 @@ impl StreamPort {
             let client = match listener.accept().await {
                 Ok((client, _)) => client,
                 Err(error) => {
-                    log::repeated(Level::Debug, &format!("accept a connection for port {} of the container: {error}", self.port));
+                    log::repeated(
+                        Level::Debug,
+                        &format!("accept a connection for port {} of the container: {error}", self.port),
+                    );
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }

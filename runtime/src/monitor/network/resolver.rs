@@ -78,7 +78,10 @@ impl Announcement {
                 let questioning = Questions { waiting, place, answers: Rc::new(Mutex::new(answers)) };
                 // The guest closes it when the container ends.
                 if let Err(error) = questioning.ask(questions).await {
-                    log::repeated(Level::Debug, &format!("relay questions to the resolver of the container's network: {error}"));
+                    log::repeated(
+                        Level::Debug,
+                        &format!("relay questions to the resolver of the container's network: {error}"),
+                    );
                 }
             }
             Err(error) => log::repeated(Level::Debug, &format!("open a stream to the guest: {error}")),

@@ -8,12 +8,12 @@ use tokio::net::UnixStream;
 
 use super::{DRAIN_PATIENCE, KILL_PATIENCE, KILLED, Server};
 use crate::control::{Exec, Reply, Request};
+use crate::ipc;
+use crate::log::{self, Level};
 use crate::monitor::host_process;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::request_gate::InFlight;
-use crate::ipc;
-use crate::log::{self, Level};
 
 /// SIGKILL, as requests have it.
 const KILL: u32 = libc::SIGKILL as u32;

@@ -69,7 +69,9 @@ impl Sockets {
             let Some(room) = self.connections.room().await else { return };
             let request = match agent.accept_socket().await {
                 Ok(request) => request,
-                Err(error) => return log::repeated(Level::Debug, &format!("connections to sockets of the host: {error:#}")),
+                Err(error) => {
+                    return log::repeated(Level::Debug, &format!("connections to sockets of the host: {error:#}"));
+                }
             };
             while answers.try_join_next().is_some() {}
             if request.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
