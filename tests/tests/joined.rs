@@ -68,7 +68,7 @@ fn memory_and_interfaces_are_shared() {
     let with_shm = |container: &mut Container| {
         let mounts = container.spec["mounts"].as_array_mut().unwrap();
         mounts.retain(|mount| mount["destination"] != "/dev/shm");
-        container.mount("bind", &shm.path(), "/dev/shm", &["rbind", "rprivate", "noexec"]);
+        container.mount("bind", shm.path(), "/dev/shm", &["rbind", "rprivate", "noexec"]);
     };
     let mut first = scene.container();
     with_shm(&mut first);
