@@ -185,7 +185,7 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["host/console", "ipc", "log", "monitor/", "network", "parcel"]),
+    ("monitor", &["host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
     (
         "launch",
         &[
