@@ -23,7 +23,7 @@ use graph::{Graph, Rooms};
 use source::Crate;
 
 /// Which crate of the workspace may use which others.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("runvm", &["vmm", "protocol", "initrd"]),
     ("vmm", &[]),
     ("agent", &["protocol"]),
@@ -32,6 +32,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("tests", &[]),
     ("posix-cases", &[]),
     ("udp-echo", &[]),
+    ("liar", &[]),
 ];
 
 /// What must not get into a crate, however deep.
@@ -76,7 +77,8 @@ const RUNTIME: &Rooms = &[
     ("plan", &["bundle", "plan/"]),
     ("cli", &[]),
     ("ipc", &[]),
-    ("log", &["cli", "ipc"]),
+    ("guest_text", &[]),
+    ("log", &["cli", "guest_text", "ipc"]),
     ("artifacts", &[]),
     ("directory", &[]),
     ("signals", &[]),
@@ -95,13 +97,14 @@ const RUNTIME: &Rooms = &[
         "parcel",
         &["host/disks", "host/publish", "host/shares", "host/sockets", "ipc", "log", "plan/", "streams", "timeline"],
     ),
-    ("state", &["host/cgroup", "log", "plan/"]),
+    ("state", &["directory", "host/cgroup", "log", "plan/"]),
     ("host/monitor_namespaces", &["ipc", "log"]),
     ("control", &["directory", "host/monitor_namespaces", "ipc", "state", "streams"]),
     ("host/facts", &["bundle", "host/sockets", "plan/", "state"]),
-    ("host/spawn", &["control", "ipc", "plan/", "signals", "streams"]),
+    ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
-    ("network", &["directory", "host/passt", "host/sockets", "log", "plan/", "state"]),
+    ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
+    ("host/network_helper", &["host/spawn", "ipc", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
@@ -109,10 +112,13 @@ const RUNTIME: &Rooms = &[
     ("monitor/oom_trigger", &["directory", "log"]),
     ("monitor/confine", &["control", "directory", "host/monitor_namespaces", "host/shares", "ipc", "log", "parcel"]),
     ("monitor/host_process", &["control", "host/console", "ipc"]),
-    ("monitor/vm", &["control", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
+    ("monitor/vm", &["control", "guest_text", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
     ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
-    ("monitor/network", &["host/publish", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"]),
+    (
+        "monitor/network",
+        &["host/publish", "ipc", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"],
+    ),
     (
         "monitor/streams",
         &[
@@ -180,7 +186,7 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["host/console", "ipc", "log", "monitor/", "network", "parcel"]),
+    ("monitor", &["host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
     (
         "launch",
         &[
@@ -188,6 +194,7 @@ const RUNTIME: &Rooms = &[
             "bundle",
             "cli",
             "control",
+            "directory",
             "host/",
             "ipc",
             "log",
@@ -220,7 +227,7 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "network", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[

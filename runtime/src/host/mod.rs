@@ -6,6 +6,7 @@ pub mod disks;
 pub mod facts;
 pub mod hooks;
 pub mod monitor_namespaces;
+pub mod network_helper;
 pub mod passt;
 pub mod publish;
 pub mod shares;

@@ -14,7 +14,6 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::directory;
 use crate::ipc::Descriptor;
 use crate::plan::SocketPlan;
 
@@ -50,9 +49,9 @@ pub fn carries_messages(path: &Path) -> bool {
     connects(SocketType::DGRAM) || connects(SocketType::SEQPACKET)
 }
 
-/// The directory with every process's descriptors; from then on [`dial`] works where /proc is not mounted.
-pub fn open_proc() -> anyhow::Result<OwnedFd> {
-    directory::open("/proc").context("open /proc")
+/// The directory of this process's descriptors, from which no way leads up; [`dial`] works by it where /proc is not mounted.
+pub fn own_descriptors() -> anyhow::Result<OwnedFd> {
+    vmm::virtio::fs::own_descriptors().context("open /proc/self/fd")
 }
 
 /// Connects to an open socket. Waits a while for room in its queue. For a thread that has no use for a working
@@ -60,10 +59,10 @@ pub fn open_proc() -> anyhow::Result<OwnedFd> {
 ///
 /// # Errors
 /// Nobody listens, or not for streams, or there was no room.
-pub fn dial(proc: &OwnedFd, socket: impl AsFd) -> anyhow::Result<UnixStream> {
+pub fn dial(descriptors: &OwnedFd, socket: impl AsFd) -> anyhow::Result<UnixStream> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare the working directory")?;
-    rustix::process::fchdir(proc).context("go to /proc")?;
-    let address = format!("self/fd/{}", socket.as_fd().as_raw_fd());
+    rustix::process::fchdir(descriptors).context("go to /proc/self/fd")?;
+    let address = socket.as_fd().as_raw_fd().to_string();
     Ok(connect(&address, SocketType::STREAM, SocketFlags::empty())?.into())
 }
 
@@ -110,7 +109,7 @@ mod tests {
         let opened = open(std::slice::from_ref(&plan)).unwrap().remove(0);
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         let _second = UnixListener::bind(&path).unwrap();
-        let proc = open_proc().unwrap();
+        let proc = own_descriptors().unwrap();
         let client = std::thread::spawn(move || {
             let mut client = dial(&proc, &opened).unwrap();
             client.write_all(b"hello").unwrap();

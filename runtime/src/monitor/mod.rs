@@ -30,15 +30,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use crate::host::console;
+use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
 use crate::log;
-use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::parcel::{Label, Parcel, VmTarget};
+use crate::plan::NICS;
 use confine::View;
 use inbox::Inbox;
-use network::Network;
-use network::passt_relay;
+use network::Opening;
+use network::helper::NetworkHelper;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
@@ -108,20 +108,31 @@ struct Container {
 }
 
 async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::Result<Container> {
-    let Parcel { container: mut request, mut shares, disks, sockets, ports, user_network, control, streams } = parcel;
+    let Parcel {
+        container: mut request,
+        mut shares,
+        disks,
+        sockets: dialed,
+        ports,
+        network,
+        user_network,
+        control,
+        streams,
+    } = parcel;
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     // Before this process leaves the host's.
-    let host = Arc::new(Files::open()?);
-    let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
-    let user_network = user_network.map(|stream| anyhow::Ok((make_user_network(&host)?, stream.into_owned()?)));
-    let user_network = user_network.transpose()?;
+    let descriptors = Arc::new(sockets::own_descriptors()?);
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
-    let network =
-        Network::open(NetworkNamespace::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
+    // It works while the guest boots.
+    let network = network.context("a container without a network helper")?;
+    let (helper, beginning) = NetworkHelper::begin(network, NICS)?;
+    let (sockets, ports) = (Sockets::new(&descriptors, dialed, Some(helper.clone())), Ports::new(ports)?);
+    let resolver = sockets.resolver();
+    let opening = Opening { helper, beginning, stays: setup.network_stays, passt: user_network, resolver };
     let view = View::new(label.mounts)?;
     if let Some(root) = shares.first_mut() {
         root.root = view.root()?;
@@ -130,13 +141,9 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     confine::leave_the_host(command, view.enter()?)?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     // There is one thread up to here.
-    if let Some((tap, stream)) = user_network {
-        passt_relay::start(tap, stream)?;
-    }
     let vm = vm.start()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(&vm.nics.pool));
-    let agent = agent?;
-    prepared?;
+    let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
+    let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
@@ -144,7 +151,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     vm.mark("network set up");
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
-    let pod = Rc::new(Pod::new(vm, host, inbox.clone()));
+    let pod = Rc::new(Pod::new(vm, descriptors, inbox.clone()));
     let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }

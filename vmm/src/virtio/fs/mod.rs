@@ -116,3 +116,4 @@ pub use nodes::{MakeNode, Node};
 pub use policy::{IdSet, Ids, Policy};
 pub use share::Share;
 pub use sharing::Sharing;
+pub use sys::own_descriptors;
