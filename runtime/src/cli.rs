@@ -48,6 +48,9 @@ pub struct Global {
     /// Let annotations of bundles set up a network and publish ports, even if users or images chose them
     #[arg(long)]
     pub allow_net_annotations: bool,
+    /// Create containers even where the host cannot take every right over itself from their monitors
+    #[arg(long)]
+    pub insecure: bool,
     /// Accepted for compatibility; criu is not used
     #[arg(long, hide = true, value_name = "PATH")]
     pub criu: Option<String>,

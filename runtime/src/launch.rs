@@ -72,7 +72,7 @@ pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow:
     timeline.mark("monitor spawned");
     launch.run_hooks()?;
     timeline.mark("hooks");
-    let label = launch.label(&plan, target, &parcel, timeline)?;
+    let label = Label { insecure: global.insecure, ..launch.label(&plan, target, &parcel, timeline)? };
     launch.hand_over(label, parcel, &monitor)?;
     match &plan.sandbox {
         // The guest has booted at full speed; now it gets no more than the bundle gives it.
@@ -188,6 +188,7 @@ impl Launch {
         Ok(Label {
             target,
             print_timeline: plan.timeline || log.debug,
+            insecure: false,
             log,
             cgroups: self.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default(),
             mounts: parcel.mounts()?,

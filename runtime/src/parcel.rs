@@ -81,6 +81,8 @@ pub struct Label {
     pub timeline: Timeline,
     /// Whether to print the timeline when the container ends.
     pub print_timeline: bool,
+    /// Whether the process may keep rights over the host where the host cannot confine it.
+    pub insecure: bool,
 }
 
 /// A virtual machine that a container can go into.

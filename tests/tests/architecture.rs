@@ -110,9 +110,26 @@ const RUNTIME: &Rooms = &[
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
     ("monitor/lifecycle", &["state"]),
     ("monitor/oom_trigger", &["directory", "log"]),
-    ("monitor/confine", &["control", "directory", "host/monitor_namespaces", "host/shares", "ipc", "log", "parcel"]),
+    (
+        "monitor/confine",
+        &["cli", "control", "directory", "host/monitor_namespaces", "host/shares", "ipc", "log", "parcel", "plan/"],
+    ),
+    ("monitor/node_maker", &["ipc", "log", "monitor/confine"]),
     ("monitor/host_process", &["control", "host/console", "ipc"]),
-    ("monitor/vm", &["control", "guest_text", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
+    (
+        "monitor/vm",
+        &[
+            "control",
+            "guest_text",
+            "host/disks",
+            "host/shares",
+            "log",
+            "monitor/confine",
+            "parcel",
+            "plan/",
+            "timeline",
+        ],
+    ),
     ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
     (

@@ -7,6 +7,9 @@ use serde_json::json;
 use tests::Scene;
 use tests::process::{field, namespace, status_field};
 
+/// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID and SETFCAP.
+const FILES: &str = "00000000800000df";
+
 /// Everything that a process has open, as /proc names it.
 fn open_files(pid: i32) -> Vec<PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
@@ -42,6 +45,18 @@ fn vm_the_monitor() {
     let kept = threads(pid, "NoNewPrivs");
     assert!(kept.len() > 4 && kept.iter().all(|(_, value)| value == "1"), "{kept:?}");
 
+    // The guest reaches these threads without anybody in between: each has a filter, and no right but to the files it serves.
+    let served = |name: &str| name.starts_with("vcpu") || name.starts_with("virtio-");
+    let filtered = threads(pid, "Seccomp").into_iter().filter(|(name, _)| served(name)).collect::<Vec<_>>();
+    assert!(filtered.len() >= 5 && filtered.iter().all(|(_, mode)| mode == "2"), "{filtered:?}");
+    let capable = threads(pid, "CapPrm").into_iter().filter(|(name, _)| served(name));
+    let capable: Vec<_> = capable.filter(|(_, set)| set != "0000000000000000").collect();
+    assert_eq!(capable, [("virtio-fs".to_owned(), FILES.to_owned())]);
+    // And those rights are over nothing of the host's.
+    assert_ne!(namespace(pid, "user"), namespace("self", "user"));
+    let bounds = threads(pid, "CapBnd");
+    assert!(bounds.iter().all(|(_, set)| set == "0000000000000000"), "{bounds:?}");
+
     // Processes of the host are out of sight, so they get no signals.
     assert_ne!(namespace(pid, "pid"), namespace("self", "pid"));
     assert!(status_field(pid, "NSpid").unwrap().ends_with(" 1"));
@@ -52,6 +67,7 @@ fn vm_the_monitor() {
     assert_eq!(files[0], files[1]);
 
     let open = open_files(pid);
-    assert!(!open.iter().any(|path| path.starts_with("/dev/kvm")), "{open:?}");
+    let host = |path: &PathBuf| ["/dev/kvm", "/dev/net", "/proc"].iter().any(|place| path.starts_with(place));
+    assert!(!open.iter().any(host), "{open:?}");
     container.end(&up);
 }

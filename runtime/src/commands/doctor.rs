@@ -21,13 +21,15 @@ type Check = (&'static str, fn() -> Finding);
 
 /// Prints the result of every check; `true` when containers can run.
 pub fn run() -> anyhow::Result<bool> {
-    let checks: [Check; 7] = [
+    let checks: [Check; 9] = [
         ("user", user),
         ("/dev/kvm", kvm),
         ("ring 0", ring0),
         ("guest", guest),
         ("cgroups", cgroups),
         ("tun", tun),
+        ("user namespaces", user_namespaces),
+        ("seccomp", seccomp),
         ("/proc", proc),
     ];
     let mut healthy = true;
@@ -110,6 +112,24 @@ fn tun() -> Finding {
         return Finding::Ok("present".to_owned());
     }
     Finding::Warn("/dev/net/tun is missing".to_owned(), "modprobe tun: networks need it")
+}
+
+/// Where a monitor has no right over the host.
+fn user_namespaces() -> Finding {
+    const MOST: &str = "/proc/sys/user/max_user_namespaces";
+    let remedy = "sysctl user.max_user_namespaces=65536; without, containers need --insecure";
+    match std::fs::read_to_string(MOST).map(|text| text.trim().parse::<u64>()) {
+        Ok(Ok(most)) if most > 0 => Finding::Ok(format!("at most {most}")),
+        Ok(_) => Finding::Fail("none are permitted".to_owned(), remedy),
+        Err(_) => Finding::Fail("the kernel has none".to_owned(), "use a kernel with CONFIG_USER_NS, or --insecure"),
+    }
+}
+
+fn seccomp() -> Finding {
+    if Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
+        return Finding::Ok("filters".to_owned());
+    }
+    Finding::Fail("the kernel has no filters".to_owned(), "use a kernel with CONFIG_SECCOMP_FILTER")
 }
 
 fn proc() -> Finding {

@@ -17,6 +17,7 @@ mod host_process;
 mod inbox;
 mod lifecycle;
 mod network;
+mod node_maker;
 mod oom_trigger;
 mod pod;
 mod server;
@@ -29,6 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use protocol::CreateContainerRequest;
 
 use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
@@ -45,7 +47,7 @@ use pod::{Pod, join_proxy};
 use server::{Channels, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
-use vm::BuiltVm;
+use vm::{BuiltVm, Parts};
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -137,11 +139,13 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     if let Some(root) = shares.first_mut() {
         root.root = view.root()?;
     }
-    let vm = BuiltVm::new(setup, request.container_id.clone(), shares, disks, label.timeline)?;
-    confine::leave_the_host(command, view.enter()?)?;
+    let nodes = may_make_nodes(&request).then(node_maker::start).transpose()?;
+    let vm = BuiltVm::new(setup, request.container_id.clone(), Parts { shares, disks, nodes }, label.timeline)?;
+    confine::leave_the_host(command, view.enter()?, label.insecure)?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     // There is one thread up to here.
     let vm = vm.start()?;
+    confine::drop_rights().context("drop the main thread's rights")?;
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
@@ -154,6 +158,13 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let pod = Rc::new(Pod::new(vm, descriptors, inbox.clone()));
     let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
+}
+
+/// Whether the bundle grants CAP_MKNOD.
+fn may_make_nodes(request: &CreateContainerRequest) -> bool {
+    const MKNOD: u64 = 1 << 27;
+    let capabilities = request.process.as_ref().and_then(|process| process.capabilities.as_ref());
+    capabilities.is_none_or(|capabilities| capabilities.bounding & MKNOD != 0)
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {

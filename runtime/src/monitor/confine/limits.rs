@@ -1,5 +1,6 @@
 //! What holds for the whole process from its beginning.
 
+use super::seccomp;
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
@@ -16,5 +17,6 @@ pub fn harden() -> anyhow::Result<()> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).context("forbid core files")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid dumps")?;
-    rustix::thread::set_no_new_privs(true).context("forbid new privileges")
+    rustix::thread::set_no_new_privs(true).context("forbid new privileges")?;
+    seccomp::prepare().context("have forbidden system calls reported")
 }

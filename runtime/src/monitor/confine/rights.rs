@@ -1,22 +1,89 @@
-//! What the process has the command do for it.
+//! Rights over the host: none. What the process may still do to the files that it serves, it may in a user namespace of its own.
 
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
+use nix::sched::CloneFlags;
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
 use crate::control::Reply;
 use crate::host::monitor_namespaces::Volume;
-use crate::ipc;
+use crate::{ipc, log};
 
-/// Tells the command at the other end of the socket that nothing of the host is to be opened any more, and what is to be
-/// mounted later.
+/// Capabilities of the thread that serves files, in the monitor's own user namespace: over every file of the shares, whoever
+/// owns it, and over nothing else. Which of them a container's files are served with is the policy of each share, since other
+/// containers can join the VM.
+pub const FILES: CapabilitySet = CapabilitySet::CHOWN
+    // The guest's kernel has checked permissions, with groups and capabilities that are unknown here.
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    // chmod, utimens, ACLs, O_NOATIME, sticky directories and protected hard links.
+    .union(CapabilitySet::FOWNER)
+    // setuid and setgid bits stay where the guest's kernel leaves them.
+    .union(CapabilitySet::FSETID)
+    // New files belong to the process that makes them.
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    // File capabilities.
+    .union(CapabilitySet::SETFCAP);
+
+/// Those of the main thread, and of threads that it starts for other things than devices: sockets of the host are connected to
+/// whoever owns them.
+pub const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
+/// Those of the process that makes device nodes, in the host's user namespace.
+pub const NODES: CapabilitySet =
+    CapabilitySet::MKNOD.union(CapabilitySet::DAC_OVERRIDE).union(CapabilitySet::SETUID).union(CapabilitySet::SETGID);
+
+/// Goes into a user namespace where ids are the host's. To be called while there is one thread, after everything that needs a
+/// right over the host; the command at the other end of the socket writes the ids, and mounts the volumes later.
 ///
 /// # Errors
-/// The command is gone.
-pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>) -> anyhow::Result<()> {
-    ipc::send(command, &Reply::LeftHost { needs_ids: false, volumes })?;
-    match ipc::receive(command).context("leave to go on")? {
-        Some(Reply::Done) => Ok(()),
-        _ => bail!("the command ended before the container was created"),
+/// The host has no user namespaces, or none left, and the caller insists on one; the command is gone, or may not write the ids.
+pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>, insecure: bool) -> anyhow::Result<()> {
+    let needs_ids = match nix::sched::unshare(CloneFlags::CLONE_NEWUSER) {
+        Ok(()) => true,
+        Err(error) if insecure => {
+            log::warning(&format!("the monitor has no user namespace ({error}): --insecure"));
+            false
+        }
+        Err(error) => bail!(
+            "make a user namespace for the monitor: {error}; set user.max_user_namespaces, or take --insecure, with which \
+             the monitor keeps rights over the host"
+        ),
+    };
+    ipc::send(command, &Reply::LeftHost { needs_ids, volumes })?;
+    match ipc::receive(command).context("the ids of the monitor's user namespace")? {
+        Some(Reply::Done) => {}
+        _ => bail!("the command ended before the monitor had left the host"),
     }
+    fix_capabilities().context("fix the monitor's capabilities")?;
+    keep(FILES).context("drop the monitor's capabilities")
+}
+
+/// From now on changing the file-system user keeps capabilities, and nothing brings others.
+pub fn fix_capabilities() -> rustix::io::Result<()> {
+    let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_SETUID_FIXUP;
+    let locks = CapabilitiesSecureBits::NO_ROOT_LOCKED | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
+    rustix::thread::set_capabilities_secure_bits(bits | locks | CapabilitiesSecureBits::KEEP_CAPS_LOCKED)?;
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        // The first number that the kernel has no capability for ends it.
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            break;
+        }
+    }
+    // A kernel without ambient capabilities gives none.
+    let _ = rustix::thread::clear_ambient_capability_set();
+    Ok(())
+}
+
+/// Drops all capabilities of the calling thread but these, for good.
+///
+/// # Errors
+/// The kernel's.
+pub fn keep(capabilities: CapabilitySet) -> rustix::io::Result<()> {
+    let there = rustix::thread::capabilities(None)?.permitted;
+    let (kept, none) = (there.intersection(capabilities), CapabilitySet::empty());
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
 }

@@ -112,7 +112,8 @@ async fn dial(dialer: Arc<Dialer>, resolver: Rc<Announcement>, number: u32) -> a
     }
     let dial = move || {
         let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
-        let stream = sockets::dial(&dialer.descriptors, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
+        let stream =
+            sockets::dial(&dialer.descriptors, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
         Ok(stream.into())
     };
     // It may take a while, and wants a working directory of its own.

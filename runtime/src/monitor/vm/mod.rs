@@ -18,10 +18,10 @@ use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::Block;
-use vmm::virtio::fs::{Counters, Fs, Sharing};
+use vmm::virtio::fs::{Counters, Fs, MakeNode, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
-use vmm::{Machine, MachineSpec, OnThread, Running};
+use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
@@ -29,6 +29,7 @@ use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
 use crate::host::shares::Share;
 use crate::log::{self, Level};
+use crate::monitor::confine;
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
@@ -59,6 +60,16 @@ pub struct Vm {
     pub gate: RequestGate,
 }
 
+/// What a VM has of the host.
+pub struct Parts {
+    /// Directories and files.
+    pub shares: Vec<Share>,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// Who makes device nodes, if the container may have some made.
+    pub nodes: Option<Box<dyn MakeNode>>,
+}
+
 /// A VM that is built and has no threads yet.
 pub struct BuiltVm {
     machine: Machine,
@@ -73,18 +84,16 @@ pub struct BuiltVm {
 
 impl BuiltVm {
     /// Builds the VM. From then on nothing of the host has to be opened for it.
-    pub fn new(
-        setup: VmSetup,
-        container_id: String,
-        shares: Vec<Share>,
-        disks: Vec<Disk>,
-        mut timeline: Timeline,
-    ) -> anyhow::Result<Self> {
+    pub fn new(setup: VmSetup, container_id: String, parts: Parts, mut timeline: Timeline) -> anyhow::Result<Self> {
+        let Parts { shares, disks, nodes } = parts;
         timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
         let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
-        let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let mut fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        if let Some(maker) = nodes {
+            fs.make_nodes_with(maker);
+        }
         let (requests, sharing) = (fs.counters(), fs.sharing());
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
@@ -219,7 +228,7 @@ fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
         cmdline: setup.plan.cmdline,
         console: console()?,
         nested: false,
-        on_thread: OnThread::default(),
+        on_thread: confine::on_thread(),
     })
 }
 

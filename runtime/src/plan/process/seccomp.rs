@@ -18,8 +18,9 @@ use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 use protocol::SeccompFilter;
 use serde_json::json;
 
-use names::Architecture;
-use table::Table;
+pub use names::Architecture;
+pub use program::compile;
+pub use table::{Condition, Rule, Table, Test};
 
 /// `SECCOMP_FILTER_FLAG_LOG` of seccomp(2).
 const FLAG_LOG: u32 = 1 << 1;
@@ -34,7 +35,7 @@ pub fn plan(spec: &Spec, notes: &mut Vec<String>) -> anyhow::Result<SeccompFilte
         return Ok(SeccompFilter::new());
     };
     let tables = architectures(profile, notes).into_iter().map(|it| Table::new(profile, it, notes));
-    let program = program::compile(&tables.collect::<anyhow::Result<Vec<_>>>()?)?;
+    let program = compile(&tables.collect::<anyhow::Result<Vec<_>>>()?)?;
     Ok(SeccompFilter { program, flags: flags(profile, notes), ..Default::default() })
 }
 

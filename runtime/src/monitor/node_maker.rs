@@ -1,0 +1,124 @@
+//! Makes device nodes for the thread that serves files.
+//!
+//! Only the host's own root may make nodes of real devices, and the monitor leaves the host's user namespace. So, for a
+//! container that may make such nodes, it forks before: a small process, which can do nothing else, gets a directory and a
+//! name, and answers with the number of an error. It ends with the monitor.
+
+use std::ffi::{CStr, CString};
+use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use vmm::virtio::fs::{MakeNode, Node};
+
+use super::confine;
+use crate::ipc;
+
+/// Mode, umask, uid, gid: 32 bits each; the device: 64.
+const NUMBERS: usize = 24;
+/// Most bytes of a name, with the zero at its end.
+const NAME: usize = 256;
+
+/// The connection to the process.
+struct NodeMaker(UnixStream);
+
+/// Starts the process. To be called while this one has one thread, and all its rights.
+///
+/// # Errors
+/// There can be no more processes.
+pub fn start() -> anyhow::Result<Box<dyn MakeNode>> {
+    let (ours, theirs) = ipc::pair()?;
+    // SAFETY: this process has one thread, so the child may do what it likes.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()).context("start the process that makes device nodes"),
+        0 => {
+            let _ = serve(theirs);
+            // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
+            unsafe { libc::_exit(0) }
+        }
+        _ => Ok(Box::new(NodeMaker(ours.into()))),
+    }
+}
+
+impl MakeNode for NodeMaker {
+    fn make(&self, node: &Node<'_>) -> io::Result<()> {
+        let numbers = [node.mode, node.umask, node.uid, node.gid].map(u32::to_ne_bytes).concat();
+        let request = [&numbers, &node.device.to_ne_bytes()[..], node.name.to_bytes_with_nul()].concat();
+        if ipc::send_fds(&self.0, &request, &[node.directory])? != request.len() {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let mut answer = [0; 4];
+        (&self.0).read_exact(&mut answer)?;
+        match i32::from_ne_bytes(answer) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// The process: keeps nothing of the monitor's but the socket.
+fn serve(socket: OwnedFd) -> io::Result<()> {
+    const KEPT: i32 = 3;
+    // SAFETY: the numbers are descriptors of this process, which has one thread and uses none but the socket; its owner is
+    // forgotten.
+    let socket = unsafe {
+        if libc::dup2(socket.as_raw_fd(), KEPT) < 0 || libc::close_range(KEPT as u32 + 1, u32::MAX, 0) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        std::mem::forget(socket);
+        std::os::fd::BorrowedFd::borrow_raw(KEPT)
+    };
+    // What a user types at the container's terminal is not for this process.
+    rustix::process::setsid()?;
+    confine::make_nodes_only()?;
+    loop {
+        let mut bytes = [0; NUMBERS + NAME];
+        let Some((length, directory)) = receive(socket, &mut bytes)? else { return Ok(()) };
+        let made = directory.ok_or(ErrorKind::InvalidData.into()).and_then(|directory| {
+            let (numbers, name) =
+                bytes.get(..length).unwrap_or_default().split_at_checked(NUMBERS).ok_or(ErrorKind::InvalidData)?;
+            make(&directory, numbers, name)
+        });
+        let error = made.err().map_or(0, |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO));
+        rustix::io::write(socket, &error.to_ne_bytes())?;
+    }
+}
+
+/// A request: its length, and the directory that came with it. None when the monitor is gone.
+fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Option<(usize, Option<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let directory = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    Ok((got.bytes > 0).then_some((got.bytes, directory)))
+}
+
+/// Makes a node. The monitor may lie: what it asks for is a device, in a directory that it has, by a name of one component.
+fn make(directory: &OwnedFd, numbers: &[u8], name: &[u8]) -> io::Result<()> {
+    let word =
+        |at: usize| numbers.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let [mode, umask, uid, gid] = [0, 4, 8, 12].map(word);
+    let device = u64::from(word(16)) | u64::from(word(20)) << 32;
+    let name: CString = CStr::from_bytes_with_nul(name).map_err(|_| ErrorKind::InvalidData)?.to_owned();
+    let one = !matches!(name.to_bytes(), b"" | b"." | b"..") && !name.to_bytes().contains(&b'/');
+    if !one || !matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: none has pointers but mknodat, whose name is a C string that lives across the call.
+    unsafe {
+        libc::umask(umask & 0o777);
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+        let made = libc::mknodat(directory.as_raw_fd(), name.as_ptr(), mode, device);
+        let error = io::Error::last_os_error();
+        libc::syscall(libc::SYS_setfsuid, 0);
+        libc::syscall(libc::SYS_setfsgid, 0);
+        if made == 0 { Ok(()) } else { Err(error) }
+    }
+}
