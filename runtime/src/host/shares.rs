@@ -84,11 +84,24 @@ fn live(plan: &SharePlan) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Has a copied mount, and those below it, hear of no later mounts, and makes them read-only. The guest cannot write there in
-/// any case.
+/// any case, and the monitor opens no devices.
 fn detach(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    match set_attributes(mount, &attributes, true) {
+    let attr_set = libc::MOUNT_ATTR_NODEV | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set_where_known(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 })
+}
+
+/// Has no device be opened by its node on a mount, and those below it.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_devices(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attr_set = libc::MOUNT_ATTR_NODEV;
+    set_where_known(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+/// Sets attributes where the kernel knows how to.
+fn set_where_known(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
+    match set_attributes(mount, attributes, true) {
         // Before Linux 5.12.
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
             log::debug(&format!("mount_setattr: {error}"));

@@ -43,7 +43,9 @@ impl View {
         let volumes = mounts.volumes.into_iter().map(volume).collect::<std::io::Result<_>>();
         let volumes = volumes.context("copy the container's mounts")?;
         rustix::mount::mount_bind_recursive(&root, &root).context("bind the container's root for the monitor")?;
-        Ok(Self { root: directory::open(&root).context("open the container's root")?, volumes })
+        let root = directory::open(&root).context("open the container's root")?;
+        shares::forbid_devices(root.as_fd()).context("forbid devices below the container's root")?;
+        Ok(Self { root, volumes })
     }
 
     /// The container's root as a share: once this is the process's root, `..` leads nowhere from it.
