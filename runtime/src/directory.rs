@@ -6,11 +6,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
 
 /// Opens a directory as a place to start from.
 pub fn open(path: impl AsRef<Path>) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens a directory as a mount of its own that is attached nowhere, so that no way leads up from it. Where this process may not
+/// mount, it is opened as it is.
+pub fn open_apart(path: impl AsRef<Path>) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, path.as_ref(), flags).or_else(|_| open(path))
 }
 
 /// Reads a file of text, without the white space around it.

@@ -102,7 +102,7 @@ impl HostOomTrigger {
         let has = |file: &'static str| move |path: &&PathBuf| path.join(file).exists();
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
         let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
-        let cgroup = directory::open(path).with_context(|| format!("open cgroup {}", path.display()))?;
+        let cgroup = directory::open_apart(path).with_context(|| format!("open cgroup {}", path.display()))?;
         Ok(Some(Self { cgroup, score: Score::open()?, legacy: legacy.is_some() }))
     }
 
