@@ -5,7 +5,7 @@
 //! name, and answers with the number of an error. It ends with the monitor.
 
 use std::ffi::{CStr, CString};
-use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -51,7 +51,10 @@ impl MakeNode for NodeMaker {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let mut answer = [0; 4];
-        (&self.0).read_exact(&mut answer)?;
+        // It came with one call, and is read with one that the thread may make.
+        if rustix::io::read(&self.0, &mut answer)? != answer.len() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
         match i32::from_ne_bytes(answer) {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),

@@ -124,6 +124,8 @@ const FS: &[Call] = &[
     any(Sysno::linkat),
     any(Sysno::renameat2),
     any(Sysno::unlinkat),
+    // Device nodes are made by another process.
+    any(Sysno::sendmsg),
     // Data.
     any(Sysno::preadv),
     any(Sysno::pwritev2),
