@@ -82,7 +82,7 @@ struct ring {
   u16 gap;
   struct { u16 flags, index; struct { u32 id, length; } ring[16]; u16 event; } used ALIGNED(4);
 } ALIGNED(512);
-static volatile struct ring rings[MAX_SLOTS + 1][QUEUES];
+static volatile struct ring ring_memory[MAX_SLOTS + 1][QUEUES];
 static u16 offered[MAX_SLOTS + 1][QUEUES], seen[MAX_SLOTS + 1][QUEUES];
 
 enum { NEXT = 1, WRITABLE = 2 };
@@ -120,7 +120,7 @@ static void set_up_queue(u32 slot, u32 queue, u64 descriptors, u64 available, u6
 }
 
 static void set_up_good_queue(u32 slot, u32 queue) {
-  volatile struct ring *ring = &rings[slot][queue];
+  volatile struct ring *ring = &ring_memory[slot][queue];
   memset((void *)ring, 0, sizeof *ring);
   offered[slot][queue] = seen[slot][queue] = 0;
   set_up_queue(slot, queue, (u64)ring->descriptors, (u64)&ring->available, (u64)&ring->used);
@@ -134,12 +134,12 @@ static void start_device(u32 slot) {
 }
 
 static void describe(u32 slot, u32 queue, u32 at, const void *buffer, u32 length, u16 flags, u16 next) {
-  volatile struct descriptor *d = &rings[slot][queue].descriptors[at];
+  volatile struct descriptor *d = &ring_memory[slot][queue].descriptors[at];
   d->address = (u64)buffer, d->length = length, d->flags = flags, d->next = next;
 }
 
 static void offer(u32 slot, u32 queue, u16 head) {
-  volatile struct ring *ring = &rings[slot][queue];
+  volatile struct ring *ring = &ring_memory[slot][queue];
   ring->available.ring[offered[slot][queue] % QUEUE_SIZE] = head;
   __asm__ volatile("mfence" ::: "memory");
   ring->available.index = ++offered[slot][queue];
@@ -148,7 +148,7 @@ static void offer(u32 slot, u32 queue, u16 head) {
 
 /* Waits for the device to use a chain: its descriptor, or -1 when it does not. */
 static int take_used(u32 slot, u32 queue, u64 patience) {
-  volatile struct ring *ring = &rings[slot][queue];
+  volatile struct ring *ring = &ring_memory[slot][queue];
   while (ring->used.index == seen[slot][queue]) {
     if (!patience-- || *reg(slot, STATUS) & 64) return -1;
     pause();
@@ -203,7 +203,7 @@ static void spoil(volatile struct ring *ring) {
 static void spoil_device(u32 slot) {
   negotiate(slot, random() % 2 ? *reg(slot, 0x10) : 0);
   for (u32 queue = 0; queue < QUEUES; queue++) {
-    volatile struct ring *ring = &rings[slot][queue];
+    volatile struct ring *ring = &ring_memory[slot][queue];
     memset((void *)ring, 0, sizeof *ring);
     spoil(ring);
     if (random() % 4)
@@ -216,7 +216,7 @@ static void spoil_device(u32 slot) {
   for (u32 spin = 0; spin < 20000; spin++) {
     pause();
     /* While the device looks. */
-    if (spin % 5000 == 0) spoil(&rings[slot][random() % QUEUES]);
+    if (spin % 5000 == 0) spoil(&ring_memory[slot][random() % QUEUES]);
   }
   *reg(slot, STATUS) = 0;
 }
@@ -231,7 +231,7 @@ static void bad_rings(u32 rounds) {
   note("devices", devices);
 }
 
-static void rings_(void) { bad_rings(40); }
+static void rings(void) { bad_rings(40); }
 
 /* ---- attack: resets in a loop ----------------------------------------------------------------------------------------- */
 

@@ -4,7 +4,7 @@
 //! they are, the log stays short, and a container beside it notices nothing.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -125,28 +125,6 @@ fn vm_requests_for_files_that_lie() {
     for (words, number) in [("shares", 1), ("file", 1), ("bad names", 0), ("above", 0), ("followed", 0), ("alive", 1)] {
         assert_eq!(said(&outcome, words), number, "{words}: {outcome:?}");
     }
-}
-
-#[test]
-fn vm_a_kernel_has_no_more_rights_over_a_volume_than_its_container() {
-    let scene = Scene::new();
-    let bystanders = Bystanders::new(&scene);
-    let volume = scene.dir().join("volume");
-    fs::create_dir_all(&volume).unwrap();
-    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
-    let mut container = attacker(&scene, "rights");
-    container.mount("bind", &volume, "/volume", &["bind", "nosuid", "nodev"]);
-    container.set("/process/user", json!({"uid": 1000, "gid": 1000}));
-    container.set("/process/capabilities", json!({"bounding": [], "effective": [], "permitted": []}));
-    let outcome = container.run();
-    // Once for the root file system and once for the volume, each refused.
-    assert!(said(&outcome, "node") < 0, "{outcome:?}");
-    for folder in [&volume, &container.rootfs()] {
-        assert!(!folder.join("node").exists(), "{}", folder.display());
-        let Ok(made) = fs::symlink_metadata(folder.join("setuid")) else { continue };
-        assert!(!made.file_type().is_block_device() && made.mode() & 0o6000 == 0, "mode {:o}", made.mode());
-    }
-    bystanders.end();
 }
 
 #[test]
