@@ -253,7 +253,8 @@ const AGENT: &Rooms = &[
     ("process", &["error", "event", "guest", "host", "log", "sys"]),
     ("network", &["error", "event", "host", "log", "process", "sys"]),
     ("container", &["error", "event", "guest_paths", "host", "log", "network", "process", "storage", "sys"]),
-    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process"]),
+    ("sent_ahead", &["error"]),
+    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process", "sent_ahead"]),
     ("lib", &["container", "error", "guest_paths", "service"]),
 ];
 
