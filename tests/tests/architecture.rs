@@ -219,7 +219,11 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    (
+        "fuzz",
+        &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"],
+    ),
+    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[

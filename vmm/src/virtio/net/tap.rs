@@ -15,8 +15,8 @@ use crate::virtio::queue::{Buffers, Room};
 /// A tap whose header is as long as the device's, and whose calls do not block.
 pub struct Tap {
     fd: OwnedFd,
-    /// In tests: where the offloads of what stands for a tap are noted.
-    #[cfg(test)]
+    /// In tests and fuzzing: where the offloads of what stands for a tap are noted.
+    #[cfg(any(test, fuzzing))]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
 }
 
@@ -39,13 +39,13 @@ impl Tap {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
             fd,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             noted: None,
         })
     }
 
     /// A socket whose messages are frames, in a tap's stead.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self { fd, noted: Some(noted) }
@@ -54,7 +54,7 @@ impl Tap {
     /// Tells the host what frames the guest takes: those without a checksum, and long ones.
     pub fn set_offloads(&self, features: u64) -> io::Result<()> {
         let flags = offloads(features);
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(noted) = &self.noted {
             noted.store(flags, std::sync::atomic::Ordering::Relaxed);
             return Ok(());

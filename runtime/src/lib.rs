@@ -17,6 +17,8 @@ mod commands;
 mod control;
 mod directory;
 mod exec_proxy;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod host;
 mod ipc;
 mod launch;
@@ -36,7 +38,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() -> ExitCode {
+/// Carries out the command line, or is the monitor if it was started as that.
+pub fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
