@@ -51,7 +51,6 @@ test: ## every test: units on this machine, the rest in the lab
 check: deps ## rustfmt, clippy and rustdoc without warnings; licences of dependencies
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
-	@fuzz/run --lint
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 	@cargo test --quiet -p tests --test dependencies
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
