@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use vmm::virtio::fs::{Cache, Fs, Share};
+use vmm::virtio::fs::{Cache, Fs, Policy, Share};
 
 use crate::input::Input;
 use crate::rig::{BUFFERS, Buffer, Rig};
@@ -91,6 +91,7 @@ pub fn device(place: &Place) -> Fs {
         root: rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(),
         read_only,
         cache: Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: !read_only },
+        policy: Policy::unrestricted(),
     };
     Fs::new("fuzz", vec![share("w", &place.writable, false), share("r", &place.read_only, true)]).unwrap()
 }

@@ -73,7 +73,8 @@ thread_local! {
 
 impl<D: Device> Rig<D> {
     /// A guest that has activated the device with these of its features.
-    pub fn new(device: D, features: u64) -> Self {
+    pub fn new(mut device: D, features: u64) -> Self {
+        device.enter_thread().unwrap();
         let memory = MEMORY_OF_ALL.with(GuestMemoryMmap::clone);
         memory.write_slice(&[0; MEMORY as usize], GuestAddress(0)).unwrap();
         let (driven, epoll) = (vec![Driven::default(); device.queue_sizes().len()], Epoll::new());
@@ -130,6 +131,7 @@ impl<D: Device> Rig<D> {
     /// are no longer what they were.
     pub fn save_and_restore(&mut self, mut other: D) {
         self.stop();
+        other.enter_thread().unwrap();
         if let Ok(state) = self.device.save() {
             let _ = other.restore(&state);
         }

@@ -11,14 +11,15 @@ use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
 use vmm::virtio::worker::Wiring;
 use vmm::virtio::{Device, vsock};
+use vmm::OnThread;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::input::Input;
 
 const MEMORY: usize = 0x1_0000;
-/// Most steps of one input, and most activations: each is a thread.
+/// Most steps of one input, and most that may activate the device: each costs two switches of threads.
 const STEPS: usize = 128;
-const RESETS: usize = 8;
+const RESETS: usize = 16;
 /// Offsets of the registers that a driver writes.
 const REGISTERS: [u64; 20] = [
     0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4, 0xac, 0xd0, 0xfc, 0x100,
@@ -62,7 +63,10 @@ pub fn target(data: &[u8]) {
     let make = || {
         let device = device(kind);
         let wiring = wiring(device.as_ref());
-        Transport::new(device, wiring)
+        let mut transport = Transport::new(device, wiring);
+        transport.spawn_thread(&OnThread::default()).unwrap();
+        transport.await_thread().unwrap();
+        transport
     };
     let (mut transport, mut activations) = (make(), 0);
     for _ in 0..STEPS {

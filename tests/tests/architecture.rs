@@ -228,20 +228,36 @@ const RUNTIME: &Rooms = &[
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[
     ("registers", &[]),
+    ("threads", &[]),
     ("timeline", &[]),
     ("event_loop", &[]),
     ("virtio/error", &[]),
     ("error", &["virtio/error"]),
     ("layout", &["registers"]),
-    ("spec", &["error"]),
+    ("spec", &["error", "threads"]),
     ("memory", &["error", "layout", "registers"]),
     ("interrupt", &["registers"]),
-    ("virtio", &["virtio/error", "event_loop", "interrupt", "memory", "registers"]),
-    ("vcpu", &["error", "virtio"]),
+    ("virtio", &["virtio/error", "event_loop", "interrupt", "memory", "registers", "threads"]),
+    ("vcpu", &["error", "threads", "virtio"]),
     ("boot", &["error", "layout", "memory", "spec"]),
-    ("machine", &["boot", "error", "interrupt", "layout", "memory", "registers", "spec", "timeline", "vcpu", "virtio"]),
-    ("probe", &["error", "layout", "memory", "vcpu"]),
-    ("lib", &["error", "layout", "machine", "spec", "timeline", "vcpu"]),
+    (
+        "machine",
+        &[
+            "boot",
+            "error",
+            "interrupt",
+            "layout",
+            "memory",
+            "registers",
+            "spec",
+            "threads",
+            "timeline",
+            "vcpu",
+            "virtio",
+        ],
+    ),
+    ("probe", &["error", "layout", "memory", "threads", "vcpu"]),
+    ("lib", &["error", "layout", "machine", "spec", "threads", "timeline", "vcpu"]),
 ];
 /// Rooms of the agent.
 const AGENT: &Rooms = &[

@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::virtio::driver::{Silent, queue};
-use vmm::virtio::fs::{Cache, Fs, Share};
+use vmm::virtio::fs::{Cache, Fs, Policy, Share};
 use vmm::virtio::queue::Ring;
 use vmm::virtio::{Context, Device, Event};
 
@@ -54,7 +54,10 @@ impl Guest {
         let (interrupt, queue) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
         let rings = vec![Ring::new(Queue::new(64).unwrap(), interrupt.clone()), Ring::new(queue, interrupt)];
         let mut guest = Self { device, memory, rings, requests: 0 };
-        guest.with_device(|device, context| device.activate(0, context).unwrap());
+        guest.with_device(|device, context| {
+            device.enter_thread().unwrap();
+            device.activate(0, context).unwrap();
+        });
         // Version 7.41, no flags.
         guest.request(INIT, 0, &[7u32, 41, 0, 0].map(u32::to_le_bytes).concat(), 64);
         guest
@@ -106,7 +109,8 @@ fn anonymous() -> usize {
 fn device(directory: &Path) -> Fs {
     let root: OwnedFd = rustix::fs::open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let cache = Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: false };
-    Fs::new("test", vec![Share { name: "s".to_owned(), root, read_only: false, cache }]).unwrap()
+    let policy = Policy::unrestricted();
+    Fs::new("test", vec![Share { name: "s".to_owned(), root, read_only: false, cache, policy }]).unwrap()
 }
 
 /// Files with names of 15 bytes, looked up and then saved and restored.

@@ -20,7 +20,7 @@ use vmm::virtio::block::Block;
 use vmm::virtio::fs::{Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
-use vmm::{Machine, MachineSpec, Running};
+use vmm::{Machine, MachineSpec, OnThread, Running};
 
 use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
@@ -196,6 +196,8 @@ fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
         initrd: setup.initrd,
         cmdline: setup.plan.cmdline,
         console: console()?,
+        nested: false,
+        on_thread: OnThread::default(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::server::Server;
 use super::sharing::{self, ChangeReceiver, Sharing};
-use super::{Counters, Share};
+use super::{Counters, MakeNode, Share};
 use crate::virtio::queue::Outcome;
 use crate::virtio::{Context, Device, Error, Event};
 
@@ -44,6 +44,12 @@ impl Fs {
     /// A handle that changes the shares while the device is in use.
     pub fn sharing(&self) -> Sharing {
         self.sharing.clone()
+    }
+
+    /// Has device nodes made by somebody else, for a process that may make none itself. To be called before the device is in
+    /// use.
+    pub fn make_nodes_with(&mut self, maker: Box<dyn MakeNode>) {
+        self.server.node_maker = Some(maker);
     }
 
     /// Number of requests by opcode, to be read while the device is in use.
@@ -88,10 +94,13 @@ impl Device for Fs {
         config
     }
 
+    fn enter_thread(&mut self) -> Result<(), Error> {
+        self.server.enter_thread()
+    }
+
     fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {
         let watched = context.watcher.add(self.changes.wake.as_raw_fd(), CHANGES, libc::EPOLLIN as u32);
-        watched.map_err(|error| Error::Host("watch for changes of the shares", error))?;
-        self.server.enter_thread()
+        watched.map_err(|error| Error::Host("watch for changes of the shares", error))
     }
 
     fn deactivate(&mut self, context: &mut Context) {

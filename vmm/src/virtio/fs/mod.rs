@@ -25,7 +25,8 @@
 //!   may know more files than there are descriptors (see `cold`).
 //!
 //! Permissions inside the guest are checked by the guest's kernel (virtiofs always mounts with
-//! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`).
+//! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`). What
+//! even a hostile kernel may not do to the files of a share its [`Policy`] says: owners, device nodes, setuid.
 //!
 //! # Caching
 //!
@@ -76,7 +77,7 @@
 //!
 //! # System calls
 //!
-//! The worker makes these. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
+//! The worker makes these. Before its hook: `unshare(CLONE_FS)`, `fchdir`, `umask`,
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
@@ -85,7 +86,7 @@
 //! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
-//! `SETUID`, `SETGID`, and `SETPCAP` until activation.
+//! `SETUID`, `SETGID`, and `SETPCAP` until the thread serves.
 
 mod coherence;
 mod counters;
@@ -93,7 +94,9 @@ mod device;
 mod dispatch;
 mod fuse;
 mod identity;
+mod nodes;
 mod operations;
+mod policy;
 mod request;
 mod saved;
 mod server;
@@ -109,5 +112,7 @@ mod tests;
 pub use coherence::Cache;
 pub use counters::Counters;
 pub use device::Fs;
+pub use nodes::{MakeNode, Node};
+pub use policy::{IdSet, Ids, Policy};
 pub use share::Share;
 pub use sharing::Sharing;

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
-use super::super::{Cache, Fs, Share};
+use super::super::{Cache, Fs, Policy, Share};
 use crate::virtio::driver::{Silent, queue};
 use crate::virtio::queue::Ring;
 use crate::virtio::{Context, Device, Error, Event};
@@ -54,7 +54,7 @@ pub fn age() {
 
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
-    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE }
+    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE, policy: Policy::unrestricted() }
 }
 
 impl Guest {
@@ -73,6 +73,7 @@ impl Guest {
         let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
         let mut rings = vec![idle, Ring::new(queue, interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
+        device.enter_thread().unwrap();
         device.activate(0, &mut context).unwrap();
         Self { device, uid: 0, gid: 0, pid: 0, memory, rings, available: 0 }
     }
