@@ -19,6 +19,7 @@ mod directory;
 mod exec_proxy;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod guest_text;
 mod host;
 mod ipc;
 mod launch;
