@@ -112,7 +112,8 @@ fn again<T: DeserializeOwned + Serialize>(stream: &UnixStream) -> Option<T> {
 /// The text of a config.json, up to the plan; the first byte chooses options of the command line.
 pub fn config(data: &[u8]) {
     let Some((&choice, text)) = data.split_first() else { return };
-    let Ok(bundle) = str::from_utf8(text).map_err(anyhow::Error::from).and_then(|text| bundle::of("/b".into(), text)) else {
+    let Ok(bundle) = str::from_utf8(text).map_err(anyhow::Error::from).and_then(|text| bundle::of("/b".into(), text))
+    else {
         return;
     };
     let options = Options {
@@ -132,12 +133,14 @@ pub fn config(data: &[u8]) {
 /// Facts about the files that a bundle names, by their names: of every kind.
 fn made_up(bundle: &Bundle, choice: u8) -> Facts {
     static HERE: OnceLock<Facts> = OnceLock::new();
-    let here = || facts::gather(&bundle::of("/b".into(), "{\"ociVersion\":\"1.0.2\"}").unwrap(), Path::new("/nonexistent"));
+    let here =
+        || facts::gather(&bundle::of("/b".into(), "{\"ociVersion\":\"1.0.2\"}").unwrap(), Path::new("/nonexistent"));
     let mut facts = HERE.get_or_init(|| here().unwrap()).clone();
     let sources = bundle.spec.mounts().iter().flatten().filter_map(|mount| plan::bind_source(mount, &bundle.dir));
     facts.sources = sources.map(|path| (path.clone(), source(path))).collect();
     facts.rootfs = plan::rootfs_path(bundle).map(source);
-    facts.disks = BTreeMap::from([((8, 0), DiskFact::At("/dev/sda".into())), ((8, 1), DiskFact::Missing("gone".into()))]);
+    facts.disks =
+        BTreeMap::from([((8, 0), DiskFact::At("/dev/sda".into())), ((8, 1), DiskFact::Missing("gone".into()))]);
     let network = NamespaceId { device: 4, inode: 2 };
     facts.network = match choice >> 4 & 3 {
         0 => NetworkFact::NotGiven,

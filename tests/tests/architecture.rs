@@ -222,10 +222,7 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    (
-        "fuzz",
-        &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"],
-    ),
+    ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
     ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.

@@ -755,7 +755,12 @@ async fn closing_stdout_breaks_the_pipe(host: &mut Host) {
 async fn a_large_request_comes_ahead_of_its_call(host: &mut Host) {
     let large = |process: &mut Process| {
         process.env.extend((0..52).map(|number| format!("LARGE_{number}={}", "x".repeat(100_000))));
-        process.rlimits.push(Rlimit { resource: libc::RLIMIT_STACK, soft: u64::MAX, hard: u64::MAX, ..Default::default() });
+        process.rlimits.push(Rlimit {
+            resource: libc::RLIMIT_STACK,
+            soft: u64::MAX,
+            hard: u64::MAX,
+            ..Default::default()
+        });
     };
     let mut request = host.request("env | wc -c; exec sleep 1000");
     large(request.process.mut_or_insert_default());

@@ -283,7 +283,8 @@ mod tests {
         assert!(agent.send_ahead(&with(3), "arguments").await.unwrap().is_none());
         assert!(agent.send_ahead(&with(5), "arguments").await.unwrap_err().to_string().contains("connection"));
         let error = agent.exec("e", with(17)).await.unwrap_err().to_string();
-        let expected = "the process's arguments and environment take 17825871 bytes: 16777216 are the most that a VM can be told";
+        let expected =
+            "the process's arguments and environment take 17825871 bytes: 16777216 are the most that a VM can be told";
         assert_eq!(error, expected);
     }
 }
