@@ -19,7 +19,7 @@ pub mod balloon;
 pub mod block;
 mod device;
 #[cfg(any(test, feature = "driver"))]
-#[allow(missing_docs, reason = "for tests")]
+#[allow(missing_docs, clippy::new_without_default, reason = "for tests")]
 pub mod driver;
 mod error;
 pub mod fs;
