@@ -226,7 +226,8 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
+    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[
@@ -276,7 +277,8 @@ const AGENT: &Rooms = &[
     ("process", &["error", "event", "guest", "host", "log", "sys"]),
     ("network", &["error", "event", "host", "log", "process", "sys"]),
     ("container", &["error", "event", "guest_paths", "host", "log", "network", "process", "storage", "sys"]),
-    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process"]),
+    ("sent_ahead", &["error"]),
+    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process", "sent_ahead"]),
     ("lib", &["container", "error", "guest_paths", "service"]),
 ];
 

@@ -344,7 +344,7 @@ fn a_killed_monitor_leaves_the_links_as_they_were() {
 fn network_helper() -> i32 {
     let helpers: Vec<i32> = process::descendants()
         .into_iter()
-        .filter(|(_, what)| what.contains("network-helper"))
+        .filter(|(pid, what)| what.contains("network-helper") && process::lives(*pid))
         .map(|(pid, _)| pid)
         .collect();
     assert_eq!(helpers.len(), 1, "{:?}", process::descendants());

@@ -17,6 +17,8 @@ mod commands;
 mod control;
 mod directory;
 mod exec_proxy;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod guest_text;
 mod host;
 mod ipc;
@@ -37,7 +39,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() -> ExitCode {
+/// Carries out the command line, or is the process that a command spawned.
+pub fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
