@@ -42,10 +42,11 @@ use network::passt_relay;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
-use server::{Channels, OomNotifier, Server, control_socket};
+use server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
+use vm::share_policies::SharePolicies;
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -107,7 +108,8 @@ struct Container {
 }
 
 async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
-    let Parcel { container: mut request, shares, disks, sockets, ports, user_network, control, streams } = parcel;
+    let Parcel { container: mut request, shares, file_rights, disks, sockets, ports, user_network, control, streams } =
+        parcel;
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
@@ -122,6 +124,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
     let network =
         Network::open(NetworkNamespace::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
+    let (files, shares) = SharePolicies::new(shares, file_rights)?;
     let vm = Vm::boot(setup, request.container_id.clone(), shares, disks, label.timeline)?;
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
@@ -138,7 +141,8 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, host, inbox.clone()));
-    let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
+    let host_side = HostSide { network: Some(network), files };
+    let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }
 

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use protocol::{CreateContainerRequest, NamespaceKind};
 use tokio::net::UnixStream;
+use vmm::virtio::fs;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
-use crate::host::shares::Share;
 use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::monitor::inbox::Inbox;
 use crate::monitor::network::Network;
-use crate::monitor::server::{Channels, OomNotifier, Server, control_socket};
+use crate::monitor::server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::vm::share_policies::SharePolicies;
 use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
 
@@ -41,8 +42,9 @@ pub async fn join(
     let guard = pod.admit(&id).await?;
     rename_shares(&mut parcel, guard.number);
     let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
-    add_shares(&pod.vm, std::mem::take(&mut parcel.shares)).await?;
-    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, namespace }).await;
+    let (files, shares) = SharePolicies::new(std::mem::take(&mut parcel.shares), parcel.file_rights.clone())?;
+    add_shares(&pod.vm, shares).await?;
+    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, files, namespace }).await;
     // Only now may an engine unmount what was shared.
     if let Err(error) = remove_shares(&pod.vm, names).await {
         log::warning(&format!("remove the shares of container {id}: {error:#}"));
@@ -54,6 +56,7 @@ pub async fn join(
 struct Joining<'a> {
     guard: &'a JoinGuard,
     parcel: Parcel,
+    files: SharePolicies,
     /// Its network namespace, unless it has another container's.
     namespace: Option<OwnedFd>,
 }
@@ -75,7 +78,7 @@ fn has_own_network(request: &CreateContainerRequest) -> bool {
 
 /// The container's life, from its creation to its end.
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Reply> {
-    let Joining { guard, parcel, namespace } = joining;
+    let Joining { guard, parcel, files, namespace } = joining;
     let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
     let control = control_socket(control)?;
     let place = namespace.map(NetworkNamespace::of);
@@ -86,7 +89,7 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     create(&pod.vm, &agent, &request, network.as_ref()).await?;
     let (inbox, events) = Inbox::new();
     let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
-    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), network, notifier);
+    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), HostSide { network, files }, notifier);
     guard.complete(inbox);
     // The join proxy may be gone already; then the first read below says so.
     let _ = ipc::send_async(stream, &Reply::Started).await;
@@ -124,9 +127,8 @@ async fn create(
 }
 
 /// Adds shares, on another thread: the device answers when it has done what it is at.
-async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
+async fn add_shares(vm: &Vm, shares: Vec<fs::Share>) -> anyhow::Result<()> {
     let sharing = vm.sharing.clone();
-    let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 

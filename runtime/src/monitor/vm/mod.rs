@@ -4,6 +4,7 @@ pub mod agent_client;
 pub mod clock;
 pub mod nics;
 pub mod request_gate;
+pub mod share_policies;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -17,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::Block;
-use vmm::virtio::fs::{Counters, Fs, Sharing};
+use vmm::virtio::fs::{self, Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
@@ -26,7 +27,6 @@ use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
-use crate::host::shares::Share;
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
@@ -49,7 +49,7 @@ pub struct Vm {
     container_id: String,
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
-    /// Adds and removes shares.
+    /// Adds, changes and removes shares.
     pub sharing: Sharing,
     /// The NICs of all containers.
     pub nics: Nics,
@@ -62,18 +62,17 @@ impl Vm {
     pub fn boot(
         setup: VmSetup,
         container_id: String,
-        shares: Vec<Share>,
+        shares: Vec<fs::Share>,
         disks: Vec<Disk>,
         mut timeline: Timeline,
     ) -> anyhow::Result<Self> {
         timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
-        let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
-        let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
-        let (requests, sharing) = (fs.counters(), fs.sharing());
+        let files = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let (requests, sharing) = (files.counters(), files.sharing());
         let own: [Box<dyn Device>; OWN_DEVICES] =
-            [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
+            [Box::new(vsock_device), Box::new(files), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
         let (mut nic_devices, nics) = Nics::new(devices.len(), setup.hotplug)?;
         if !nics.hotplugged {
