@@ -321,7 +321,7 @@ fn set_policies(guest: &mut Guest, policies: Vec<(String, Policy)>) -> Result<()
     let sharing = guest.device.sharing();
     let asking = std::thread::spawn(move || sharing.set_policies(policies));
     while !asking.is_finished() {
-        guest.event(crate::virtio::Event::Fd(0, libc::EPOLLIN as u32));
+        guest.event(crate::virtio::Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
     }
     asking.join().unwrap()
 }
