@@ -32,7 +32,7 @@ use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::state::{Dir, Lock, State, Status};
 use crate::streams::Streams;
 use crate::timeline::Timeline;
-use crate::{log, network, sandbox, state};
+use crate::{directory, log, network, sandbox, state};
 
 /// Where a container's terminal goes.
 #[derive(Clone, Copy, Debug)]
@@ -330,18 +330,10 @@ fn open_streams(plan: &Plan, terminal: Terminal) -> anyhow::Result<(Option<Owned
     Ok((Some(master), Streams::Terminal(slave.into())))
 }
 
-/// Writes a pid-file whole: temporary file, then rename, as runc does.
+/// Writes a pid-file whole, as runc does.
 pub fn write_pid_file(path: &Path, pid: i32) -> anyhow::Result<()> {
-    let name = path.file_name().with_context(|| format!("pid-file {} has no name", path.display()))?;
-    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
-    let write = || {
-        std::fs::write(&temporary, pid.to_string())?;
-        std::fs::rename(&temporary, path)
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
+    path.file_name().with_context(|| format!("pid-file {} has no name", path.display()))?;
+    let written = directory::replace(path, 0o666, pid.to_string().as_bytes());
     written.with_context(|| format!("write pid-file {}", path.display()))
 }
 

@@ -3,16 +3,18 @@
 //! Engines show their users the last `level: error` line of the log file. The same sentence goes to
 //! stderr. Without `--log`, lines go to stderr alone.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Global, LogFormat};
+use crate::guest_text;
 use crate::ipc::Descriptor;
 
 /// Settings of logging; passed on to the monitor, which writes to the same file.
@@ -78,6 +80,37 @@ pub fn fatal(message: &str) {
     }
 }
 
+/// How much a line matters.
+#[derive(Clone, Copy, Debug)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something is not as it should be.
+    Warning,
+    /// For who looks for a cause.
+    Debug,
+}
+
+/// Writes a line that can come again and again, as one that a guest causes can: the first time, and when it has come ten,
+/// a hundred, a thousand times and so on. Lines that differ in numbers only are the same one.
+pub fn repeated(level: Level, message: &str) {
+    if matches!(level, Level::Debug) && !is_debug() {
+        return;
+    }
+    let message = guest_text::sentence(message);
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).count(&message);
+    let message = match seen {
+        None => return,
+        Some(1) => message,
+        Some(times) => format!("{message} ({times} times by now)"),
+    };
+    match level {
+        Level::Error => error(&message),
+        Level::Warning => warning(&message),
+        Level::Debug => debug(&message),
+    }
+}
+
 /// Writes a line of level error.
 pub fn error(message: &str) {
     line("error", message);
@@ -95,8 +128,33 @@ pub fn info(message: &str) {
 
 /// Writes a line of level debug, if `--debug` was given.
 pub fn debug(message: &str) {
-    if SETTINGS.get().is_some_and(|settings| settings.debug) {
+    if is_debug() {
         line("debug", message);
+    }
+}
+
+fn is_debug() -> bool {
+    SETTINGS.get().is_some_and(|settings| settings.debug)
+}
+
+/// Most kinds of lines that are told apart. A guest that causes more is heard of as if all others were one.
+const KINDS: usize = 64;
+
+static SEEN: Mutex<Repeats> = Mutex::new(Repeats(BTreeMap::new()));
+
+/// How often each kind of line has come.
+struct Repeats(BTreeMap<String, u64>);
+
+impl Repeats {
+    /// Counts a line; gives the count when the line is to be written.
+    fn count(&mut self, message: &str) -> Option<u64> {
+        let mut kind: String = message.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if !self.0.contains_key(&kind) && self.0.len() >= KINDS {
+            kind.clear();
+        }
+        let seen = self.0.entry(kind).or_default();
+        *seen = seen.saturating_add(1);
+        std::iter::successors(Some(1), |power: &u64| power.checked_mul(10)).any(|power| power == *seen).then_some(*seen)
     }
 }
 
@@ -124,6 +182,22 @@ fn render(format: LogFormat, level: &str, message: &str, time: SystemTime) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_again_is_written_a_few_times() {
+        let mut repeats = Repeats(BTreeMap::new());
+        let written: Vec<u64> = (0..12_345).filter_map(|n| repeats.count(&format!("descriptor {n} is bad"))).collect();
+        assert_eq!(written, [1, 10, 100, 1000, 10_000]);
+        assert_eq!(repeats.count("another one"), Some(1));
+    }
+
+    #[test]
+    fn a_guest_that_thinks_up_reasons_is_bounded() {
+        let mut repeats = Repeats(BTreeMap::new());
+        let reason = |n: u32| char::from_u32(0x1000 + n).unwrap().to_string();
+        let written = (0..10_000).filter_map(|n| repeats.count(&reason(n))).count();
+        assert_eq!((written, repeats.0.len()), (KINDS + 4, KINDS + 1));
+    }
 
     #[test]
     fn a_json_line_is_what_engines_parse() {

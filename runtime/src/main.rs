@@ -17,6 +17,7 @@ mod commands;
 mod control;
 mod directory;
 mod exec_proxy;
+mod guest_text;
 mod host;
 mod ipc;
 mod launch;

@@ -12,8 +12,8 @@
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, Metadata};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::directory;
 use crate::host::cgroup::HostCgroup;
 use crate::log;
 use crate::plan::Hooks;
@@ -164,6 +165,7 @@ pub fn process_start(pid: i32) -> Option<u64> {
 
 /// States of all containers under `root`, the oldest first.
 pub fn all(root: &Path) -> anyhow::Result<Vec<State>> {
+    check_root(root)?;
     let entries = match std::fs::read_dir(root) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -183,6 +185,22 @@ pub fn all(root: &Path) -> anyhow::Result<Vec<State>> {
     Ok(states)
 }
 
+/// Refuses a directory that others could put states into: commands do what a state says, as root mostly.
+fn check_root(root: &Path) -> anyhow::Result<()> {
+    // Where there is none there are no containers.
+    let Ok(found) = root.metadata() else { return Ok(()) };
+    let (path, owner, mode) = (root.display(), found.uid(), found.mode() & 0o7777);
+    if ![0, rustix::process::geteuid().as_raw()].contains(&owner) {
+        bail!("state directory {path} belongs to another user (uid {owner}): choose another one (--root)");
+    }
+    if mode & 0o022 != 0 {
+        bail!(
+            "others can write to state directory {path} (mode {mode:04o}): chmod go-w it, or choose another one (--root)"
+        );
+    }
+    Ok(())
+}
+
 /// Directory with the state of one container.
 #[derive(Debug)]
 pub struct Dir {
@@ -195,6 +213,7 @@ impl Dir {
         let mut builder = DirBuilder::new();
         let make_root = builder.recursive(true).mode(0o711).create(root);
         make_root.with_context(|| format!("create state directory {} (set --root?)", root.display()))?;
+        check_root(root)?;
         let path = root.join(id);
         match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => Ok(Self { path }),
@@ -208,6 +227,7 @@ impl Dir {
     /// Opens the directory of an existing container.
     pub fn open(root: &Path, id: &str) -> anyhow::Result<Self> {
         crate::plan::validate_id(id)?;
+        check_root(root)?;
         let path = root.join(id);
         match path.symlink_metadata() {
             Ok(found) if found.is_dir() => Ok(Self { path }),
@@ -274,17 +294,11 @@ impl Dir {
         Path::new(self.path.file_name().unwrap_or_default()).display()
     }
 
-    /// Writes the state: temporary file, then rename, so that no reader sees half of it.
+    /// Writes the state, whole.
     pub fn save(&self, state: &State) -> anyhow::Result<()> {
-        let temporary = self.path.join("state.json.new");
-        let write = || -> anyhow::Result<()> {
-            let mut options = File::options();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&serde_json::to_vec(state)?)?;
-            std::fs::rename(&temporary, self.path.join("state.json"))?;
-            Ok(())
-        };
-        write().with_context(|| format!("write {}", self.path.join("state.json").display()))
+        let file = self.path.join("state.json");
+        let written = directory::replace(&file, 0o600, &serde_json::to_vec(state)?);
+        written.with_context(|| format!("write {}", file.display()))
     }
 
     /// Removes the directory, and so frees the id.
@@ -352,6 +366,36 @@ mod tests {
         assert_eq!(again, "container with given ID already exists: a");
         first.remove().unwrap();
         Dir::reserve(root.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn a_root_that_others_can_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        Dir::reserve(root.path(), "a").unwrap();
+        for mode in [0o777, 0o1777, 0o720, 0o702] {
+            std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let errors = [
+                Dir::open(root.path(), "a").unwrap_err(),
+                Dir::reserve(root.path(), "b").unwrap_err(),
+                all(root.path()).unwrap_err(),
+            ];
+            for error in errors.map(|error| error.to_string()) {
+                assert!(error.starts_with("others can write to state directory "), "{error}");
+            }
+        }
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(Dir::open(root.path(), "a").is_ok());
+    }
+
+    #[test]
+    fn a_root_of_another_user_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        // Only root can give it away.
+        if std::os::unix::fs::chown(root.path(), Some(12345), None).is_ok() {
+            let error = Dir::reserve(root.path(), "a").unwrap_err().to_string();
+            assert!(error.contains("belongs to another user (uid 12345)"), "{error}");
+        }
     }
 
     #[test]

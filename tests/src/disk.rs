@@ -4,13 +4,36 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
 use crate::command::run;
 use crate::place;
 
 /// Size of the disk in bytes; its blocks take memory only when written.
 const SIZE: u64 = 64 << 20;
+
+/// A tmpfs of 1 MiB on the host, unmounted at its end; its user may do so before.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// Mounts it at a path that is made.
+    pub fn new(path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        rustix::mount::mount("shm", &path, "tmpfs", MountFlags::empty(), Some(c"size=1m,mode=1777")).unwrap();
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
 
 /// A disk with an ext4 file system; gone when dropped.
 pub struct Disk {

@@ -23,7 +23,7 @@ use graph::{Graph, Rooms};
 use source::Crate;
 
 /// Which crate of the workspace may use which others.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("runvm", &["vmm", "protocol", "initrd"]),
     ("vmm", &[]),
     ("agent", &["protocol"]),
@@ -32,6 +32,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("tests", &[]),
     ("posix-cases", &[]),
     ("udp-echo", &[]),
+    ("liar", &[]),
 ];
 
 /// What must not get into a crate, however deep.
@@ -76,7 +77,8 @@ const RUNTIME: &Rooms = &[
     ("plan", &["bundle", "plan/"]),
     ("cli", &[]),
     ("ipc", &[]),
-    ("log", &["cli", "ipc"]),
+    ("guest_text", &[]),
+    ("log", &["cli", "guest_text", "ipc"]),
     ("artifacts", &[]),
     ("directory", &[]),
     ("signals", &[]),
@@ -95,7 +97,7 @@ const RUNTIME: &Rooms = &[
         "parcel",
         &["host/disks", "host/publish", "host/shares", "host/sockets", "ipc", "log", "plan/", "streams", "timeline"],
     ),
-    ("state", &["host/cgroup", "log", "plan/"]),
+    ("state", &["directory", "host/cgroup", "log", "plan/"]),
     ("control", &["directory", "ipc", "state", "streams"]),
     ("host/facts", &["bundle", "host/sockets", "plan/", "state"]),
     ("host/spawn", &["control", "ipc", "plan/", "signals", "streams"]),
@@ -108,7 +110,7 @@ const RUNTIME: &Rooms = &[
     ("monitor/oom_trigger", &["directory", "log"]),
     ("monitor/confine", &["directory", "host/shares", "log", "parcel"]),
     ("monitor/host_process", &["control", "host/console", "ipc"]),
-    ("monitor/vm", &["control", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
+    ("monitor/vm", &["control", "guest_text", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
     ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
     ("monitor/network", &["host/publish", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"]),
@@ -187,6 +189,7 @@ const RUNTIME: &Rooms = &[
             "bundle",
             "cli",
             "control",
+            "directory",
             "host/",
             "ipc",
             "log",
@@ -224,20 +227,36 @@ const RUNTIME: &Rooms = &[
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[
     ("registers", &[]),
+    ("threads", &[]),
     ("timeline", &[]),
     ("event_loop", &[]),
     ("virtio/error", &[]),
     ("error", &["virtio/error"]),
     ("layout", &["registers"]),
-    ("spec", &["error"]),
+    ("spec", &["error", "threads"]),
     ("memory", &["error", "layout", "registers"]),
     ("interrupt", &["registers"]),
-    ("virtio", &["virtio/error", "event_loop", "interrupt", "memory", "registers"]),
-    ("vcpu", &["error", "virtio"]),
+    ("virtio", &["virtio/error", "event_loop", "interrupt", "memory", "registers", "threads"]),
+    ("vcpu", &["error", "threads", "virtio"]),
     ("boot", &["error", "layout", "memory", "spec"]),
-    ("machine", &["boot", "error", "interrupt", "layout", "memory", "registers", "spec", "timeline", "vcpu", "virtio"]),
-    ("probe", &["error", "layout", "memory", "vcpu"]),
-    ("lib", &["error", "layout", "machine", "spec", "timeline", "vcpu"]),
+    (
+        "machine",
+        &[
+            "boot",
+            "error",
+            "interrupt",
+            "layout",
+            "memory",
+            "registers",
+            "spec",
+            "threads",
+            "timeline",
+            "vcpu",
+            "virtio",
+        ],
+    ),
+    ("probe", &["error", "layout", "memory", "threads", "vcpu"]),
+    ("lib", &["error", "layout", "machine", "spec", "threads", "timeline", "vcpu"]),
 ];
 /// Rooms of the agent.
 const AGENT: &Rooms = &[

@@ -1,11 +1,12 @@
 //! Containers that share namespaces with another one: in a VM, they are all in the first one's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::command::run;
+use tests::disk::Tmpfs;
 use tests::process::{self, wait_orphan};
 use tests::{ConsoleSocket, Container, Created, Scene, place};
 
@@ -38,23 +39,6 @@ fn two(scene: &Scene) -> (Container<'_>, Created, Container<'_>, Created) {
     (first, one, second, two)
 }
 
-/// A tmpfs on the host, unmounted at its end; its user may do so before.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn new(path: PathBuf) -> Self {
-        std::fs::create_dir_all(&path).unwrap();
-        rustix::mount::mount("shm", &path, "tmpfs", MountFlags::empty(), Some(c"size=1m,mode=1777")).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn namespaces_are_those_of_the_other() {
     let scene = Scene::new();
@@ -84,7 +68,7 @@ fn memory_and_interfaces_are_shared() {
     let with_shm = |container: &mut Container| {
         let mounts = container.spec["mounts"].as_array_mut().unwrap();
         mounts.retain(|mount| mount["destination"] != "/dev/shm");
-        container.mount("bind", &shm.0, "/dev/shm", &["rbind", "rprivate", "noexec"]);
+        container.mount("bind", shm.path(), "/dev/shm", &["rbind", "rprivate", "noexec"]);
     };
     let mut first = scene.container();
     with_shm(&mut first);
@@ -228,12 +212,12 @@ fn volumes_are_free_at_its_end() {
     for round in 0..3 {
         let volume = Tmpfs::new(scene.dir().join("volume"));
         let mut second = neighbour(&scene, one.pid, &["ipc"]);
-        second.mount("bind", &volume.0, "/data", &["rbind"]);
+        second.mount("bind", volume.path(), "/data", &["rbind"]);
         let script = format!("echo {round} >/data/file; find / -xdev >/dev/null; exec 3</data/file; cat <&3");
         let outcome = second.sh(&script).run().success();
         assert_eq!(outcome.stdout, format!("{round}\n"));
-        assert_eq!(std::fs::read_to_string(volume.0.join("file")).unwrap(), outcome.stdout);
-        rustix::mount::unmount(&volume.0, UnmountFlags::empty()).expect("nobody has it open");
+        assert_eq!(std::fs::read_to_string(volume.path().join("file")).unwrap(), outcome.stdout);
+        rustix::mount::unmount(volume.path(), UnmountFlags::empty()).expect("nobody has it open");
         let rootfs = second.rootfs();
         rustix::mount::unmount(&rootfs, UnmountFlags::empty()).expect("nobody has its root open");
         rustix::mount::mount("none", &rootfs, "tmpfs", MountFlags::empty(), None).unwrap();

@@ -34,6 +34,19 @@ fn a_killed_container_is_137() {
 }
 
 #[test]
+fn vm_a_container_whose_agent_lies_is_killed() {
+    let podman = Podman::new();
+    let name = "runvm-test-liar";
+    let liar = format!("{}:/liar:ro", tests::place::bin().join("liar").display());
+    let flags = ["--detach", "--pid", "host", "--cap-add", "SYS_PTRACE", "--volume", &liar, "--name", name];
+    run(&mut podman.container(&flags, &["/liar"])).success();
+    wait_for_logs(&podman, name, "lying\n");
+    podman.run(&["kill", name]).success();
+    assert_eq!(podman.run(&["wait", name]).success().line(), "137");
+    podman.run(&["rm", name]).success();
+}
+
+#[test]
 fn a_signal_reaches_the_process() {
     let podman = Podman::new();
     let name = "runvm-test-signal";

@@ -67,6 +67,23 @@ fn vm_a_stopped_machine_gives_its_state() {
 }
 
 #[test]
+fn vm_guests_see_virtualisation_only_where_it_is_meant() {
+    let scene = Scene::new();
+    let script = "mount -t proc proc /proc; echo $(grep -E -w -c 'svm|vmx' /proc/cpuinfo) that-virtualise >/dev/console; reboot -f";
+    let initrd = initrd(&scene, script);
+    let seen = |options: &[&str]| {
+        number_before(&boot(&initrd, &[&["--console"], options].concat()).success().stdout, "that-virtualise")
+    };
+    assert_eq!(seen(&[]), 0);
+    let nested = ["kvm_amd", "kvm_intel"].map(|module| format!("/sys/module/{module}/parameters/nested"));
+    let offered = nested
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .any(|value| value.trim() != "0" && value.trim() != "N");
+    assert_eq!(seen(&["--nested"]), u64::from(offered));
+}
+
+#[test]
 fn vm_a_kernel_that_is_none_is_refused() {
     let scene = Scene::new();
     let file = scene.dir().join("not-a-kernel");

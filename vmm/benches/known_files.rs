@@ -83,7 +83,10 @@ impl Guest {
         queue.set_ready(true);
         let rings = vec![Ring::new(Queue::new(64).unwrap(), interrupt.clone()), Ring::new(queue, interrupt)];
         let mut guest = Self { device, memory, rings, requests: 0 };
-        guest.with_device(|device, context| device.activate(0, context).unwrap());
+        guest.with_device(|device, context| {
+            device.enter_thread().unwrap();
+            device.activate(0, context).unwrap();
+        });
         // Version 7.41, no flags.
         guest.request(INIT, 0, &[7u32, 41, 0, 0].map(u32::to_le_bytes).concat(), 64);
         guest

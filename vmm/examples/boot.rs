@@ -1,18 +1,18 @@
 //! Boots a kernel and an initrd, and says where time and exits went. The test area `vmm` runs it.
 //!
 //! ```text
-//! boot KERNEL INITRD [--memory MIB] [--cpus N] [--console] [--times N] [--save] [--pause] [ARGUMENT...]
+//! boot KERNEL INITRD [--memory MIB] [--cpus N] [--console] [--times N] [--save] [--pause] [--nested] [ARGUMENT...]
 //! ```
 //!
 //! With `--console` the serial console goes to standard output. `--times` boots that often and
 //! prints medians. `--pause` quiesces and resumes the machine again and again while the guest runs. `--save` stops
-//! a guest that doesn't end within ten seconds and prints what its state has.
+//! a guest that doesn't end within ten seconds and prints what its state has. With `--nested` the guest sees VMX or SVM.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use vmm::virtio::rng::Rng;
-use vmm::{Machine, MachineSpec, Running};
+use vmm::{Machine, MachineSpec, OnThread, Running};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -25,6 +25,7 @@ struct Options {
     times: usize,
     save: bool,
     pause: bool,
+    nested: bool,
     arguments: String,
 }
 
@@ -53,6 +54,7 @@ fn options() -> Result<Options> {
             "--console" => options.console = true,
             "--save" => options.save = true,
             "--pause" => options.pause = true,
+            "--nested" => options.nested = true,
             _ if options.files.len() < 2 => options.files.push(word),
             _ => options.arguments = format!("{} {word}", options.arguments).trim().to_owned(),
         }
@@ -71,6 +73,8 @@ fn boot(options: &Options) -> Result<Duration> {
         initrd: initrd.into(),
         cmdline: options.arguments.clone(),
         console,
+        nested: options.nested,
+        on_thread: OnThread::default(),
     };
     let begin = Instant::now();
     let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;
@@ -119,7 +123,7 @@ fn save(running: Running, begin: Instant) -> Result<Duration> {
     let begin_stop = Instant::now();
     let stopped = running.stop();
     let stop = begin_stop.elapsed();
-    let state = stopped.state()?;
+    let state = stopped.state(vmm::open_kvm()?)?;
     let (vcpu, device) = (&state.vcpus[0], &state.devices[0]);
     println!("  stopped in {stop:.2?}, exit {exit:?}; state in {:.2?}", begin_stop.elapsed() - stop);
     println!("  {} vCPUs, rip {:#x}, {} MSRs", state.vcpus.len(), vcpu.regs.rip, vcpu.msrs.len());

@@ -23,6 +23,9 @@ pub enum Error {
     /// Another system call failed.
     #[error("cannot {0}")]
     Host(&'static str, #[source] io::Error),
+    /// A thread of the machine could not be spawned, or may not serve.
+    #[error("cannot start the thread {0}")]
+    Thread(String, #[source] io::Error),
     /// The monitor's own data does not fit the guest memory it laid out.
     #[error("cannot write guest memory")]
     Memory(#[from] vm_memory::GuestMemoryError),

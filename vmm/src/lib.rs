@@ -3,7 +3,7 @@
 //! ```no_run
 //! # fn main() -> Result<(), vmm::Error> {
 //! use vmm::virtio::rng::Rng;
-//! use vmm::{Machine, MachineSpec};
+//! use vmm::{Machine, MachineSpec, OnThread};
 //! let spec = MachineSpec {
 //!     kvm: vmm::open_kvm()?,
 //!     memory_mib: 256,
@@ -12,11 +12,13 @@
 //!     initrd: "initrd".into(),
 //!     cmdline: String::new(),
 //!     console: None,
+//!     nested: false,
+//!     on_thread: OnThread::default(),
 //! };
 //! let running = Machine::build(spec, vec![Box::new(Rng)], vec![])?.start()?;
 //! // Poll `running.ended()`, then:
 //! println!("{:?} {:?}", running.exit(), running.last_words());
-//! let state = running.stop().state()?;
+//! let state = running.stop().state(vmm::open_kvm()?)?;
 //! # Ok(()) }
 //! ```
 //!
@@ -28,7 +30,7 @@
 //!  Machine::build
 //!  Machine::start ─────▶ KVM_RUN ◀────────┐
 //!  Running::pause ─kick▶ exit ─▶ bus ─────┤
-//!                         registers:      │             spawned by the driver's DRIVER_OK,
+//!                         registers:      │             parked until the driver's DRIVER_OK
 //!                         Transport ──────┼─move──────▶ Device + rings
 //!                         notifications:  │             ▲        │
 //!                         in the kernel ──┼─ioeventfd───┘        │
@@ -53,6 +55,7 @@ mod memory;
 pub mod probe;
 pub mod registers;
 mod spec;
+mod threads;
 mod timeline;
 mod vcpu;
 pub mod virtio;
@@ -61,5 +64,6 @@ pub use error::Error;
 pub use layout::VIRTIO_MAX as MAX_DEVICES;
 pub use machine::{Machine, Running, Stopped, open_kvm, snapshot};
 pub use spec::{MAX_VCPUS, MachineSpec};
+pub use threads::{OnThread, ThreadKind};
 pub use timeline::Timeline;
 pub use vcpu::{Exit, ExitCounts};

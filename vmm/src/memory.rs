@@ -77,14 +77,16 @@ impl Drop for Filler {
     }
 }
 
-/// Keeps guest memory out of children that this process forks: it is none of their business, and each page that the guest
-/// writes meanwhile would be copied.
-pub fn keep_from_children(memory: &GuestMemoryMmap) -> Result<(), Error> {
+/// Keeps guest memory, the kernel's file in it included, out of children that this process forks and out of its core files.
+/// It is no business of either, and each page that the guest writes while there is a child would be copied. To be called
+/// when everything is mapped.
+pub fn keep_in_machine(memory: &GuestMemoryMmap) -> Result<(), Error> {
     for region in memory.iter() {
-        // SAFETY: the range is the whole mapping of the region; only what a child gets changes.
-        let done = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_DONTFORK) };
-        if done != 0 {
-            return Err(Error::Host("keep guest memory from children", io::Error::last_os_error()));
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: the range is the whole mapping of the region; only what a child or a core file gets changes.
+            if unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) } != 0 {
+                return Err(Error::Host("keep guest memory to this process", io::Error::last_os_error()));
+            }
         }
     }
     Ok(())
@@ -226,6 +228,34 @@ mod tests {
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_to_end(&mut kept).unwrap();
         assert!(kept == content, "the file was written to");
+    }
+
+    /// The flags of each mapping of this process that begins in the memory (`VmFlags` in proc(5)).
+    fn flags(memory: &GuestMemoryMmap) -> Vec<String> {
+        let region = memory.iter().next().unwrap();
+        let (start, end) = (region.as_ptr() as u64, region.as_ptr() as u64 + region.len());
+        let (mut within, mut found) = (false, Vec::new());
+        for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+            let address = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
+            within = address.map_or(within, |address| (start..end).contains(&address));
+            found.extend(line.strip_prefix("VmFlags:").filter(|_| within).map(|flags| format!("{flags} ")));
+        }
+        found
+    }
+
+    #[test]
+    fn no_core_file_and_no_child_gets_guest_memory() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; WORTH_MAPPING]).unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let memory = allocate(16 * layout::MIB).unwrap();
+        let kernel = GuestAddress(2 * layout::MIB);
+        memory.read_exact_volatile_from(kernel, &mut MappedKernel(&file), WORTH_MAPPING).unwrap();
+        assert!(flags(&memory).iter().all(|flags| !flags.contains(" dd ")));
+        keep_in_machine(&memory).unwrap();
+        let flags = flags(&memory);
+        assert!(flags.len() >= 3, "memory, the kernel's file, memory: {flags:?}");
+        assert!(flags.iter().all(|flags| flags.contains(" dd ") && flags.contains(" dc ")), "{flags:?}");
     }
 
     #[test]

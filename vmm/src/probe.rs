@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::error::{Error, kvm};
 use crate::layout::{KVM_TSS, MIB};
 use crate::memory;
+use crate::threads::OnThread;
 use crate::vcpu::bus::{Bus, Target};
 use crate::vcpu::{Exit, Shared, Vcpus};
 
@@ -139,7 +140,7 @@ fn count(kvm_fd: &Kvm) -> Result<Duration, ProbeError> {
     let mut ports = Bus::default();
     ports.insert(MARK_PORT.into(), 1, Arc::new(Mutex::new(Marks(marks.clone()))));
     let shared = Arc::new(Shared::new(ports, Bus::default())?);
-    let mut vcpus = Vcpus::start(vec![vcpu], shared.clone())?;
+    let mut vcpus = Vcpus::start(vec![vcpu], shared.clone(), &OnThread::default())?;
     wait_readable(&shared.ended);
     // Stopped before memory goes away; if this hangs, the caller has its answer by then.
     vcpus.stop();

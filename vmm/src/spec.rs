@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::threads::OnThread;
 
 /// Least memory: what our kernel needs to get anywhere, in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
@@ -30,6 +31,11 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Descriptor that the guest's serial console writes to; without it there is no serial port at all.
     pub console: Option<OwnedFd>,
+    /// Whether the guest sees VMX or SVM, if the host's KVM offers them, and can run virtual machines. What emulates them is
+    /// the richest source of holes in KVM.
+    pub nested: bool,
+    /// What each thread of the machine does first.
+    pub on_thread: OnThread,
 }
 
 impl MachineSpec {
@@ -59,7 +65,9 @@ mod tests {
     fn spec(memory_mib: u32, vcpus: u8, cmdline: &str) -> Result<(), Error> {
         let (kernel, initrd) = (PathBuf::from("k"), PathBuf::from("i"));
         let kvm = std::fs::File::open("/dev/null").unwrap().into();
-        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline: cmdline.to_owned(), console: None }.validate()
+        let (cmdline, on_thread) = (cmdline.to_owned(), OnThread::default());
+        let (console, nested) = (None, false);
+        MachineSpec { kvm, memory_mib, vcpus, kernel, initrd, cmdline, console, nested, on_thread }.validate()
     }
 
     #[test]

@@ -9,10 +9,13 @@
 //!  pause     none ──Pause──▶ pausing ──Quiesced or Frozen──▶ paused ──Resume──▶ none
 //!                                                              └──Resume──▶ thawing ──Thawed──▶ none
 //!  OOM       unreported ──OutOfMemory, or Ended by it──▶ reporting ──OomReported──▶ reported
+//!  SIGKILL   none ──Signal──▶ killed ──Overdue, unless it ended before──▶ ended
 //! ```
 //!
 //! Nothing else knows whether a container was started or is paused. The request gate and the virtual CPUs do what
 //! this state says of them.
+//!
+//! SIGKILL is the host's: a guest that does not report the end in time is not waited for longer.
 
 mod action;
 mod event;
@@ -37,6 +40,8 @@ pub struct State<T> {
     oom: Oom,
     /// Whether the virtual CPUs must not run while the host is told of a lack of memory.
     oom_report_stops_vm: bool,
+    /// Whether SIGKILL was sent: the end is near, whatever the guest says.
+    killed: bool,
     /// Signals that came while the VM was paused.
     kept_signals: Vec<Signal>,
     /// Requests that wait until a pause or a resume on its way is over.
@@ -93,6 +98,7 @@ impl<T> State<T> {
             pause: Pause::None,
             oom: Oom::Unreported,
             oom_report_stops_vm,
+            killed: false,
             kept_signals: Vec::new(),
             deferred: VecDeque::new(),
             end: End::Alive,
@@ -130,7 +136,7 @@ impl<T> State<T> {
             }
             Event::Asked(request, ticket) => match self.refusal(&request) {
                 Some(why) => actions.push(Action::Answer(ticket, Err(why.to_owned()))),
-                None => actions.push(self.grant(request, ticket, shared)),
+                None => self.grant(request, ticket, shared, actions),
             },
             Event::StartDone(answer) => {
                 if let Some(ticket) = self.starting.take() {
@@ -149,6 +155,7 @@ impl<T> State<T> {
             Event::OutOfMemory | Event::OomReported => {}
             Event::Ended { code, oom_killed } => self.ended(Ending::Exited(code), oom_killed, actions),
             Event::VmDied(why) => self.ended(Ending::VmDied(why), false, actions),
+            Event::Overdue => self.ended(Ending::Overdue, false, actions),
         }
     }
 
@@ -175,7 +182,8 @@ impl<T> State<T> {
             Request::Resume if !paused => "container not paused",
             Request::Start | Request::Exec | Request::Join(_) | Request::Resume => return None,
             _ if ended => "container not running",
-            Request::Pause if paused => "container not running",
+            // What is killed does not stop on its way.
+            Request::Pause if paused || self.killed => "container not running",
             Request::Update if paused => "cannot update a paused container",
             Request::Query if paused => "cannot query a paused container: nothing in it runs, its kernel included",
             _ => return None,
@@ -183,14 +191,14 @@ impl<T> State<T> {
     }
 
     /// Does what a request wants, once it is known to be possible.
-    fn grant(&mut self, request: Request, ticket: T, shared: bool) -> Action<T> {
-        match request {
+    fn grant(&mut self, request: Request, ticket: T, shared: bool, actions: &mut Vec<Action<T>>) {
+        actions.push(match request {
+            Request::Signal(signal) => return self.signal(signal, ticket, actions),
             Request::Start => {
                 self.starting = Some(ticket);
                 Action::Begin(Work::Start)
             }
             Request::Exec | Request::Update | Request::Query | Request::WatchOom => Action::Answer(ticket, Ok(())),
-            Request::Signal(signal) => self.signal(signal, ticket),
             Request::Pause => {
                 let (scope, work) = if shared { (Scope::Cgroup, Work::Freeze) } else { (Scope::Vm, Work::Quiesce) };
                 self.pause = Pause::Pausing(scope, ticket);
@@ -198,22 +206,25 @@ impl<T> State<T> {
             }
             Request::Resume => self.resume(ticket),
             Request::Join(id) => Action::Admit(id, ticket),
-        }
+        });
     }
 
     /// As in a frozen cgroup of version 2, a signal that kills does so at once, any other one after the pause.
-    fn signal(&mut self, signal: Signal, ticket: T) -> Action<T> {
+    fn signal(&mut self, signal: Signal, ticket: T, actions: &mut Vec<Action<T>>) {
         if self.mechanisms().gate_closed {
             if !signal.kills() {
                 if signal.number >= FIRST_QUEUED || !self.kept_signals.contains(&signal) {
                     self.kept_signals.push(signal);
                 }
-                return Action::Answer(ticket, Ok(()));
+                return actions.push(Action::Answer(ticket, Ok(())));
             }
             self.pause = Pause::None;
             self.kept_signals.clear();
         }
-        Action::Signal(signal, ticket)
+        actions.push(Action::Signal(signal, ticket));
+        if signal.kills() && !std::mem::replace(&mut self.killed, true) {
+            actions.push(Action::Begin(Work::AwaitEnd));
+        }
     }
 
     fn resume(&mut self, ticket: T) -> Action<T> {

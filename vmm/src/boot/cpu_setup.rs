@@ -19,14 +19,31 @@ const LVT_LINT1: usize = 0x360;
 const MODE_NMI: u8 = 4;
 const MODE_EXTINT: u8 = 7;
 
-/// Edits what KVM supports into the CPUID of vCPU `id` out of `count`.
+/// What a machine's virtual CPUs are like.
+#[derive(Clone, Copy)]
+pub struct Cpus {
+    /// How many there are.
+    pub count: u8,
+    /// Whether the guest can run virtual machines.
+    pub nested: bool,
+}
+
+/// Edits what KVM supports into the CPUID of vCPU `id` out of those.
 ///
 /// The guest sees one package of `count` cores with one thread each, x2APIC, and a TSC deadline timer
-/// that doesn't stop: so it needs neither PIT nor calibration. Everything else is as on the host.
-pub fn cpuid(supported: &CpuId, id: u8, count: u8) -> Result<CpuId, Error> {
+/// that doesn't stop: so it needs neither PIT nor calibration. It sees no performance counters and, as a rule, no
+/// virtualisation of the processor's: most holes in KVM were in what that takes. Everything else is as on the host.
+pub fn cpuid(supported: &CpuId, id: u8, cpus: Cpus) -> Result<CpuId, Error> {
+    let count = cpus.count;
     let keep = |entry: &&kvm_cpuid_entry2| !matches!(entry.function, 0xb | 0x1f);
     let mut entries: Vec<_> = supported.as_slice().iter().filter(keep).copied().collect();
-    entries.iter_mut().for_each(|entry| edit(entry, u32::from(id), u32::from(count)));
+    for entry in &mut entries {
+        edit(entry, u32::from(id), u32::from(count));
+        hide_counters(entry);
+        if !cpus.nested {
+            hide_virtualisation(entry);
+        }
+    }
     entries.extend(extended_topology(u32::from(id), u32::from(count)));
     CpuId::from_entries(&entries).map_err(|_| Error::Spec("the host's CPUID is larger than KVM takes".to_owned()))
 }
@@ -55,11 +72,37 @@ fn edit(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
         }
         // The APIC timer always runs (ARAT); no other power management is emulated.
         0x6 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (1 << 2, 0, 0, 0),
-        // No performance counters: probing them costs exits, and they would leak between tenants.
-        0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        0x8000_0001 => entry.ecx &= !(1 << 23),
         0x8000_0008 => entry.ecx = (core_bits(count) << 12) | (count - 1),
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
+        _ => {}
+    }
+}
+
+/// Clears the leaf.
+fn clear(entry: &mut kvm_cpuid_entry2) {
+    (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+}
+
+/// Hides performance counters: probing them costs exits, and they would tell of other tenants.
+fn hide_counters(entry: &mut kvm_cpuid_entry2) {
+    match entry.function {
+        // PDCM: the MSR that describes the counters' features.
+        0x1 => entry.ecx &= !(1 << 15),
+        // Intel's counters and their extension; AMD's of version 2.
+        0xa | 0x23 | 0x8000_0022 => clear(entry),
+        // AMD's counters: of cores, north bridge and last-level cache.
+        0x8000_0001 => entry.ecx &= !((1 << 23) | (1 << 24) | (1 << 28)),
+        _ => {}
+    }
+}
+
+/// Hides VMX and SVM. KVM refuses a guest that does not see them the instructions and registers, too.
+fn hide_virtualisation(entry: &mut kvm_cpuid_entry2) {
+    match entry.function {
+        0x1 => entry.ecx &= !(1 << 5),
+        // SVM, and SKINIT.
+        0x8000_0001 => entry.ecx &= !((1 << 2) | (1 << 12)),
+        0x8000_000a => clear(entry),
         _ => {}
     }
 }
@@ -150,8 +193,12 @@ mod tests {
     }
 
     fn edited(entries: &[kvm_cpuid_entry2], id: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
+        edited_for(entries, id, Cpus { count, nested: false })
+    }
+
+    fn edited_for(entries: &[kvm_cpuid_entry2], id: u8, cpus: Cpus) -> Vec<kvm_cpuid_entry2> {
         let supported = CpuId::from_entries(entries).unwrap();
-        cpuid(&supported, id, count).unwrap().as_slice().to_vec()
+        cpuid(&supported, id, cpus).unwrap().as_slice().to_vec()
     }
 
     fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -194,6 +241,46 @@ mod tests {
         let guest = edited(&host, 0, 1);
         assert_eq!((find(&guest, 6, 0).eax, find(&guest, 6, 0).ecx), (4, 0));
         assert_eq!((find(&guest, 0xa, 0).eax, find(&guest, 0xa, 0).edx), (0, 0));
+    }
+
+    /// A processor that has every bit.
+    fn everything() -> Vec<kvm_cpuid_entry2> {
+        let all = [u32::MAX; 4];
+        let leaves = [0x1, 0xa, 0x23, 0x4000_0001, 0x8000_0001, 0x8000_000a, 0x8000_0022];
+        leaves.map(|leaf| entry(leaf, 0, all)).to_vec()
+    }
+
+    /// The bits of a register that the guest doesn't see of those.
+    fn hidden(cpus: Cpus, leaf: u32, register: fn(&kvm_cpuid_entry2) -> u32) -> u32 {
+        !register(&find(&edited_for(&everything(), 0, cpus), leaf, 0))
+    }
+
+    #[test]
+    fn guests_see_counters_of_no_vendor() {
+        for nested in [false, true] {
+            let cpus = Cpus { count: 1, nested };
+            for leaf in [0xa, 0x23, 0x8000_0022] {
+                assert_eq!(hidden(cpus, leaf, |entry| entry.eax & entry.ebx & entry.ecx & entry.edx), u32::MAX);
+            }
+            assert_eq!(hidden(cpus, 0x1, |entry| entry.ecx) & !(1 << 5), 1 << 15);
+            let amd = hidden(cpus, 0x8000_0001, |entry| entry.ecx) & !((1 << 2) | (1 << 12));
+            assert_eq!(amd, (1 << 23) | (1 << 24) | (1 << 28));
+            assert_eq!(hidden(cpus, 0x4000_0001, |entry| entry.eax), 0, "what KVM offers stays");
+        }
+    }
+
+    #[test]
+    fn guests_see_virtualisation_only_where_it_is_meant() {
+        for (nested, vmx, svm, leaf) in [(false, 1 << 5, 1 << 2, u32::MAX), (true, 0, 0, 0)] {
+            let cpus = Cpus { count: 1, nested };
+            assert_eq!(hidden(cpus, 0x1, |entry| entry.ecx) & (1 << 5), vmx);
+            assert_eq!(hidden(cpus, 0x8000_0001, |entry| entry.ecx) & (1 << 2), svm);
+            let registers: [fn(&kvm_cpuid_entry2) -> u32; 4] =
+                [|leaf| leaf.eax, |leaf| leaf.ebx, |leaf| leaf.ecx, |leaf| leaf.edx];
+            for register in registers {
+                assert_eq!(hidden(cpus, 0x8000_000a, register), leaf);
+            }
+        }
     }
 
     #[test]

@@ -170,10 +170,12 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::threads::OnThread;
 
     fn spec(memory_mib: u32, kernel: PathBuf, initrd: PathBuf) -> MachineSpec {
         let kvm = std::fs::File::open("/dev/null").unwrap().into();
-        MachineSpec { kvm, memory_mib, vcpus: 1, kernel, initrd, cmdline: "x=y".to_owned(), console: None }
+        let (cmdline, on_thread) = ("x=y".to_owned(), OnThread::default());
+        MachineSpec { kvm, memory_mib, vcpus: 1, kernel, initrd, cmdline, console: None, nested: false, on_thread }
     }
 
     fn files(kernel: &[u8]) -> (tempfile::TempDir, PathBuf, PathBuf) {

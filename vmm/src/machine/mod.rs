@@ -7,16 +7,18 @@ pub mod snapshot;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::boot::{self, cpu_setup, mptable};
+use crate::boot::cpu_setup::{self, Cpus};
+use crate::boot::{self, mptable};
 use crate::error::{Error, kvm};
 use crate::layout::{self, MIB};
 use crate::memory;
 use crate::registers::Window;
 use crate::spec::MachineSpec;
+use crate::threads::OnThread;
 use crate::timeline::Timeline;
 use crate::vcpu::bus::Bus;
 use crate::vcpu::console::Console;
@@ -35,7 +37,6 @@ pub struct Machine {
 
 /// What a machine consists of besides its vCPUs.
 struct Body {
-    kvm: Kvm,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     memory_mib: u32,
@@ -43,6 +44,7 @@ struct Body {
     hotplugged: Vec<HotPlugged>,
     shared: Arc<Shared>,
     on_fault: Arc<OnceLock<OnFault>>,
+    on_thread: OnThread,
     timeline: Timeline,
 }
 
@@ -52,7 +54,7 @@ pub struct Running {
     body: Body,
 }
 
-/// A machine whose threads have ended: memory, vCPUs and devices are as the guest left them.
+/// A machine whose threads have ended or are parked: memory, vCPUs and devices are as the guest left them.
 pub struct Stopped {
     vcpus: Vec<VcpuFd>,
     body: Body,
@@ -73,7 +75,9 @@ impl Machine {
         timeline.mark("build begins");
         let (at_boot, count) = (devices.len(), devices.len() + hotplugged.len());
         check(&spec, count)?;
-        let (kvm_fd, vm) = make_vm(&spec)?;
+        let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
+        let kvm_fd = kvm_of(fd);
+        let vm = make_vm(&kvm_fd)?;
         timeline.mark("VM made");
         let memory = memory::allocate(u64::from(spec.memory_mib) * MIB)?;
         // Slots before interrupt controllers, then vCPUs, then events: see `memory::register`.
@@ -84,18 +88,20 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("make interrupt controllers"))?;
         timeline.mark("memory and interrupt controllers");
         let entry = boot::load(&memory, &spec, at_boot)?;
-        memory::keep_from_children(&memory)?;
+        memory::keep_in_machine(&memory)?;
         mptable::write(&memory, spec.vcpus, &irqs(&spec, count))?;
         timeline.mark("kernel and initrd in memory");
-        let vcpus = build_vcpus(&kvm_fd, &vm, spec.vcpus, entry)?;
+        let cpus = Cpus { count: spec.vcpus, nested: spec.nested };
+        let vcpus = build_vcpus(&kvm_fd, &vm, cpus, entry)?;
         timeline.mark("vCPUs");
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
         let builder = SlotBuilder { vm: &vm, memory: &memory, on_fault: &on_fault };
         let (devices, hotplugged) = builder.build(devices, hotplugged, windows)?;
         let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
         timeline.mark("devices");
-        let memory_mib = spec.memory_mib;
-        let body = Body { kvm: kvm_fd, vm, memory, memory_mib, devices, hotplugged, shared, on_fault, timeline };
+        let MachineSpec { memory_mib, on_thread, .. } = spec;
+        // KVM is closed with the specification: it could make more machines, and nothing needs it any more.
+        let body = Body { vm, memory, memory_mib, devices, hotplugged, shared, on_fault, on_thread, timeline };
         Ok(Self { vcpus, body })
     }
 
@@ -106,13 +112,16 @@ impl Machine {
         let _ = self.body.on_fault.set(Arc::new(report));
     }
 
-    /// Starts the vCPU threads.
+    /// Starts the threads, those of devices first.
     ///
     /// # Errors
-    /// The host has no more threads.
+    /// The host has no more threads, or [`MachineSpec::on_thread`] failed on one.
     pub fn start(self) -> Result<Running, Error> {
         let Self { vcpus, mut body } = self;
-        let vcpus = Vcpus::start(vcpus, body.shared.clone())?;
+        let at_boot = body.devices.len() - body.hotplugged.len();
+        slots::start_threads(body.devices.get(..at_boot).unwrap_or_default(), &body.on_thread)?;
+        body.timeline.mark("device threads");
+        let vcpus = Vcpus::start(vcpus, body.shared.clone(), &body.on_thread)?;
         body.timeline.mark("vCPU threads");
         Ok(Running { vcpus, body })
     }
@@ -145,15 +154,16 @@ impl Running {
         self.body.shared.counts()
     }
 
-    /// Binds the notifications of the hot-plugged device of this index to KVM, and returns what the guest's kernel has to
-    /// be told of the device: a value of the parameter `virtio_mmio.device`. A second call changes nothing and returns the
-    /// same value.
+    /// Starts the thread of the hot-plugged device of this index, binds its notifications to KVM, and returns what the
+    /// guest's kernel has to be told of the device: a value of the parameter `virtio_mmio.device`. A second call changes
+    /// nothing and returns the same value.
     ///
     /// # Errors
-    /// There is no such device, or KVM refuses it.
+    /// There is no such device, KVM refuses it, or the host has no more threads.
     pub fn hotplug(&self, index: usize) -> Result<String, Error> {
-        let device = self.body.hotplugged.get(index);
-        device.ok_or_else(|| Error::Spec(format!("there is no hot-plugged device {index}")))?.connect(&self.body.vm)
+        let Body { vm, on_thread, hotplugged, .. } = &self.body;
+        let device = hotplugged.get(index);
+        device.ok_or_else(|| Error::Spec(format!("there is no hot-plugged device {index}")))?.connect(vm, on_thread)
     }
 
     /// Pauses all vCPUs. Devices finish what they were asked for, and wait: the guest asks for nothing more.
@@ -161,7 +171,7 @@ impl Running {
         self.vcpus.pause();
     }
 
-    /// Pauses all vCPUs, then waits until no device has a request in flight and stops their threads: nothing changes guest
+    /// Pauses all vCPUs, then waits until no device has a request in flight and parks their threads: nothing changes guest
     /// memory until [`Running::resume`].
     pub fn quiesce(&self) {
         self.vcpus.pause();
@@ -174,7 +184,7 @@ impl Running {
         self.vcpus.resume();
     }
 
-    /// Ends vCPU and device threads and gives back what remains.
+    /// Ends the vCPUs' threads, parks those of devices, and gives back what remains.
     pub fn stop(self) -> Stopped {
         let Self { mut vcpus, body } = self;
         let vcpus = vcpus.stop();
@@ -184,12 +194,13 @@ impl Running {
 }
 
 impl Stopped {
-    /// The machine's state, read from KVM and the devices.
+    /// The machine's state, read from KVM and the devices. The descriptor is as in [`MachineSpec::kvm`], of which a machine
+    /// keeps none.
     ///
     /// # Errors
     /// KVM refuses a call, or a device was lost or cannot be saved.
-    pub fn state(&self) -> Result<MachineState, Error> {
-        let msrs = snapshot::msr_list(&self.body.kvm)?;
+    pub fn state(&self, kvm: OwnedFd) -> Result<MachineState, Error> {
+        let msrs = snapshot::msr_list(&kvm_of(kvm))?;
         let devices = self.body.devices.iter().enumerate().map(|(slot, device)| {
             let device = device.lock().unwrap_or_else(PoisonError::into_inner);
             device.save().map_err(|error| Error::Device(format!("in slot {slot}"), error))
@@ -253,13 +264,15 @@ pub fn open_kvm() -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn make_vm(spec: &MachineSpec) -> Result<(Kvm, Arc<VmFd>), Error> {
-    let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
-    // SAFETY: the copy is given away, and KVM's by the meaning of the field; if it is not, its calls fail.
-    let kvm_fd = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+fn kvm_of(fd: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is given away, and KVM's by the meaning of the argument; if it is not, its calls fail.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+fn make_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, Error> {
     loop {
         match kvm_fd.create_vm() {
-            Ok(vm) => return Ok((kvm_fd, Arc::new(vm))),
+            Ok(vm) => return Ok(Arc::new(vm)),
             // Waiting for a lock of KVM's own can be interrupted.
             Err(error) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(kvm("make a VM")(error)),
@@ -267,15 +280,19 @@ fn make_vm(spec: &MachineSpec) -> Result<(Kvm, Arc<VmFd>), Error> {
     }
 }
 
-fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, Error> {
+fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, cpus: Cpus, entry: u64) -> Result<Vec<VcpuFd>, Error> {
+    // A host that is too old for this, or has no counters to give, refuses; the guest doesn't see any in either case.
+    let mut no_counters = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    no_counters.args[0] = KVM_PMU_CAP_DISABLE.into();
+    let _ = vm.enable_cap(&no_counters);
     let supported = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
     let build = |id: u8| {
         let vcpu = vm.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
-        let cpuid = cpu_setup::cpuid(&supported, id, count)?;
+        let cpuid = cpu_setup::cpuid(&supported, id, cpus)?;
         cpu_setup::apply(&vcpu, &cpuid, (id == 0).then_some(entry))?;
         Ok(vcpu)
     };
-    (0..count).map(build).collect()
+    (0..cpus.count).map(build).collect()
 }
 
 fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {

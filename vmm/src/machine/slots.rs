@@ -5,7 +5,7 @@
 //!       └──▶ IoeventfdBindings ──connect──▶ KVM: at once or, for a hot-plugged device, when the guest is told of it
 //! ```
 //!
-//! Until then a guest that finds the device by itself can use it: each notification is an exit.
+//! A hot-plugged device has no thread until then either: a guest that finds it by itself can set it up, but not use it.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -18,6 +18,7 @@ use crate::interrupt::{Interrupt, KvmLine};
 use crate::layout;
 use crate::registers::Window;
 use crate::registers::offset::{INTERRUPT_ACK, NOTIFY_PORT, QUEUE_NOTIFY};
+use crate::threads::{OnThread, ThreadKind};
 use crate::virtio::Device;
 use crate::virtio::mmio::Transport;
 use crate::virtio::worker::{OnFault, Wiring};
@@ -49,6 +50,7 @@ pub struct IoeventfdBindings {
 /// A device that the guest's kernel is told of while it runs.
 pub struct HotPlugged {
     slot: usize,
+    device: Slot,
     /// Bindings that were not made yet.
     bindings: Mutex<Option<IoeventfdBindings>>,
 }
@@ -66,12 +68,13 @@ impl SlotBuilder<'_> {
         let (mut slots, mut unconnected) = (Vec::new(), Vec::new());
         for (slot, (device, window)) in devices.into_iter().chain(hotplugged).zip(windows).enumerate() {
             let (built, bindings) = self.build_slot(slot, device, window)?;
-            slots.push(built);
             if slot < at_boot {
                 bindings.connect(self.vm)?;
             } else {
-                unconnected.push(HotPlugged { slot, bindings: Mutex::new(Some(bindings)) });
+                let bindings = Mutex::new(Some(bindings));
+                unconnected.push(HotPlugged { slot, device: built.clone(), bindings });
             }
+            slots.push(built);
         }
         Ok((slots, unconnected))
     }
@@ -86,7 +89,7 @@ impl SlotBuilder<'_> {
         let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let on_fault = self.on_fault.clone();
         let wiring = Wiring {
-            name: device_name(device.id()),
+            name: ThreadKind::of_device(device.id()).name(),
             memory: self.memory.clone(),
             notified: notified.clone(),
             interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window.clone()),
@@ -117,10 +120,12 @@ impl IoeventfdBindings {
 }
 
 impl HotPlugged {
-    /// Makes the bindings, once, and returns what the guest's kernel is told. What KVM refused half-way it refuses again.
-    pub fn connect(&self, vm: &VmFd) -> Result<String, Error> {
+    /// Starts the device's thread and makes the bindings, once, and returns what the guest's kernel is told. What KVM refused
+    /// half-way it refuses again.
+    pub fn connect(&self, vm: &VmFd, on_thread: &OnThread) -> Result<String, Error> {
         let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bindings) = &*bindings {
+            start_threads(std::slice::from_ref(&self.device), on_thread)?;
             bindings.connect(vm)?;
         }
         *bindings = None;
@@ -128,19 +133,16 @@ impl HotPlugged {
     }
 }
 
-/// A device thread's name by device id (virtio 1.2, section 5).
-fn device_name(id: u32) -> String {
-    let kind = match id {
-        1 => "net",
-        2 => "block",
-        4 => "rng",
-        5 => "balloon",
-        19 => "vsock",
-        24 => "mem",
-        26 => "fs",
-        _ => return format!("virtio-{id}"),
+/// Starts the threads of these devices, all at the same time.
+pub fn start_threads(slots: &[Slot], on_thread: &OnThread) -> Result<(), Error> {
+    let each = |act: &dyn Fn(&mut Transport) -> std::io::Result<()>| {
+        slots.iter().try_for_each(|slot| {
+            let mut device = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            act(&mut device).map_err(|error| Error::Thread(device.name().to_owned(), error))
+        })
     };
-    format!("virtio-{kind}")
+    each(&|device| device.spawn_thread(on_thread))?;
+    each(&Transport::await_thread)
 }
 
 fn event() -> Result<EventFd, Error> {

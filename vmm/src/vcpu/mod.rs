@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_bindings::kvm_run;
@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::Error;
+use crate::threads::{OnThread, ThreadKind};
 use bus::Bus;
 use exit::{Counters, Ending, ending, failure};
 pub use exit::{Exit, ExitCounts};
@@ -135,25 +136,32 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread `vcpuN` for each vCPU.
+    /// Starts a thread `vcpuN` for each vCPU, which first does what `on_thread` says.
     ///
     /// # Errors
-    /// The host has no more threads; those started are stopped again.
-    pub fn start(fds: Vec<VcpuFd>, shared: Arc<Shared>) -> Result<Self, Error> {
+    /// The host has no more threads, or `on_thread` failed; those started are stopped again.
+    pub fn start(fds: Vec<VcpuFd>, shared: Arc<Shared>, on_thread: &OnThread) -> Result<Self, Error> {
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| Error::Host("handle a signal", io::Error::from_raw_os_error(error.errno())))?;
+        // On an error the threads end as this is dropped.
         let mut vcpus = Self { shared, threads: Vec::new() };
+        let (enter, entered) = mpsc::sync_channel(fds.len());
         for (index, fd) in fds.into_iter().enumerate() {
-            let shared = vcpus.shared.clone();
-            let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || run(fd, &shared));
-            match thread {
-                Ok(thread) => vcpus.threads.push(thread),
-                Err(error) => {
-                    vcpus.stop();
-                    return Err(Error::Host("start a vCPU thread", error));
-                }
-            }
+            let name = format!("{}{index}", ThreadKind::Vcpu.name());
+            let (shared, on_thread, enter) = (vcpus.shared.clone(), on_thread.clone(), enter.clone());
+            let begin = move || {
+                accept_kicks();
+                let admitted = on_thread.run(ThreadKind::Vcpu);
+                let runs = admitted.is_ok();
+                let heard = enter.send(admitted).is_ok();
+                drop(enter);
+                if runs && heard { run(fd, &shared) } else { fd }
+            };
+            let thread = Builder::new().name(name.clone()).spawn(begin);
+            vcpus.threads.push(thread.map_err(|error| Error::Thread(name, error))?);
         }
+        drop(enter);
+        entered.iter().collect::<io::Result<()>>().map_err(|error| Error::Thread(ThreadKind::Vcpu.name(), error))?;
         Ok(vcpus)
     }
 
@@ -209,7 +217,6 @@ extern "C" fn on_kick(_signal: libc::c_int, _info: *mut libc::siginfo_t, _contex
 }
 
 fn run(mut vcpu: VcpuFd, shared: &Shared) -> VcpuFd {
-    accept_kicks();
     RUN.with(|run| run.set(vcpu.get_kvm_run()));
     // The gate may have closed before this thread could be signalled.
     let mut open = shared.pass();

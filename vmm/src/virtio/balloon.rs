@@ -82,8 +82,8 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::virtio::worker::tests::{Driver, USED, queue, wait, wiring};
-    use crate::virtio::worker::{Idle, Wiring, Worker};
+    use crate::virtio::worker::tests::{Driver, Started, USED, queue, start_with, wait, wiring};
+    use crate::virtio::worker::{Idle, Wiring};
 
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;
@@ -96,14 +96,14 @@ mod tests {
     }
 
     /// A driver whose only ring is the one of this index; memory from [`FREE`] on is in use.
-    fn start(live: usize) -> (Driver, Worker, Wiring, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    fn start(live: usize) -> (Driver, Started, Wiring, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
         let (wiring, _, faults) = wiring(3);
         wiring.memory.write_slice(&[0xff; 0x4_0000], GuestAddress(FREE)).unwrap();
         let unused = QueueState { max_size: 16, size: 16, ..QueueState::default() };
         let queues = (0..3).map(|index| if index == live { queue() } else { unused }).collect();
         let driver = Driver::new(wiring.memory.clone(), wiring.notified[live].clone());
-        let started = Worker::start(Idle { device: Box::new(Balloon), queues }, REPORTING, wiring.clone());
-        (driver, started.unwrap_or_else(|(_, error)| panic!("{error}")), wiring, faults)
+        let started = start_with(Idle { device: Box::new(Balloon), queues }, REPORTING, &wiring);
+        (driver, started, wiring, faults)
     }
 
     fn used(memory: &GuestMemoryMmap) -> u16 {

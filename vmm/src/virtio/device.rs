@@ -28,10 +28,10 @@ pub struct Context<'a> {
 /// A virtio device without its transport.
 ///
 /// Calls, in order: `id`, `features`, `queue_sizes`, `config` by the transport at any time while it
-/// holds the device; then `activate` once by a new worker, on its thread; then `handle` any number of
-/// times on that thread; then, when the worker stops, `deactivate` once on that thread, and the device
-/// is back with the transport as if never activated, its own state kept. `reset` follows when the
-/// driver asked for a reset.
+/// holds the device; `enter_thread` once, on the worker's thread; then, again and again on that thread, `activate`,
+/// `handle` any number of times, and `deactivate`, after which the device is back with the transport as if never
+/// activated, its own state kept. `reset` follows when the driver asked for a reset, on the worker's thread if the
+/// device was there.
 pub trait Device: Send {
     /// Device id of virtio 1.2, section 5 (4 is entropy, 5 balloon, 19 socket, 26 file system).
     fn id(&self) -> u32;
@@ -44,6 +44,11 @@ pub trait Device: Send {
     /// The device's configuration space, as the driver reads it.
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+    /// Makes the calling thread the one that serves this device: what the thread needs for good, and can have no more once
+    /// its rights are taken from it.
+    fn enter_thread(&mut self) -> Result<(), Error> {
+        Ok(())
     }
     /// Begins to serve a driver that is ready (`DRIVER_OK`) with these features. Register descriptors here.
     fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {

@@ -16,3 +16,14 @@ pub enum Error {
     #[error("{0}: {1}")]
     Host(&'static str, #[source] std::io::Error),
 }
+
+impl Error {
+    /// The reason in a word that has nothing of the guest's in it: there are few of them, whatever a guest does.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Queue(_) => "virtqueue",
+            Self::Memory(_) => "memory",
+            Self::Protocol(what) | Self::Host(what, _) => what,
+        }
+    }
+}

@@ -1,19 +1,19 @@
 //! virtio devices: the contract every device keeps, and what stands around it.
 //!
 //! ```text
-//!  vCPU thread                    worker thread (one per activated device)
-//!  ───────────                    ────────────────────────────────────────
+//!  vCPU thread                    worker thread (one per device, parked while that is inactive)
+//!  ───────────                    ─────────────────────────────────────────────────────────────
 //!  mmio::Transport  ─activate─▶   Worker { device, rings }
 //!   few registers   ◀──stop────     │ epoll: queue ioeventfds, device descriptors, stop
 //!                                   └─▶ Device::handle(event, rings) ─▶ used ring, interrupt
 //! ```
 //!
 //! The transport owns the registers and, while the device is inactive, the device itself. Activation
-//! *moves* the device and its queues into a worker; stopping the worker returns both. Reset, pause and
+//! *moves* the device and its queues into a worker, which gives both back when asked. Reset, pause and
 //! snapshot all start from that one return value. Nothing is shared and locked between the two.
 //!
 //! Everything read from guest memory is data that lies. A device answers it with [`Error`]; the worker
-//! then logs once, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
+//! then reports it, once for each reason, sets `DEVICE_NEEDS_RESET` and stops serving this device only.
 
 pub mod balloon;
 pub mod block;

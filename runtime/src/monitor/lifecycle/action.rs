@@ -40,4 +40,6 @@ pub enum Work {
     Thaw,
     /// Tell the host that memory ran out in the guest.
     ReportOom,
+    /// Give the guest a while to report the end of what was sent SIGKILL.
+    AwaitEnd,
 }

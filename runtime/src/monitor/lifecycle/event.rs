@@ -26,6 +26,8 @@ pub enum Ending {
     Exited(u8),
     /// The guest stopped under the container, and why.
     VmDied(String),
+    /// The container was sent SIGKILL, and the guest did not report its end in time.
+    Overdue,
 }
 
 /// What somebody wants of the container.
@@ -77,4 +79,6 @@ pub enum Event<T> {
     },
     /// The guest stopped, and why.
     VmDied(String),
+    /// [`super::Work::AwaitEnd`] is done.
+    Overdue,
 }

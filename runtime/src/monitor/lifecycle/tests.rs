@@ -40,6 +40,7 @@ fn states() -> Vec<(&'static str, State<u8>)> {
         let started = [start.clone(), Event::StartDone(Ok(()))];
         after(shared, &[&started, more].concat())
     };
+    let kill = before(Request::Signal(KILL));
     let paused = [pause.clone(), Event::Quiesced];
     let frozen = [pause.clone(), Event::Frozen(Ok(()))];
     let ended = Event::Ended { code: 7, oom_killed: false };
@@ -57,6 +58,10 @@ fn states() -> Vec<(&'static str, State<u8>)> {
         ("reporting OOM", started(false, &[Event::OutOfMemory])),
         ("reporting OOM, paused VM", started(false, &[&paused[..], &[Event::OutOfMemory]].concat())),
         ("ended, reporting OOM", started(false, &[oom_killed])),
+        ("killed", started(false, from_ref(&kill))),
+        ("killed, pausing cgroup", started(true, &[pause.clone(), kill.clone()])),
+        ("killed, reporting OOM", started(false, &[kill.clone(), Event::OutOfMemory])),
+        ("killed, ended, reporting OOM", started(false, &[Event::OutOfMemory, kill, Event::Overdue])),
         ("ended", started(false, from_ref(&ended))),
         ("ended, starting", after(false, &[start.clone(), ended])),
     ]
@@ -88,6 +93,7 @@ fn events() -> Vec<(&'static str, Event<u8>)> {
         ("Ended", Event::Ended { code: 7, oom_killed: false }),
         ("Ended by OOM", Event::Ended { code: 137, oom_killed: true }),
         ("VmDied", Event::VmDied("reset".to_owned())),
+        ("Overdue", Event::Overdue),
     ]
 }
 
@@ -158,7 +164,7 @@ fn signals_of_a_pause_are_delivered_in_their_order() {
 fn what_waits_for_a_pause_comes_after_it() {
     let mut state = after(false, &[before(Request::Pause), asked(Request::Signal(KILL))]);
     let paused = Action::Answer(1, Ok(()));
-    let killed = [Action::ResumeVcpus, Action::OpenGate, Action::Signal(KILL, NOW)];
+    let killed = [Action::ResumeVcpus, Action::OpenGate, Action::Signal(KILL, NOW), begin(Work::AwaitEnd)];
     assert_eq!(state.step(Event::Quiesced, false), [&[Action::PauseVcpus, paused.clone()], &killed[..]].concat());
     assert_eq!(state.status(), Status::Created);
     let resumed_twice = [before(Request::Pause), asked(Request::Resume), Event::Asked(Request::Resume, 2)];
@@ -194,4 +200,15 @@ fn a_standard_signal_is_kept_once_during_a_pause_and_a_real_time_one_each_time()
     }
     let actions = state.step(asked(Request::Resume), false);
     assert!(actions.contains(&Action::Deliver(vec![TERM, real_time, real_time], NOW)), "{actions:?}");
+}
+
+#[test]
+fn the_guest_has_one_deadline_however_often_it_is_killed() {
+    let mut state = after(true, &[before(Request::Signal(KILL))]);
+    let one = Signal { all: false, ..KILL };
+    assert_eq!(state.step(asked(Request::Signal(one)), false), [Action::Signal(one, NOW)]);
+    assert_eq!(state.step(Event::Overdue, false), [Action::Finish(Ending::Overdue)]);
+    assert_eq!(state.step(Event::Ended { code: 0, oom_killed: true }, false), []);
+    let mut ended = after(true, &[before(Request::Signal(KILL)), Event::Ended { code: 137, oom_killed: false }]);
+    assert_eq!(ended.step(Event::Overdue, false), []);
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UdpSocket, UnixStream};
 
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::streams::connections::{Guest, open};
 
 /// A datagram on a stream between host and guest, behind its header.
@@ -86,9 +86,10 @@ impl Datagrams {
             let first = self.tagged(datagram.get(..length).unwrap_or_default(), client);
             match self.stream(&guest).await {
                 Ok(stream) => self.converse(stream, first).await,
-                Err(error) => {
-                    log::debug(&format!("pass on a datagram for port {} of the container: {error:#}", self.port))
-                }
+                Err(error) => log::repeated(
+                    Level::Debug,
+                    &format!("pass on a datagram for port {} of the container: {error:#}", self.port),
+                ),
             }
         }
     }
@@ -106,7 +107,7 @@ impl Datagrams {
             ended = self.outward(input) => ended,
         };
         if let Err(error) = ended {
-            log::debug(&format!("relay datagrams of port {} of the container: {error}", self.port));
+            log::repeated(Level::Debug, &format!("relay datagrams of port {} of the container: {error}", self.port));
         }
     }
 

@@ -24,7 +24,7 @@ use protocol::{KeyValue, Nic, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
 use self::resolver::Announcement;
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{NicLease, NicPool};
@@ -207,8 +207,8 @@ impl Network {
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     // Somebody may be in the middle of more.
-                    let tell = if failures == 1 { log::debug } else { log::warning };
-                    tell(&format!("mirror a change of the network: {error:#}"));
+                    let level = if failures == 1 { Level::Debug } else { Level::Warning };
+                    log::repeated(level, &format!("mirror a change of the network: {error:#}"));
                 }
             }
         }

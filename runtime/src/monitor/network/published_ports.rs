@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::datagrams::Datagrams;
 use crate::host::publish::Port;
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::streams::connections::{Connections, Guest, Room};
 
 /// Most connections to all ports of a container together; more wait to be accepted.
@@ -81,7 +81,10 @@ impl StreamPort {
             let client = match listener.accept().await {
                 Ok((client, _)) => client,
                 Err(error) => {
-                    log::debug(&format!("accept a connection for port {} of the container: {error}", self.port));
+                    log::repeated(
+                        Level::Debug,
+                        &format!("accept a connection for port {} of the container: {error}", self.port),
+                    );
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -93,7 +96,7 @@ impl StreamPort {
 
     async fn connect(self, client: TcpStream, room: Room) {
         if let Err(error) = self.try_connect(client, room).await {
-            log::debug(&format!("connect to port {} of the container: {error:#}", self.port));
+            log::repeated(Level::Debug, &format!("connect to port {} of the container: {error:#}", self.port));
         }
     }
 

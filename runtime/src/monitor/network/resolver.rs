@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
 use super::datagrams::Tagged;
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::streams::connections::open;
 use crate::network::NetworkNamespace;
 
@@ -69,7 +69,7 @@ impl Announcement {
     /// Opens the stream that the guest waits for by this id, and serves it to its end.
     pub async fn serve(self: Rc<Self>, vsock: Handle, id: u64) {
         let Ok(_stream) = self.stream.try_acquire() else {
-            return log::debug("the guest asks for a second stream to the resolver");
+            return log::repeated(Level::Debug, "the guest asks for a second stream to the resolver");
         };
         match open(&vsock, id) {
             Ok(stream) => {
@@ -78,10 +78,13 @@ impl Announcement {
                 let questioning = Questions { waiting, place, answers: Rc::new(Mutex::new(answers)) };
                 // The guest closes it when the container ends.
                 if let Err(error) = questioning.ask(questions).await {
-                    log::debug(&format!("relay questions to the resolver of the container's network: {error}"));
+                    log::repeated(
+                        Level::Debug,
+                        &format!("relay questions to the resolver of the container's network: {error}"),
+                    );
                 }
             }
-            Err(error) => log::debug(&format!("open a stream to the guest: {error}")),
+            Err(error) => log::repeated(Level::Debug, &format!("open a stream to the guest: {error}")),
         }
     }
 }

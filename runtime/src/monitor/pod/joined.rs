@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use protocol::{CreateContainerRequest, NamespaceKind};
@@ -15,7 +16,7 @@ use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::monitor::inbox::Inbox;
 use crate::monitor::network::Network;
-use crate::monitor::server::{Channels, HostSide, OomNotifier, Server, control_socket};
+use crate::monitor::server::{Channels, GRACE, HostSide, Joined, OomNotifier, Server, control_socket};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::Vm;
@@ -23,6 +24,9 @@ use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::share_policies::SharePolicies;
 use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
+
+/// How long the device may take to let shares go.
+const SHARES_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Creates a container in this VM and serves it until its end. When the connection closes, the container is killed.
 /// `namespace` is the network namespace of the join proxy.
@@ -45,11 +49,13 @@ pub async fn join(
     let (files, shares) = SharePolicies::new(std::mem::take(&mut parcel.shares), parcel.file_rights.clone())?;
     add_shares(&pod.vm, shares).await?;
     let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, files, namespace }).await;
+    // A guest that is waited for no longer may have the device at something that takes long, too.
+    let patience = if result.as_ref().is_ok_and(|joined| joined.overdue) { GRACE } else { SHARES_PATIENCE };
     // Only now may an engine unmount what was shared.
-    if let Err(error) = remove_shares(&pod.vm, names).await {
+    if let Err(error) = remove_shares(&pod.vm, names, patience).await {
         log::warning(&format!("remove the shares of container {id}: {error:#}"));
     }
-    result
+    Ok(Reply::Exited(result?.code))
 }
 
 /// A container whose shares the VM has.
@@ -77,7 +83,7 @@ fn has_own_network(request: &CreateContainerRequest) -> bool {
 }
 
 /// The container's life, from its creation to its end.
-async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Reply> {
+async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Joined> {
     let Joining { guard, parcel, files, namespace } = joining;
     let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
     let control = control_socket(control)?;
@@ -94,11 +100,10 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     // The join proxy may be gone already; then the first read below says so.
     let _ = ipc::send_async(stream, &Reply::Started).await;
     let mut run = std::pin::pin!(server.run_joined(Channels { events, control, stdio, sockets }));
-    let code = tokio::select! {
-        code = &mut run => code,
+    Ok(tokio::select! {
+        joined = &mut run => joined,
         () = server.attend(stream, "") => run.await,
-    };
-    Ok(Reply::Exited(code))
+    })
 }
 
 /// Has the guest create the container. One that cannot be created leaves nothing.
@@ -132,7 +137,9 @@ async fn add_shares(vm: &Vm, shares: Vec<fs::Share>) -> anyhow::Result<()> {
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 
-async fn remove_shares(vm: &Vm, names: Vec<String>) -> anyhow::Result<()> {
+/// Takes shares away again. A device that takes longer does so when it can.
+async fn remove_shares(vm: &Vm, names: Vec<String>, patience: Duration) -> anyhow::Result<()> {
     let sharing = vm.sharing.clone();
-    vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) }).await
+    let remove = vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) });
+    tokio::time::timeout(patience, remove).await.context("the file-system device is still busy")?
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::task::spawn_local;
 
-use super::{OomNotifier, Server};
+use super::{KILL_PATIENCE, KILLED, OomNotifier, Server};
 use crate::control::Reply;
 use crate::monitor::inbox::Ticket;
 use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
 use crate::monitor::oom_trigger;
 use crate::{ipc, log};
+
+/// How long the monitor may live after SIGKILL: longer than output, other containers and the guest's last writes may take.
+const LAST_RESORT: Duration = Duration::from_secs(60);
 
 /// How often, and after what pauses, a cgroup that freezes is looked at.
 const FREEZE_ATTEMPTS: usize = 200;
@@ -62,6 +65,13 @@ impl Server {
             Work::ReportOom => {
                 self.report_oom().await;
                 Event::OomReported
+            }
+            Work::AwaitEnd => {
+                if matches!(self.oom_notifier, OomNotifier::Host(_)) {
+                    end_at_last();
+                }
+                tokio::time::sleep(KILL_PATIENCE).await;
+                Event::Overdue
             }
         }
     }
@@ -117,6 +127,17 @@ impl Server {
             OomNotifier::JoinProxy(stream) => drop(ipc::send_async(stream, &Reply::OutOfMemory).await),
         }
     }
+}
+
+/// Ends this process, whose VM's container was sent SIGKILL, in a while: even if its main thread hangs.
+fn end_at_last() {
+    let end = || {
+        std::thread::sleep(LAST_RESORT);
+        // SAFETY: ends the process at once and touches no memory of it.
+        unsafe { libc::_exit(KILLED.into()) }
+    };
+    // Without a thread the deadline of the main thread is left.
+    let _ = std::thread::Builder::new().name("last resort".to_owned()).stack_size(64 << 10).spawn(end);
 }
 
 fn answer(done: anyhow::Result<()>) -> Answer {

@@ -41,6 +41,16 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the reader of a container has, whose guest is gone.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the guest may take to report the end of what was sent SIGKILL.
+const KILL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a guest that did not may take with each of its last acts. With [`KILL_PATIENCE`] it is less than the five
+/// seconds that engines wait.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Exit code of what was sent SIGKILL, whatever the guest says.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
+
 /// Exit code of a container whose VM died.
 const GUEST_DIED: u8 = 255;
 
@@ -75,6 +85,17 @@ pub struct HostSide {
     /// What the guest may do to the container's files.
     pub files: SharePolicies,
 }
+
+/// How a joined container ended.
+pub struct Joined {
+    /// Its exit code.
+    pub code: u8,
+    /// Whether the guest has not reported its end.
+    pub overdue: bool,
+}
+
+/// Why a container ends without the guest's word.
+const OVERDUE: &str = "the guest did not report the end of a container that was sent SIGKILL";
 
 /// What a server works with until the container's end.
 pub struct Channels {
@@ -145,13 +166,27 @@ impl Server {
                 self.pod.joined_gone().await;
                 GUEST_DIED
             }
+            Ending::Overdue => {
+                log::warning(&format!("{OVERDUE}; its VM is stopped"));
+                let last = async { tokio::join!(stdio.end(), self.leave_network(), self.let_go()) };
+                let _ = tokio::time::timeout(GRACE, last).await;
+                KILLED
+            }
         }
     }
 
+    /// What a guest that does not report the container's end may still do: what is well there is ended and written back.
+    async fn let_go(&self) {
+        self.pod.end_joined().await;
+        let _ = self.alive(self.agent.shutdown()).await;
+    }
+
     /// Serves a joined container until its end; returns its exit code. Nothing of the container is left in the guest then.
-    pub async fn run_joined(self: &Rc<Self>, channels: Channels) -> u8 {
-        let (_tasks, stdio) = self.begin(channels);
-        let code = match self.ending().await {
+    pub async fn run_joined(self: &Rc<Self>, channels: Channels) -> Joined {
+        let (_tasks, mut stdio) = self.begin(channels);
+        let ending = self.ending().await;
+        let overdue = ending == Ending::Overdue;
+        let code = match ending {
             Ending::Exited(code) => {
                 self.drain(stdio).await;
                 if let Err(error) = self.ask(self.agent.delete()).await {
@@ -160,9 +195,15 @@ impl Server {
                 code
             }
             Ending::VmDied(_) => GUEST_DIED,
+            Ending::Overdue => {
+                log::warning(&format!("{OVERDUE}; what of it is left in the VM ends with the VM"));
+                let last = async { tokio::join!(stdio.end(), self.ask(self.agent.delete()), self.leave_network()) };
+                let _ = tokio::time::timeout(GRACE, last).await;
+                return Joined { code: KILLED, overdue };
+            }
         };
         self.leave_network().await;
-        code
+        Joined { code, overdue }
     }
 
     /// Starts what goes on until it is dropped. Commands are answered until there is nothing left to ask about.

@@ -1,17 +1,22 @@
 //! Processes of the container and their proxies on the host.
 
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use tokio::net::UnixStream;
 
-use super::{DRAIN_PATIENCE, Server};
+use super::{DRAIN_PATIENCE, KILL_PATIENCE, KILLED, Server};
 use crate::control::{Exec, Reply, Request};
+use crate::ipc;
+use crate::log::{self, Level};
 use crate::monitor::host_process;
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::request_gate::InFlight;
-use crate::{ipc, log};
+
+/// SIGKILL, as requests have it.
+const KILL: u32 = libc::SIGKILL as u32;
 
 impl Server {
     /// Runs another process, to its end. Its start is what is in flight.
@@ -26,32 +31,45 @@ impl Server {
         // The exec proxy may be gone already; then the first read below says so.
         let _ = ipc::send_async(stream, &Reply::Started).await;
         // The guest answers this once, so one wait is for the whole life.
-        let mut wait = std::pin::pin!(self.alive(self.agent.wait(&exec_id)));
+        let wait = self.alive(self.agent.wait(&exec_id));
         let end = tokio::select! {
-            end = &mut wait => end?,
-            () = self.attend(stream, &exec_id) => wait.await?,
+            end = wait => end?,
+            () = self.overdue(self.attend(stream, &exec_id)) => {
+                let id = self.agent.container_id();
+                log::warning(&format!("the guest did not report the end of a killed process of container {id}"));
+                return Ok(Reply::Exited(KILLED));
+            }
         };
         // The container's end is the end of its other processes too: they are not waited for longer.
         let _ = tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await;
         Ok(Reply::Exited(end.code))
     }
 
-    /// Passes on what the proxy sends; when the proxy is gone, kills the process.
+    /// Waits until a process must have ended: a while after it is `killed`, or after the container's end.
+    async fn overdue(&self, killed: impl Future<Output = ()>) {
+        tokio::select! {
+            () = killed => {}
+            _ = self.ending() => {}
+        }
+        tokio::time::sleep(KILL_PATIENCE).await;
+    }
+
+    /// Passes on what the proxy sends; when the proxy is gone, kills the process. Returns when it has sent SIGKILL.
     pub async fn attend(&self, stream: &UnixStream, exec_id: &str) {
         loop {
             let done = match ipc::receive_async(stream).await {
+                Ok(Some(Request::Signal(KILL))) | Ok(None) | Err(_) => {
+                    let _ = self.signal_process(exec_id, KILL).await;
+                    return;
+                }
                 Ok(Some(Request::Signal(number))) => self.signal_process(exec_id, number).await,
                 Ok(Some(Request::Resize { rows, columns })) => {
                     self.ask(self.agent.resize(exec_id, rows, columns)).await
                 }
                 Ok(Some(_)) => Err(anyhow::anyhow!("not a request for a process")),
-                Ok(None) | Err(_) => {
-                    let _ = self.signal_process(exec_id, libc::SIGKILL as u32).await;
-                    return;
-                }
             };
             if let Err(error) = done {
-                log::debug(&format!("{exec_id}: {error:#}"));
+                log::repeated(Level::Debug, &format!("{exec_id}: {error:#}"));
             }
         }
     }

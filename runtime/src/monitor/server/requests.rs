@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::Server;
 use crate::control::{Reply, Request};
 use crate::ipc;
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::lifecycle::{self, Signal};
 use crate::monitor::pod::joined;
 
@@ -23,7 +23,7 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, _)) => drop(tokio::task::spawn_local(Rc::clone(&self).converse(stream))),
                 Err(error) => {
-                    log::warning(&format!("take a command: {error}"));
+                    log::repeated(Level::Warning, &format!("take a command: {error}"));
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -21,7 +21,7 @@ use vmm::virtio::vsock::Handle;
 use super::connections::{Connections, Room};
 use crate::host::sockets;
 use crate::ipc::Descriptor;
-use crate::log;
+use crate::log::{self, Level};
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::{Files, NetworkNamespace};
@@ -69,11 +69,13 @@ impl Sockets {
             let Some(room) = self.connections.room().await else { return };
             let request = match agent.accept_socket().await {
                 Ok(request) => request,
-                Err(error) => return log::debug(&format!("connections to sockets of the host: {error:#}")),
+                Err(error) => {
+                    return log::repeated(Level::Debug, &format!("connections to sockets of the host: {error:#}"));
+                }
             };
             while answers.try_join_next().is_some() {}
             if request.socket >= RESOLVER_DATAGRAMS && !self.resolver.is_there() {
-                log::debug("the guest asks for a resolver that there is not");
+                log::repeated(Level::Debug, "the guest asks for a resolver that there is not");
                 continue;
             }
             if request.socket == RESOLVER_DATAGRAMS {
@@ -99,14 +101,14 @@ impl Wanted {
         let joined = match dial(dialer, request.socket).await {
             Ok(stream) => connections.join(&vsock, stream, room, request.stream),
             Err(error) => {
-                log::debug(&format!("connect to socket {} of the host: {error:#}", request.socket));
+                log::repeated(Level::Debug, &format!("connect to socket {} of the host: {error:#}", request.socket));
                 // A stream that is at its end.
                 let header = StreamHeader { id: request.stream }.to_bytes();
                 vsock.connect(STREAM_PORT).and_then(|mut stream| stream.write_all(&header))
             }
         };
         if let Err(error) = joined {
-            log::debug(&format!("open a stream to the guest: {error}"));
+            log::repeated(Level::Debug, &format!("open a stream to the guest: {error}"));
         }
     }
 }

@@ -74,6 +74,11 @@ impl Stdio {
     /// guest will not write any more.
     pub async fn end_with(&mut self, words: String) {
         let _ = self.last_words.set(words);
+        self.end().await;
+    }
+
+    /// Takes no more of the guest's, and waits until what it wrote before has been delivered.
+    pub async fn end(&mut self) {
         self.close();
         self.drained().await;
     }

@@ -14,7 +14,9 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context as Deadline, with_duration as within};
 
+use super::responses::Responses;
 use crate::control::Reply;
+use crate::guest_text;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,13 +48,18 @@ impl Agent {
     pub fn new(stream: UnixStream, container_id: &str) -> anyhow::Result<Self> {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream).context("talk to the guest's agent")?;
-        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        let client = AgentClient::new(Client::new(Socket::new(Responses::new(stream))));
         Ok(Self { client, container_id: container_id.to_owned() })
     }
 
     /// This agent, for calls about another container.
     pub fn of(&self, container_id: &str) -> Self {
         Self { client: self.client.clone(), container_id: container_id.to_owned() }
+    }
+
+    /// The container that calls are about.
+    pub fn container_id(&self) -> &str {
+        &self.container_id
     }
 
     /// Gives the guest the time, and so many random bytes.
@@ -200,7 +207,7 @@ impl Agent {
 /// Takes control characters out of what the guest says of a process: none reaches a terminal or a log.
 fn clean(entry: &mut ProcessEntry) {
     for text in [&mut entry.state, &mut entry.terminal, &mut entry.comm, &mut entry.args] {
-        *text = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        *text = guest_text::printable(text);
     }
 }
 
@@ -223,8 +230,8 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
         ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
             anyhow!("the guest's agent did not answer in time")
         }
-        ttrpc::Error::RpcStatus(status) => anyhow!("{}", status.message()),
-        other => anyhow!("the connection to the guest's agent failed: {other}"),
+        ttrpc::Error::RpcStatus(status) => anyhow!(guest_text::sentence(status.message())),
+        other => anyhow!(guest_text::sentence(&format!("the connection to the guest's agent failed: {other}"))),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Vm;
 use super::agent_client::Agent;
-use crate::log;
+use crate::log::{self, Level};
 
 /// Time between two updates: at 50 millionths, as badly as clocks drift, the guest is off by a fiftieth of a second.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ pub async fn keep(vm: Rc<Vm>, agent: Agent) {
     };
     while clock.due().await.is_ok() {
         if let Err(error) = vm.ask(agent.configure(0)).await {
-            log::debug(&format!("the guest's clock: {error:#}"));
+            log::repeated(Level::Debug, &format!("the guest's clock: {error:#}"));
         }
     }
 }

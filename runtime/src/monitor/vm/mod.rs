@@ -4,6 +4,7 @@ pub mod agent_client;
 pub mod clock;
 pub mod nics;
 pub mod request_gate;
+mod responses;
 pub mod share_policies;
 
 use std::cell::RefCell;
@@ -21,12 +22,13 @@ use vmm::virtio::block::Block;
 use vmm::virtio::fs::{self, Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
-use vmm::{Machine, MachineSpec, Running};
+use vmm::{Machine, MachineSpec, OnThread, Running};
 
 use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
+use crate::log::{self, Level};
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
 use crate::timeline::Timeline;
@@ -44,8 +46,8 @@ pub struct Vm {
     ended: AsyncFd<OwnedFd>,
     /// Opens streams to the guest.
     pub vsock: Handle,
-    ready: AsyncFd<OwnedFd>,
-    listener: Listener,
+    /// Where the agent reports; gone once it has, so that the guest can open no stream.
+    reports: RefCell<Option<Reports>>,
     container_id: String,
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
@@ -79,19 +81,18 @@ impl Vm {
             devices.append(&mut nic_devices);
         }
         let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
-        machine.on_fault(|fault| crate::log::error(&format!("a device of the VM stopped: {fault}")));
+        machine.on_fault(|fault| log::repeated(Level::Error, &format!("a device of the VM stopped: {fault}")));
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
             timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
         }
         let ended = watch(running.ended().try_clone_to_owned()?)?;
-        let ready = watch(waiting(&listener)?)?;
+        let reports = RefCell::new(Some(Reports { ready: watch(waiting(&listener)?)?, listener }));
         Ok(Self {
             running,
             ended,
             vsock,
-            ready,
-            listener,
+            reports,
             container_id,
             timeline: RefCell::new(timeline),
             requests,
@@ -166,11 +167,21 @@ impl Vm {
     }
 
     async fn hello(&self) -> anyhow::Result<Hello> {
-        let report = tokio::time::timeout(BOOT_PATIENCE, self.report()).await;
+        let reports = self.reports.take().context("the guest has reported already")?;
+        let report = tokio::time::timeout(BOOT_PATIENCE, reports.first()).await;
         report.map_err(|_| anyhow!("the guest did not report within {} s of its start", BOOT_PATIENCE.as_secs()))?
     }
+}
 
-    async fn report(&self) -> anyhow::Result<Hello> {
+/// The one port of the host that the guest may connect to, as long as this is there.
+struct Reports {
+    ready: AsyncFd<OwnedFd>,
+    listener: Listener,
+}
+
+impl Reports {
+    /// Waits for the first report. Whoever connects later is refused.
+    async fn first(self) -> anyhow::Result<Hello> {
         let stream = loop {
             let mut guard = self.ready.readable().await?;
             match guard.try_io(|_| self.listener.accept()) {
@@ -178,6 +189,7 @@ impl Vm {
                 Err(_would_block) => {}
             }
         };
+        drop(self);
         stream.set_nonblocking(true)?;
         let mut stream = tokio::net::UnixStream::from_std(stream)?;
         let mut bytes = [0; Hello::SIZE];
@@ -195,6 +207,8 @@ fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
         initrd: setup.initrd,
         cmdline: setup.plan.cmdline,
         console: console()?,
+        nested: false,
+        on_thread: OnThread::default(),
     })
 }
 
@@ -221,10 +235,10 @@ fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 
 /// With `--debug` the guest's serial console goes where the log goes.
 fn console() -> anyhow::Result<Option<OwnedFd>> {
-    if !crate::log::settings().debug {
+    if !log::settings().debug {
         return Ok(None);
     }
-    let fd = match crate::log::file() {
+    let fd = match log::file() {
         Some(file) => file.as_fd().try_clone_to_owned()?,
         None => std::io::stderr().as_fd().try_clone_to_owned()?,
     };

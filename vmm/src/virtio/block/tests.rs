@@ -9,8 +9,8 @@ use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::worker::tests::{Driver, USED, queue, wait, wiring};
-use crate::virtio::worker::{Idle, Wiring, Worker};
+use crate::virtio::worker::tests::{Driver, Started, USED, queue, start_with, wait, wiring};
+use crate::virtio::worker::{Idle, Wiring};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -30,7 +30,7 @@ const UNSUPPORTED: u8 = 2;
 /// A driver with its device, of which it waits for each answer.
 struct Guest {
     driver: Driver,
-    worker: Option<Worker>,
+    worker: Option<Started>,
     wiring: Wiring,
     faults: Arc<Mutex<Vec<String>>>,
     features: u64,
@@ -73,8 +73,7 @@ impl Guest {
     }
 
     fn start(&mut self, idle: Idle) {
-        let worker = Worker::start(idle, self.features, self.wiring.clone());
-        self.worker = Some(worker.unwrap_or_else(|(_, error)| panic!("{error}")));
+        self.worker = Some(start_with(idle, self.features, &self.wiring));
     }
 
     fn stop(&mut self) -> Idle {

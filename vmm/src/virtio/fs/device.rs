@@ -116,10 +116,13 @@ impl Device for Fs {
         config
     }
 
+    fn enter_thread(&mut self) -> Result<(), Error> {
+        self.server.enter_thread()
+    }
+
     fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {
         let watched = context.watcher.add(self.changes.wake.as_raw_fd(), CHANGES, libc::EPOLLIN as u32);
-        watched.map_err(|error| Error::Host("watch for changes of the shares", error))?;
-        self.server.enter_thread()
+        watched.map_err(|error| Error::Host("watch for changes of the shares", error))
     }
 
     fn deactivate(&mut self, context: &mut Context) {

@@ -4,7 +4,7 @@
 //! `fsuid` and `fsgid`, which Linux keeps per thread. Everything else is done as the monitor: the guest's
 //! kernel has already checked the caller's permissions, with groups and capabilities unknown here.
 //!
-//! On activation the thread gets, for good:
+//! Before it serves the thread gets, for good:
 //! * a file-system context of its own (`CLONE_FS`), so that the `umask` of a request (the host applies
 //!   it, or a directory's default ACL instead) and the working directory are this thread's only;
 //! * `/proc/self/fd` as that directory: extended attributes have no call with a directory descriptor,

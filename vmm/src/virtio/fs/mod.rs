@@ -80,7 +80,7 @@
 //!
 //! # System calls
 //!
-//! The worker makes these. At activation: `unshare(CLONE_FS)`, `fchdir`, `umask`,
+//! The worker makes these. Before its hook: `unshare(CLONE_FS)`, `fchdir`, `umask`,
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
@@ -89,7 +89,7 @@
 //! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
-//! `SETUID`, `SETGID`, and `SETPCAP` until activation.
+//! `SETUID`, `SETGID`, and `SETPCAP` until the thread serves.
 
 mod coherence;
 mod counters;

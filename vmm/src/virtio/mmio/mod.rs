@@ -1,39 +1,43 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2): registers of one device.
 //!
 //! ```text
-//!  Idle ──DRIVER_OK──▶ Active(worker) ──status := 0──▶ Idle
-//!    ▲                    │      ▲
-//!    └──────pause─────────┘      └── resume
+//!  Idle ──DRIVER_OK──▶ Active ──status := 0──▶ Returning ──the device is back──▶ Idle
+//!    ▲                  │   ▲
+//!    └──────pause───────┘   └── resume
 //! ```
+//!
+//! A vCPU that resets the device waits for it, but not for long: the device may be at something slow, and whoever pauses the
+//! machine waits for the vCPU. Until the device is back `Status` keeps its value, as the specification has it, and other
+//! writes do nothing; the driver looks for the end of the reset by asking for it again.
 //!
 //! A queue's settings live here until `DRIVER_OK`; from then on the worker owns the queues, and what
 //! it returns when stopped takes the settings' place. Wrong accesses are ignored, as hardware would.
 //! After each write of the driver's the transport shows in a [`Window`] what the driver reads.
 
 mod state;
+mod values;
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::{Idle, Wiring, Worker};
+use super::worker::{Back, Idle, Starting, Wiring, Worker};
 use super::{Device, Error};
-use crate::registers::{NEEDS_RESET, Window, offset};
+use crate::registers::{NEEDS_RESET, offset};
+use crate::threads::OnThread;
 pub use state::{DeviceState, Registers, STATE_VERSION, SavedQueue};
-
-/// "virt", little endian.
-const MAGIC: u32 = 0x7472_6976;
-const VERSION: u32 = 2;
-/// "rvm", little endian: the vendor id says which monitor this is; the driver of our kernel looks (patch 0015).
-const VENDOR: u32 = 0x006d_7672;
-/// Offset of the configuration space.
-const CONFIG: u64 = 0x100;
+use values::{fresh_queue, half, set_half, show_constants};
 
 /// `VIRTIO_RING_F_INDIRECT_DESC`, `VIRTIO_RING_F_EVENT_IDX` and `VIRTIO_F_VERSION_1`.
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
+
+/// How long a vCPU that resets a device waits for it. Devices that serve a driver in order are back in microseconds.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Bits of the `Status` register (section 2.1).
 mod status {
@@ -44,16 +48,29 @@ mod status {
     pub const FAILED: u32 = 128;
 }
 
+/// Where the device is.
 enum Side {
     Idle(Box<dyn Device>),
-    Active(Worker),
+    /// With the worker.
+    Active,
+    /// With the worker, which was asked to reset it and give it back.
+    Returning,
     /// The worker panicked: the device is gone and answers with `DEVICE_NEEDS_RESET` for ever.
     Lost,
+}
+
+/// The device's thread.
+enum Thread {
+    /// There is none yet: the driver can set the device up, but not use it.
+    None,
+    Starting(Starting),
+    Parked(Worker),
 }
 
 /// The registers of one device, and the device itself while no worker has it.
 pub struct Transport {
     side: Side,
+    thread: Thread,
     wiring: Wiring,
     registers: Registers,
     queues: Vec<QueueState>,
@@ -71,6 +88,7 @@ impl Transport {
             id: device.id(),
             features: device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC,
             side: Side::Idle(device),
+            thread: Thread::None,
             wiring,
         };
         transport.show();
@@ -80,6 +98,49 @@ impl Transport {
     /// The notification event of each queue, to be registered as ioeventfd.
     pub fn notified(&self) -> &[Arc<EventFd>] {
         &self.wiring.notified
+    }
+
+    /// Spawns the device's thread, which first does what `on_thread` says. Other threads can be spawned before
+    /// [`Transport::await_thread`] is called.
+    ///
+    /// # Errors
+    /// Host resources are exhausted.
+    pub fn spawn_thread(&mut self, on_thread: &OnThread) -> io::Result<()> {
+        match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Idle(device) => match Worker::spawn(device, self.wiring.clone(), on_thread) {
+                Ok(starting) => self.thread = Thread::Starting(starting),
+                Err((device, error)) => {
+                    self.side = Side::Idle(device);
+                    return Err(error);
+                }
+            },
+            other => self.side = other,
+        }
+        Ok(())
+    }
+
+    /// Waits until the thread that was spawned may serve the device.
+    ///
+    /// # Errors
+    /// What `on_thread` gave; the thread has ended then.
+    pub fn await_thread(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.thread, Thread::None) {
+            Thread::Starting(starting) => {
+                let (device, worker) = starting.finish();
+                self.side = device.map_or(Side::Lost, Side::Idle);
+                self.thread = Thread::Parked(worker?);
+                Ok(())
+            }
+            other => {
+                self.thread = other;
+                Ok(())
+            }
+        }
+    }
+
+    /// Name of the device's thread.
+    pub fn name(&self) -> &str {
+        &self.wiring.name
     }
 
     /// Shows the driver what its last write changed.
@@ -97,7 +158,10 @@ impl Transport {
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         let Ok(bytes) = data.try_into() else { return };
         let value = u32::from_le_bytes(bytes);
-        self.write_register(offset, value);
+        self.take_back(Some(Duration::ZERO));
+        if !matches!(self.side, Side::Returning) {
+            self.write_register(offset, value);
+        }
         self.show();
     }
 
@@ -175,51 +239,94 @@ impl Transport {
     }
 
     fn activate(&mut self) {
-        match std::mem::replace(&mut self.side, Side::Lost) {
-            Side::Idle(device) => {
-                let idle = Idle { device, queues: self.queues.clone() };
-                match Worker::start(idle, self.registers.driver_features, self.wiring.clone()) {
-                    Ok(worker) => self.side = Side::Active(worker),
-                    Err((idle, error)) => {
-                        self.side = Side::Idle(idle.device);
-                        (self.wiring.on_fault)(format!("{}: start its thread: {error}", self.wiring.name));
-                        // The status register shows it even if the interrupt fails.
-                        let _ = self.wiring.interrupt.needs_reset();
-                    }
-                }
+        let device = match std::mem::replace(&mut self.side, Side::Lost) {
+            Side::Idle(device) => device,
+            other => {
+                self.side = other;
+                return;
             }
-            other => self.side = other,
+        };
+        let idle = Idle { device, queues: self.queues.clone() };
+        let started = match &self.thread {
+            Thread::Parked(worker) => worker.start(idle, self.registers.driver_features),
+            Thread::None | Thread::Starting(_) => Err(idle),
+        };
+        match started {
+            Ok(()) => self.side = Side::Active,
+            Err(idle) => {
+                // A device that was not plugged in, or whose thread has panicked.
+                self.side = Side::Idle(idle.device);
+                // The status register shows it even if the interrupt fails.
+                let _ = self.wiring.interrupt.needs_reset();
+            }
         }
     }
 
-    /// Stops the worker, if there is one; device and queues are here again afterwards.
-    fn deactivate(&mut self) {
-        match std::mem::replace(&mut self.side, Side::Lost) {
-            Side::Active(worker) => match worker.stop() {
-                Some(idle) => {
-                    self.queues = idle.queues;
-                    self.side = Side::Idle(idle.device);
-                }
-                None => self.wiring.interrupt.set_broken(true),
-            },
-            other => self.side = other,
+    /// Asks the worker for the device, if that has it.
+    fn ask_back(&mut self, reset: bool) {
+        if let (Side::Active, Thread::Parked(worker)) = (&self.side, &self.thread) {
+            worker.ask_back(reset);
+            self.side = Side::Returning;
+        }
+    }
+
+    /// Waits for a device that was asked back, so long or for ever, and completes the reset that it was asked back for.
+    fn take_back(&mut self, patience: Option<Duration>) {
+        if let Some(queues) = self.receive(patience) {
+            self.queues = queues;
+            self.forget();
+        }
+    }
+
+    /// Waits for a device that was asked back; its queues once it is here.
+    fn receive(&mut self, patience: Option<Duration>) -> Option<Vec<QueueState>> {
+        let (Side::Returning, Thread::Parked(worker)) = (&self.side, &self.thread) else { return None };
+        match worker.take_back(patience) {
+            Back::Here(idle) => {
+                self.side = Side::Idle(idle.device);
+                Some(idle.queues)
+            }
+            Back::NotYet => None,
+            Back::Lost => {
+                self.side = Side::Lost;
+                self.wiring.interrupt.set_broken(true);
+                None
+            }
         }
     }
 
     fn reset(&mut self) {
-        self.deactivate();
-        self.registers = Registers::default();
-        self.queues.iter_mut().for_each(|queue| *queue = fresh_queue(queue.max_size));
-        self.wiring.interrupt.set_broken(matches!(self.side, Side::Lost));
-        if let Side::Idle(device) = &mut self.side {
-            device.reset();
+        match &mut self.side {
+            Side::Active => {
+                self.ask_back(true);
+                self.take_back(Some(PATIENCE));
+            }
+            Side::Idle(device) => {
+                // It was never active, or came back as after a reset: there is next to nothing to forget.
+                device.reset();
+                self.forget();
+            }
+            Side::Returning => {}
+            Side::Lost => self.forget(),
         }
     }
 
-    /// Stops the worker and keeps everything, so that [`Transport::resume`] goes on from here. Call
-    /// it while no vCPU runs.
+    /// Puts the registers into their reset state.
+    fn forget(&mut self) {
+        self.registers = Registers::default();
+        self.queues.iter_mut().for_each(|queue| *queue = fresh_queue(queue.max_size));
+        self.wiring.interrupt.set_broken(matches!(self.side, Side::Lost));
+    }
+
+    /// Takes the device from the worker and keeps everything, so that [`Transport::resume`] goes on from here. Waits until
+    /// the device has done what it is at. Call it while no vCPU runs.
     pub fn pause(&mut self) {
-        self.deactivate();
+        self.take_back(None);
+        self.ask_back(false);
+        if let Some(queues) = self.receive(None) {
+            self.queues = queues;
+        }
+        self.show();
     }
 
     /// Starts the worker again if the driver had activated the device.
@@ -273,46 +380,9 @@ impl Transport {
 
 impl Drop for Transport {
     fn drop(&mut self) {
-        self.deactivate();
-    }
-}
-
-/// Shows the registers that never change. The configuration does not change either while a driver may look; only a
-/// restored device may have another one.
-fn show_constants(window: &Window, device: &dyn Device) {
-    window.store(offset::MAGIC_VALUE, MAGIC);
-    window.store(offset::VERSION, VERSION);
-    window.store(offset::DEVICE_ID, device.id());
-    window.store(offset::VENDOR_ID, VENDOR);
-    // There are no shared memory regions: all lengths are -1.
-    for offset in (offset::SHM_LEN_LOW..=offset::SHM_BASE_HIGH).step_by(4) {
-        window.store(offset, u32::MAX);
-    }
-    for (offset, bytes) in (CONFIG..).step_by(4).zip(device.config().chunks(4)) {
-        let mut word = [0; 4];
-        word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        window.store(offset, u32::from_le_bytes(word));
-    }
-}
-
-/// A queue in its reset state.
-fn fresh_queue(max_size: u16) -> QueueState {
-    QueueState { max_size, size: max_size, ..QueueState::default() }
-}
-
-fn half(value: u64, select: u32) -> u32 {
-    match select {
-        0 => value as u32,
-        1 => (value >> 32) as u32,
-        _ => 0,
-    }
-}
-
-fn set_half(value: &mut u64, select: u32, half: u32) {
-    match select {
-        0 => *value = (*value & !u64::from(u32::MAX)) | u64::from(half),
-        1 => *value = (*value & u64::from(u32::MAX)) | (u64::from(half) << 32),
-        _ => {}
+        // Not for ever: the thread ends by itself once the device has done what it is at.
+        self.ask_back(false);
+        self.receive(Some(PATIENCE));
     }
 }
 

@@ -1,11 +1,14 @@
 //! The transport as a driver sees it.
 
 use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::{self, ThreadId};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::virtio::worker::tests::{AVAILABLE, DESCRIPTORS, Driver, SIZE, Successor, USED, wait, wiring};
+use crate::virtio::{Context, Event};
 
 struct Guest {
     transport: Transport,
@@ -14,10 +17,21 @@ struct Guest {
     faults: Arc<Mutex<Vec<String>>>,
 }
 
+/// A transport whose device has its thread.
+fn ready(mut transport: Transport) -> Transport {
+    transport.spawn_thread(&OnThread::default()).unwrap();
+    transport.await_thread().unwrap();
+    transport
+}
+
 impl Guest {
     fn new() -> Self {
+        Self::of(Box::<Successor>::default())
+    }
+
+    fn of(device: Box<dyn Device>) -> Self {
         let (wiring, irqfd, faults) = wiring(2);
-        let transport = Transport::new(Box::<Successor>::default(), wiring.clone());
+        let transport = ready(Transport::new(device, wiring.clone()));
         Self { transport, wiring, irqfd, faults }
     }
 
@@ -158,6 +172,29 @@ fn a_bad_queue_needs_a_reset_and_a_reset_helps() {
 }
 
 #[test]
+fn a_fault_that_a_guest_repeats_is_reported_once() {
+    let mut guest = Guest::new();
+    for _ in 0..100 {
+        guest.start(0xffff_ffff_0000);
+        wait("DEVICE_NEEDS_RESET", || guest.read(offset::STATUS) == 15 | 64);
+        guest.write(offset::STATUS, 0);
+    }
+    assert_eq!(guest.faults.lock().unwrap().len(), 1);
+    // For another reason, with another sentence: a descriptor outside of memory.
+    for address in 0..100u64 {
+        let driver = guest.driver();
+        driver.describe(0, (u64::MAX - address, 1), (0, 0));
+        let avail = [1u16 << 1, 1];
+        vm_memory::Bytes::write_obj(&guest.wiring.memory, avail, vm_memory::GuestAddress(AVAILABLE)).unwrap();
+        guest.start(DESCRIPTORS);
+        wait("DEVICE_NEEDS_RESET", || guest.read(offset::STATUS) == 15 | 64);
+        guest.write(offset::STATUS, 0);
+    }
+    let faults = guest.faults.lock().unwrap();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+}
+
+#[test]
 fn a_saved_device_continues_in_another_transport() {
     let mut guest = Guest::new();
     let mut driver = guest.driver();
@@ -171,7 +208,7 @@ fn a_saved_device_continues_in_another_transport() {
     assert_eq!((state.id, state.registers.status, state.queues[0].next_avail), (999, 15, 1));
     drop(guest.transport);
 
-    let mut transport = Transport::new(Box::<Successor>::default(), guest.wiring.clone());
+    let mut transport = ready(Transport::new(Box::<Successor>::default(), guest.wiring.clone()));
     let mut other = state.clone();
     other.id = 1;
     assert!(transport.restore(&other).is_err());
@@ -179,6 +216,101 @@ fn a_saved_device_continues_in_another_transport() {
     assert_eq!(transport.save().unwrap(), state);
     transport.resume();
     wait("the second answer", || driver.collect() == 1);
+}
+
+/// Says on which thread it is called, and waits in each request until it is let go.
+struct Slow {
+    called: SyncSender<(&'static str, ThreadId)>,
+    go: Receiver<()>,
+}
+
+impl Slow {
+    fn say(&self, what: &'static str) {
+        self.called.send((what, thread::current().id())).unwrap();
+    }
+}
+
+impl Device for Slow {
+    fn id(&self) -> u32 {
+        999
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE, SIZE]
+    }
+
+    fn enter_thread(&mut self) -> Result<(), Error> {
+        self.say("enter");
+        Ok(())
+    }
+
+    fn handle(&mut self, _event: Event, _context: &mut Context) -> Result<(), Error> {
+        self.say("handle");
+        self.go.recv().map_err(|_| Error::Protocol("nobody is there"))
+    }
+
+    fn reset(&mut self) {
+        self.say("reset");
+    }
+}
+
+#[test]
+fn a_vcpu_does_not_wait_for_a_slow_device() {
+    let ((called, calls), (let_go, go)) = (mpsc::sync_channel(64), mpsc::sync_channel(64));
+    let mut guest = Guest::of(Box::new(Slow { called, go }));
+    let (what, worker) = calls.recv().unwrap();
+    assert!(what == "enter" && worker != thread::current().id());
+    for _ in 0..3 {
+        guest.start(DESCRIPTORS);
+        assert_eq!(calls.recv().unwrap(), ("handle", worker), "one thread for all activations");
+        // Returns, and the device is at its request still: it is as before, and cannot be set up anew.
+        guest.write(offset::STATUS, 0);
+        guest.write(offset::STATUS, 1);
+        assert_eq!(guest.read(offset::STATUS), 15);
+        assert!(calls.try_recv().is_err());
+        let_go.send(()).unwrap();
+        wait("the reset", || {
+            guest.write(offset::STATUS, 0);
+            guest.read(offset::STATUS) == 0
+        });
+        assert_eq!(calls.recv().unwrap(), ("reset", worker), "what a reset takes is not for a vCPU to do");
+        assert_eq!(guest.read(offset::QUEUE_READY), 0);
+        // Asked for while it is over, a reset is the transport's only.
+        while calls.try_recv().is_ok() {}
+    }
+    assert!(guest.faults.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_machine_that_pauses_waits_for_the_device_and_completes_its_reset() {
+    let ((called, calls), (let_go, go)) = (mpsc::sync_channel(64), mpsc::sync_channel(64));
+    let mut guest = Guest::of(Box::new(Slow { called, go }));
+    guest.start(DESCRIPTORS);
+    while calls.recv().unwrap().0 != "handle" {}
+    guest.write(offset::STATUS, 0);
+    assert_eq!(guest.read(offset::STATUS), 15);
+    let_go.send(()).unwrap();
+    guest.transport.pause();
+    assert_eq!((guest.read(offset::STATUS), guest.transport.save().unwrap().registers.status), (0, 0));
+}
+
+#[test]
+fn a_device_without_a_thread_of_its_own_serves_nobody() {
+    let (wiring, irqfd, faults) = wiring(2);
+    let mut transport = Transport::new(Box::<Successor>::default(), wiring.clone());
+    transport.spawn_thread(&OnThread::new(|kind| Err(io::Error::other(format!("no {kind:?}"))))).unwrap();
+    assert_eq!(transport.await_thread().unwrap_err().to_string(), "no Other(999)");
+    let mut guest = Guest { transport, wiring, irqfd, faults };
+    guest.start(DESCRIPTORS);
+    assert_eq!(guest.read(offset::STATUS), 15 | 64);
+    guest.write(offset::STATUS, 0);
+    assert_eq!(guest.read(offset::STATUS), 0);
+    // Plugged in, it works.
+    guest.transport = ready(guest.transport);
+    let mut driver = guest.driver();
+    guest.start(DESCRIPTORS);
+    assert!(driver.submit(1));
+    wait("an answer", || driver.collect() == 1);
 }
 
 proptest! {

@@ -1,7 +1,10 @@
 //! The tap: an interface of the host's whose frames are read and written here, each behind a header of virtio's.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::iovec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +18,9 @@ use crate::virtio::queue::{Buffers, Room};
 /// A tap whose header is as long as the device's, and whose calls do not block.
 pub struct Tap {
     fd: OwnedFd,
+    /// What the host was told last; nothing at first.
+    offloads: Cell<Option<u32>>,
+    pace: Cell<Pace>,
     /// In tests: where the offloads of what stands for a tap are noted.
     #[cfg(test)]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
@@ -39,6 +45,8 @@ impl Tap {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
             fd,
+            offloads: Cell::default(),
+            pace: Cell::new(Pace::new(Instant::now())),
             #[cfg(test)]
             noted: None,
         })
@@ -48,12 +56,25 @@ impl Tap {
     #[cfg(test)]
     pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
-        Self { fd, noted: Some(noted) }
+        Self { fd, offloads: Cell::default(), pace: Cell::new(Pace::new(Instant::now())), noted: Some(noted) }
     }
 
-    /// Tells the host what frames the guest takes: those without a checksum, and long ones.
+    /// Tells the host what frames the guest takes: those without a checksum, and long ones. The host does that under its
+    /// network lock, so a guest that changes its mind again and again has to wait.
     pub fn set_offloads(&self, features: u64) -> io::Result<()> {
         let flags = offloads(features);
+        if self.offloads.get() == Some(flags) {
+            return Ok(());
+        }
+        let mut pace = self.pace.get();
+        thread::sleep(pace.take(Instant::now()));
+        self.pace.set(pace);
+        self.tell_offloads(flags)?;
+        self.offloads.set(Some(flags));
+        Ok(())
+    }
+
+    fn tell_offloads(&self, flags: u32) -> io::Result<()> {
         #[cfg(test)]
         if let Some(noted) = &self.noted {
             noted.store(flags, std::sync::atomic::Ordering::Relaxed);
@@ -109,6 +130,30 @@ impl AsRawFd for Tap {
     }
 }
 
+/// How often the host's network lock may be taken for a guest.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// When the allowance will be whole again.
+    whole: Instant,
+}
+
+impl Pace {
+    /// Times in a row: as many as a driver needs that is loaded again and again.
+    const AT_ONCE: u32 = 8;
+    /// Between any two beyond that.
+    const EACH: Duration = Duration::from_secs(1);
+
+    fn new(now: Instant) -> Self {
+        Self { whole: now }
+    }
+
+    /// Takes one time; how long to wait for it.
+    fn take(&mut self, now: Instant) -> Duration {
+        self.whole = self.whole.max(now) + Self::EACH;
+        self.whole.saturating_duration_since(now + Self::EACH * Self::AT_ONCE)
+    }
+}
+
 /// The `IFF_*` flags of a tap.
 fn flags(fd: BorrowedFd) -> io::Result<libc::c_int> {
     // SAFETY: an ifreq is plain data, for which zeros are a value.
@@ -146,5 +191,29 @@ fn retry(call: impl Fn() -> isize) -> io::Result<usize> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_told_of_changes_only_and_at_the_host_s_pace() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        let waits: Vec<u64> = (0..11).map(|_| pace.take(begin).as_secs()).collect();
+        assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
+        assert_eq!(pace.take(begin + Duration::from_secs(60)).as_secs(), 0);
+
+        let (fd, _host) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let noted = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(7));
+        let tap = Tap::of_socket(fd.into(), noted.clone());
+        let told = |features| {
+            tap.set_offloads(features).unwrap();
+            noted.swap(7, std::sync::atomic::Ordering::Relaxed)
+        };
+        let checksums = 1 << VIRTIO_NET_F_GUEST_CSUM;
+        assert_eq!([told(0), told(0), told(checksums), told(checksums), told(0)], [0, 7, libc::TUN_F_CSUM, 7, 0]);
     }
 }

@@ -1,16 +1,21 @@
-//! The thread of an activated device.
+//! The thread of a device: parked, except while the device is active.
 //!
 //! ```text
-//!   Idle, Wiring ──start──▶ thread: activate → serve every queue once → ┌─ wait ◀─┐
-//!                                                                          └▶ handle ┘
-//!            Idle  ◀──stop───  deactivate ◀── stop event, also after a fault
+//!   spawn ──▶ enter_thread, hook ──▶ parked ──start──▶ activate → serve every queue once → ┌─ wait ◀─┐
+//!                                      ▲                                                    └▶ handle ┘
+//!                                      │                                                         │
+//!   Idle  ◀──take_back─────────────────┴──── reset, if asked ◀── deactivate ◀── ask_back, also after a fault
 //! ```
 //!
-//! The device and its queues move into the thread and come back when it is stopped.
+//! The device and its queues move into the thread when they are to be served and come back when they are asked for. Who
+//! asks need not wait: a device may be at something slow.
 
 use std::io;
-use std::sync::{Arc, mpsc};
-use std::thread::{Builder, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread::Builder;
+use std::time::Duration;
 
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -20,11 +25,13 @@ use super::queue::Ring;
 use super::{Context, Device, Error, Event};
 use crate::event_loop::{EventLoop, Ready};
 use crate::interrupt::Interrupt;
+use crate::threads::{OnThread, ThreadKind};
 
-/// Called once for each fault that stopped a device, with a sentence for the log.
+/// Called with a sentence for the log when a device is stopped by a fault: once for each reason, however often a guest does
+/// it again.
 pub type OnFault = Arc<dyn Fn(String) + Send + Sync>;
 
-/// What a worker needs besides device and queues, kept by the transport between activations.
+/// What a worker needs besides device and queues.
 #[derive(Clone)]
 pub struct Wiring {
     /// The thread's name, at most 15 bytes; also names the device in fault messages.
@@ -39,7 +46,7 @@ pub struct Wiring {
     pub on_fault: OnFault,
 }
 
-/// A device without a worker, and the state of its queues.
+/// A device that no worker has, and the state of its queues.
 pub struct Idle {
     /// The device.
     pub device: Box<dyn Device>,
@@ -47,69 +54,187 @@ pub struct Idle {
     pub queues: Vec<QueueState>,
 }
 
-/// A running worker.
+/// The owner's end of a device's thread. Dropped, it has the thread end as soon as that serves nothing; nobody waits for it.
 pub struct Worker {
-    stop: EventFd,
-    thread: JoinHandle<Option<Idle>>,
+    jobs: SyncSender<Job>,
+    returned: Receiver<Idle>,
+    signals: Arc<Signals>,
+}
+
+/// A thread that has not said yet whether it may serve.
+pub struct Starting {
+    worker: Worker,
+    entered: Receiver<(Box<dyn Device>, io::Result<()>)>,
+}
+
+/// What became of a device that was asked back.
+pub enum Back {
+    /// It is here.
+    Here(Idle),
+    /// It has not come yet.
+    NotYet,
+    /// The thread panicked, and the device is lost.
+    Lost,
 }
 
 struct Job {
     idle: Idle,
     features: u64,
-    wiring: Wiring,
+}
+
+/// What the owner tells a thread that is busy.
+struct Signals {
     stop: EventFd,
+    /// Whether the device is to forget the guest's state before it comes back.
+    reset: AtomicBool,
+}
+
+/// The thread's end.
+struct Seat {
+    jobs: Receiver<Job>,
+    returned: SyncSender<Idle>,
+    signals: Arc<Signals>,
+    wiring: Wiring,
+    /// Reasons of the faults that were reported.
+    reported: Vec<&'static str>,
 }
 
 impl Worker {
-    /// Starts a thread that activates the device with the negotiated `features` and serves it.
+    /// Spawns the thread of this device, which takes part in it and comes back with [`Starting::finish`].
     ///
     /// # Errors
-    /// Host resources are exhausted; device and queues are given back.
-    pub fn start(idle: Idle, features: u64, wiring: Wiring) -> Result<Self, (Idle, io::Error)> {
-        let prepared = EventFd::new(0).and_then(|stop| Ok((stop.try_clone()?, stop)));
-        let (stop, stop_clone) = match prepared {
-            Ok(pair) => pair,
-            Err(error) => return Err((idle, error)),
+    /// Host resources are exhausted; the device is given back.
+    pub fn spawn(
+        device: Box<dyn Device>,
+        wiring: Wiring,
+        on_thread: &OnThread,
+    ) -> Result<Starting, (Box<dyn Device>, io::Error)> {
+        let stop = match EventFd::new(libc::EFD_CLOEXEC) {
+            Ok(stop) => stop,
+            Err(error) => return Err((device, error)),
         };
+        let signals = Arc::new(Signals { stop, reset: AtomicBool::new(false) });
         // The device goes through a channel so that it isn't lost when no thread can be had.
-        let (sender, receiver) = mpsc::channel::<Job>();
-        let thread = Builder::new().name(wiring.name.clone()).spawn(move || receiver.recv().ok().map(run));
-        let thread = match thread {
-            Ok(thread) => thread,
-            Err(error) => return Err((idle, error)),
+        let (bring, brought) = mpsc::sync_channel::<Box<dyn Device>>(1);
+        let ((enter, entered), (jobs, taken), (give, returned)) =
+            (mpsc::sync_channel(1), mpsc::sync_channel(1), mpsc::sync_channel(1));
+        let (name, on_thread) = (wiring.name.clone(), on_thread.clone());
+        let mut seat = Seat { jobs: taken, returned: give, signals: signals.clone(), wiring, reported: Vec::new() };
+        let begin = move || {
+            let Ok(mut device) = brought.recv() else { return };
+            let admitted = admit(device.as_mut(), &on_thread);
+            let serves = admitted.is_ok();
+            if enter.send((device, admitted)).is_ok() && serves {
+                seat.serve_jobs();
+            }
         };
-        match sender.send(Job { idle, features, wiring, stop: stop_clone }) {
-            Ok(()) => Ok(Self { stop, thread }),
-            Err(job) => Err((job.0.idle, io::Error::other("the device thread ended early"))),
+        if let Err(error) = Builder::new().name(name).spawn(begin) {
+            return Err((device, error));
+        }
+        match bring.send(device) {
+            Ok(()) => Ok(Starting { worker: Self { jobs, returned, signals }, entered }),
+            Err(device) => Err((device.0, io::Error::other("the thread ended early"))),
         }
     }
 
-    /// Stops the thread between two calls of the device, and gives everything back. `None` if the
-    /// thread panicked and the device is lost.
-    pub fn stop(self) -> Option<Idle> {
+    /// Has the thread activate the device with the negotiated `features` and serve it. Never waits. Call it while the
+    /// device is not with the thread.
+    ///
+    /// # Errors
+    /// The thread has panicked; the device is given back.
+    pub fn start(&self, idle: Idle, features: u64) -> Result<(), Idle> {
+        self.signals.reset.store(false, Ordering::Release);
+        self.jobs.try_send(Job { idle, features }).map_err(|refused| match refused {
+            mpsc::TrySendError::Full(job) | mpsc::TrySendError::Disconnected(job) => job.idle,
+        })
+    }
+
+    /// Asks for the device, which the thread gives back between two calls of it, reset if so wished. Call it once for each
+    /// start.
+    pub fn ask_back(&self, reset: bool) {
+        self.signals.reset.store(reset, Ordering::Release);
         // Writing to an eventfd of our own only fails when its counter overflows, and then it's set.
-        let _ = self.stop.write(1);
-        self.thread.join().ok().flatten()
+        let _ = self.signals.stop.write(1);
+    }
+
+    /// Waits for a device that was asked back: so long, or for ever.
+    pub fn take_back(&self, patience: Option<Duration>) -> Back {
+        let taken = match patience {
+            Some(patience) => self.returned.recv_timeout(patience),
+            None => self.returned.recv().map_err(RecvTimeoutError::from),
+        };
+        match taken {
+            Ok(idle) => Back::Here(idle),
+            Err(RecvTimeoutError::Timeout) => Back::NotYet,
+            Err(RecvTimeoutError::Disconnected) => Back::Lost,
+        }
     }
 }
 
-fn run(job: Job) -> Idle {
-    let Job { idle: Idle { mut device, queues }, features, wiring, stop } = job;
-    let queues = match build_rings(&queues, &wiring) {
-        Ok(mut rings) => {
-            if let Err(error) = serve(device.as_mut(), features, &mut rings, &wiring, &stop) {
-                fault(&wiring, &error);
-                wait_for(&stop);
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.signals.stop.write(1);
+    }
+}
+
+impl Starting {
+    /// Waits until the thread is ready, and gives the device back. No device means that the thread panicked.
+    ///
+    /// # Errors
+    /// The thread's hook failed, or the device did.
+    pub fn finish(self) -> (Option<Box<dyn Device>>, io::Result<Worker>) {
+        match self.entered.recv() {
+            Ok((device, admitted)) => (Some(device), admitted.map(|()| self.worker)),
+            Err(_) => (None, Err(io::Error::other("the thread panicked"))),
+        }
+    }
+}
+
+/// What the device wants of its thread, then what the machine's owner wants of it.
+fn admit(device: &mut dyn Device, on_thread: &OnThread) -> io::Result<()> {
+    device.enter_thread().map_err(io::Error::other)?;
+    on_thread.run(ThreadKind::of_device(device.id()))
+}
+
+impl Seat {
+    fn serve_jobs(&mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            let mut idle = self.serve_job(job);
+            if self.signals.reset.load(Ordering::Acquire) {
+                idle.device.reset();
             }
-            rings.iter().map(Ring::state).collect()
+            if self.returned.send(idle).is_err() {
+                return;
+            }
         }
-        Err(error) => {
-            fault(&wiring, &error);
-            wait_for(&stop);
-            queues
+    }
+
+    /// Serves the device until the stop event, which is silent again afterwards.
+    fn serve_job(&mut self, job: Job) -> Idle {
+        let Job { idle: Idle { mut device, queues }, features } = job;
+        let (result, queues) = match build_rings(&queues, &self.wiring) {
+            Ok(mut rings) => {
+                let result = serve(device.as_mut(), features, &mut rings, &self.wiring, &self.signals.stop);
+                (result, rings.iter().map(Ring::state).collect())
+            }
+            Err(error) => (Err(error), queues),
+        };
+        if let Err(error) = result {
+            self.fault(&error);
         }
-    };
-    Idle { device, queues }
+        wait_for(&self.signals.stop);
+        Idle { device, queues }
+    }
+
+    fn fault(&mut self, error: &Error) {
+        let wiring = &self.wiring;
+        if !self.reported.contains(&error.reason()) {
+            self.reported.push(error.reason());
+            (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
+        }
+        // Nothing is left to do for a driver that cannot even be interrupted.
+        let _ = wiring.interrupt.needs_reset();
+    }
 }
 
 /// Runs the device until the stop event; an error ends it early.
@@ -151,12 +276,6 @@ fn build_rings(states: &[QueueState], wiring: &Wiring) -> Result<Vec<Ring>, Erro
         Ok(Ring::new(queue, wiring.interrupt.clone()))
     };
     states.iter().map(build).collect()
-}
-
-fn fault(wiring: &Wiring, error: &Error) {
-    (wiring.on_fault)(format!("{}: {error}; the device is stopped until the guest resets it", wiring.name));
-    // Nothing is left to do for a driver that cannot even be interrupted.
-    let _ = wiring.interrupt.needs_reset();
 }
 
 fn wait_for(stop: &EventFd) {

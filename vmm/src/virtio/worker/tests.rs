@@ -170,8 +170,38 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn start(idle: Idle, wiring: &Wiring) -> Worker {
-    Worker::start(idle, 0, wiring.clone()).unwrap_or_else(|(_, error)| panic!("{error}"))
+/// A worker that serves a device.
+pub(crate) struct Started(Worker);
+
+impl Started {
+    /// Gives the device back as it is; `None` if the worker panicked.
+    pub(crate) fn stop(&self) -> Option<Idle> {
+        self.0.ask_back(false);
+        match self.0.take_back(None) {
+            Back::Here(idle) => Some(idle),
+            Back::NotYet | Back::Lost => None,
+        }
+    }
+
+    /// Serves again, on the same thread.
+    fn go_on(&self, idle: Idle) {
+        assert!(self.0.start(idle, 0).is_ok());
+    }
+}
+
+/// Has a thread of its own serve a device.
+pub(crate) fn start_with(idle: Idle, features: u64, wiring: &Wiring) -> Started {
+    let Idle { device, queues } = idle;
+    let spawned = Worker::spawn(device, wiring.clone(), &OnThread::default());
+    let starting = spawned.unwrap_or_else(|(_, error)| panic!("{error}"));
+    let (device, worker) = starting.finish();
+    let (device, worker) = (device.unwrap(), worker.unwrap());
+    assert!(worker.start(Idle { device, queues }, features).is_ok());
+    Started(worker)
+}
+
+fn start(idle: Idle, wiring: &Wiring) -> Started {
+    start_with(idle, 0, wiring)
 }
 
 #[test]
@@ -181,7 +211,7 @@ fn nothing_is_lost_or_doubled_when_stopped_in_the_middle() {
     let served: Arc<Mutex<Vec<u32>>> = Arc::default();
     let device = Successor { served: served.clone() };
     let unused = QueueState { max_size: SIZE, size: SIZE, ..QueueState::default() };
-    let mut worker = start(Idle { device: Box::new(device), queues: vec![queue(), unused] }, &wiring);
+    let worker = start(Idle { device: Box::new(device), queues: vec![queue(), unused] }, &wiring);
 
     let mut driver = Driver::new(wiring.memory.clone(), wiring.notified[0].clone());
     let done = Arc::new(AtomicU16::new(0));
@@ -200,8 +230,7 @@ fn nothing_is_lost_or_doubled_when_stopped_in_the_middle() {
     let mut restarts = 0;
     while done.load(Ordering::Acquire) == 0 && !traffic.is_finished() {
         std::thread::sleep(Duration::from_micros(300));
-        let idle = worker.stop().unwrap();
-        worker = start(idle, &wiring);
+        worker.go_on(worker.stop().unwrap());
         restarts += 1;
     }
     traffic.join().unwrap();

@@ -57,6 +57,7 @@ struct Server {
     frozen: bool,
     started: bool,
     reported: bool,
+    killed: bool,
     ended: bool,
     finished: bool,
 }
@@ -74,6 +75,7 @@ impl Server {
             frozen: false,
             started: false,
             reported: false,
+            killed: false,
             ended: false,
             finished: false,
         }
@@ -117,6 +119,7 @@ impl Server {
             }
             other => other,
         };
+        self.ended |= event == Event::Overdue;
         self.step(event);
     }
 
@@ -163,6 +166,10 @@ impl Server {
             Action::Begin(Work::ReportOom) => {
                 assert!(!std::mem::replace(&mut self.reported, true), "the host is told twice");
                 self.begin(Event::OomReported);
+            }
+            Action::Begin(Work::AwaitEnd) => {
+                assert!(!std::mem::replace(&mut self.killed, true), "two deadlines");
+                self.begin(Event::Overdue);
             }
             Action::Finish(_) => assert!(self.ended && !std::mem::replace(&mut self.finished, true)),
         }

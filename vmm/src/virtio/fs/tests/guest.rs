@@ -100,6 +100,7 @@ impl Guest {
         let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
         let mut rings = vec![idle, Ring::new(queue, interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
+        device.enter_thread().unwrap();
         device.activate(0, &mut context).unwrap();
         Self { device, uid: 0, gid: 0, pid: 0, memory, rings, available: 0 }
     }

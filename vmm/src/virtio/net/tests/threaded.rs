@@ -16,8 +16,8 @@ use super::super::tap_handle::TapHandle;
 use super::lab::*;
 use crate::virtio::Device;
 use crate::virtio::driver::DriverQueue;
-use crate::virtio::worker::tests::{wait, wiring};
-use crate::virtio::worker::{Idle, Wiring, Worker};
+use crate::virtio::worker::tests::{Started, start_with, wait, wiring};
+use crate::virtio::worker::{Idle, Wiring};
 
 /// For frames, one place for each queue.
 const FRAMES: u64 = 0x21_0000;
@@ -35,7 +35,7 @@ pub struct Threaded {
 
 enum Side {
     Idle(Idle),
-    Active(Worker),
+    Active(Started),
 }
 
 /// A socket in the stead of a tap: the device's end and the host's, which waits for what comes.
@@ -71,8 +71,7 @@ impl Threaded {
     pub fn start(&mut self, features: u64) {
         let Some(Side::Idle(idle)) = self.side.take() else { panic!("it is active") };
         let features = features & idle.device.features();
-        let worker = Worker::start(idle, features, self.wiring.clone());
-        self.side = Some(Side::Active(worker.unwrap_or_else(|(_, error)| panic!("{error}"))));
+        self.side = Some(Side::Active(start_with(idle, features, &self.wiring)));
     }
 
     pub fn stop(&mut self) -> &mut Idle {
