@@ -100,9 +100,10 @@ const RUNTIME: &Rooms = &[
     ("state", &["directory", "host/cgroup", "log", "plan/"]),
     ("control", &["directory", "ipc", "state", "streams"]),
     ("host/facts", &["bundle", "host/sockets", "plan/", "state"]),
-    ("host/spawn", &["control", "ipc", "plan/", "signals", "streams"]),
+    ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
-    ("network", &["directory", "host/passt", "host/sockets", "log", "plan/", "state"]),
+    ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
+    ("host/network_helper", &["host/spawn", "ipc", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
@@ -113,7 +114,10 @@ const RUNTIME: &Rooms = &[
     ("monitor/vm", &["control", "guest_text", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
     ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
-    ("monitor/network", &["host/publish", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"]),
+    (
+        "monitor/network",
+        &["host/publish", "ipc", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"],
+    ),
     (
         "monitor/streams",
         &[
@@ -181,7 +185,7 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["host/console", "ipc", "log", "monitor/", "network", "parcel"]),
+    ("monitor", &["host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
     (
         "launch",
         &[
@@ -222,7 +226,8 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
+    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "network", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[
@@ -272,7 +277,8 @@ const AGENT: &Rooms = &[
     ("process", &["error", "event", "guest", "host", "log", "sys"]),
     ("network", &["error", "event", "host", "log", "process", "sys"]),
     ("container", &["error", "event", "guest_paths", "host", "log", "network", "process", "storage", "sys"]),
-    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process"]),
+    ("sent_ahead", &["error"]),
+    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process", "sent_ahead"]),
     ("lib", &["container", "error", "guest_paths", "service"]),
 ];
 

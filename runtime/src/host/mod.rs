@@ -5,6 +5,7 @@ pub mod console;
 pub mod disks;
 pub mod facts;
 pub mod hooks;
+pub mod network_helper;
 pub mod passt;
 pub mod publish;
 pub mod shares;
