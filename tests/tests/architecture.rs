@@ -104,7 +104,7 @@ const RUNTIME: &Rooms = &[
     ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
     ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
-    ("host/network_helper", &["host/spawn", "ipc", "network"]),
+    ("host/network_helper", &["host/spawn", "ipc", "log", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
@@ -245,7 +245,7 @@ const RUNTIME: &Rooms = &[
         ],
     ),
     ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
-    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "network", "timeline"]),
+    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[

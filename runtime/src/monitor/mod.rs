@@ -44,9 +44,10 @@ use network::helper::NetworkHelper;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
-use server::{Channels, OomNotifier, Server, control_socket};
+use server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
+use vm::share_policies::SharePolicies;
 use vm::{BuiltVm, Parts};
 
 /// Runs the monitor; `fd` is the socket to the command.
@@ -113,6 +114,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let Parcel {
         container: mut request,
         mut shares,
+        file_rights,
         disks,
         sockets: dialed,
         ports,
@@ -139,6 +141,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     if let Some(root) = shares.first_mut() {
         root.root = view.root()?;
     }
+    let (files, shares) = SharePolicies::new(shares, file_rights)?;
     let nodes = may_make_nodes(&request).then(node_maker::start).transpose()?;
     let vm = BuiltVm::new(setup, request.container_id.clone(), Parts { shares, disks, nodes }, label.timeline)?;
     confine::leave_the_host(command, view.enter()?, label.insecure)?;
@@ -156,7 +159,8 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, descriptors, inbox.clone()));
-    let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
+    let host_side = HostSide { network: Some(network), files };
+    let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }
 
