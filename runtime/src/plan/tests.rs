@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::plan::facts::{FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind};
+use crate::plan::facts::{FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
 
 fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf, SourceFact) {
-    (path.into(), SourceFact { canonical: path.into(), kind, file_system, tmpfs_size: None })
+    (path.into(), SourceFact { canonical: path.into(), id: FileId::default(), kind, file_system, tmpfs_size: None })
 }
 
 fn socket(carries_messages: bool) -> SourceKind {
@@ -105,6 +105,7 @@ fn the_smallest_bundle_has_a_plan() {
     let rootfs = SharePlan {
         name: "rootfs".to_owned(),
         source: "/b/rootfs".into(),
+        id: FileId::default(),
         read_only: false,
         cache: CachePlan::ROOT,
         tree: Tree::Live,
@@ -218,7 +219,7 @@ fn sockets_are_passed_on_where_the_annotation_says_so() {
     mounts.as_array_mut().unwrap().extend(bind("/vol", "/vol").as_array().unwrap().clone());
     set(&mut allowed, "/mounts", mounts);
     let plan = plan_with(allowed.clone(), &facts()).unwrap();
-    assert_eq!(plan.sockets, [SocketPlan { source: "/s".into() }]);
+    assert_eq!(plan.sockets, [SocketPlan { source: "/s".into(), id: FileId::default() }]);
     assert_eq!(plan.shares.len(), 2);
     let (mount, socket) = (&plan.container.mounts[0], &plan.container.mounts[0].socket);
     assert_eq!(
