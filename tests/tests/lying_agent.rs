@@ -32,8 +32,8 @@ fn vm_a_container_is_killed_whatever_its_agent_says() {
         let scene = Scene::new();
         let mut container = scene.container();
         let created = lie(&mut container);
-        let running = start(&mut container.named("exec", &["sleep", "100000"]));
-        process::wait_until("the exec", || container.exec_sh("pgrep -f 100000").code == 0);
+        let running = start(&mut container.named("exec", &["sh", "-c", "touch /up; sleep 100000"]));
+        process::wait_until("the exec", || container.rootfs().join("up").exists());
         run(container.command("kill").args(flags).args([&container.id, "KILL"])).success();
         assert_eq!(wait_orphan(created.pid), 137);
         assert_eq!(running.finish().code, 137);
