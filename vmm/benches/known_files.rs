@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::event_loop::Watcher;
 use vmm::interrupt::{Interrupt, Line};
 use vmm::registers::Window;
-use vmm::virtio::fs::{Cache, Fs, Share};
+use vmm::virtio::fs::{Cache, Fs, Policy, Share};
 use vmm::virtio::queue::Ring;
 use vmm::virtio::{Context, Device, Event};
 
@@ -135,7 +135,8 @@ fn anonymous() -> usize {
 fn device(directory: &Path) -> Fs {
     let root: OwnedFd = rustix::fs::open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let cache = Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: false };
-    Fs::new("test", vec![Share { name: "s".to_owned(), root, read_only: false, cache }]).unwrap()
+    let policy = Policy::unrestricted();
+    Fs::new("test", vec![Share { name: "s".to_owned(), root, read_only: false, cache, policy }]).unwrap()
 }
 
 /// Files with names of 15 bytes, looked up and then saved and restored.

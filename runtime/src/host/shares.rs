@@ -42,7 +42,8 @@ impl Share {
     pub fn into_device(self) -> io::Result<fs::Share> {
         let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
         let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
-        Ok(fs::Share { name: self.name, root: self.root.into_owned()?, read_only: self.read_only, cache })
+        let (root, policy) = (self.root.into_owned()?, fs::Policy::unrestricted());
+        Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy })
     }
 }
 

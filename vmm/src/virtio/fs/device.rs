@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::server::Server;
 use super::sharing::{self, ChangeReceiver, Sharing};
-use super::{Counters, Share};
+use super::{Counters, MakeNode, Share};
 use crate::virtio::queue::Outcome;
 use crate::virtio::{Context, Device, Error, Event};
 
@@ -44,6 +44,12 @@ impl Fs {
     /// A handle that changes the shares while the device is in use.
     pub fn sharing(&self) -> Sharing {
         self.sharing.clone()
+    }
+
+    /// Has device nodes made by somebody else, for a process that may make none itself. To be called before the device is in
+    /// use.
+    pub fn make_nodes_with(&mut self, maker: Box<dyn MakeNode>) {
+        self.server.node_maker = Some(maker);
     }
 
     /// Number of requests by opcode, to be read while the device is in use.

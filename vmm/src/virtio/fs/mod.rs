@@ -25,7 +25,8 @@
 //!   may know more files than there are descriptors (see `cold`).
 //!
 //! Permissions inside the guest are checked by the guest's kernel (virtiofs always mounts with
-//! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`).
+//! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`). What
+//! even a hostile kernel may not do to the files of a share its [`Policy`] says: owners, device nodes, setuid.
 //!
 //! # Caching
 //!
@@ -93,7 +94,9 @@ mod device;
 mod dispatch;
 mod fuse;
 mod identity;
+mod nodes;
 mod operations;
+mod policy;
 mod request;
 mod saved;
 mod server;
@@ -109,5 +112,7 @@ mod tests;
 pub use coherence::Cache;
 pub use counters::Counters;
 pub use device::Fs;
+pub use nodes::{MakeNode, Node};
+pub use policy::{IdSet, Ids, Policy};
 pub use share::Share;
 pub use sharing::Sharing;

@@ -11,6 +11,8 @@ use rustix::process::{Resource, getrlimit};
 use super::coherence::Sent;
 use super::fuse::{InHeader, ROOT_ID};
 use super::identity::{ActingAs, Identity};
+use super::nodes::MakeNode;
+use super::policy::Policy;
 use super::request::{Errno, NAME_MAX, Served};
 use super::session::Session;
 use super::table::handles::{Handle, Handles};
@@ -38,6 +40,8 @@ pub(super) struct Root {
     pub read_only: bool,
     /// What the guest may keep of the share.
     pub cache: Cache,
+    /// What the guest may do to its files.
+    pub policy: Policy,
 }
 
 /// All state of the device that is not virtio's.
@@ -61,6 +65,8 @@ pub(super) struct Server {
     /// Buffer for replies of variable size that the server looks at before the guest gets them.
     pub scratch: Vec<u8>,
     identity: Option<Identity>,
+    /// Makes device nodes, where this process may not.
+    pub node_maker: Option<Box<dyn MakeNode>>,
     /// The body of the present request, copied out of guest memory.
     pub body: Vec<u8>,
     /// Number of requests by opcode.
@@ -96,6 +102,7 @@ impl Server {
             proc_fd,
             scratch: Vec::new(),
             identity: None,
+            node_maker: None,
             body: Vec::new(),
             counters: Arc::default(),
         };
@@ -107,23 +114,24 @@ impl Server {
 
     /// Adds an entry to the root directory.
     pub fn add_share(&mut self, share: Share) -> Result<(), Error> {
-        let name = share.name.as_bytes();
+        let Share { name, root, read_only, cache, policy } = share;
+        let bytes = name.as_bytes();
         let bad =
-            matches!(name, b"" | b"." | b"..") || name.len() > NAME_MAX || name.iter().any(|b| b"/\0".contains(b));
-        if bad || self.all_shares().any(|known| known.name == share.name) {
+            matches!(bytes, b"" | b"." | b"..") || bytes.len() > NAME_MAX || bytes.iter().any(|b| b"/\0".contains(b));
+        if bad || self.all_shares().any(|known| known.name == name) {
             return Err(Error::Protocol("the name of a share is not a file name, or given twice"));
         }
         let free = self.shares.iter().position(Option::is_none).unwrap_or(self.shares.len());
         let number = u16::try_from(free).map_err(|_| Error::Protocol("more than 65536 shares"))?;
-        let stat = sys::stat(share.root.as_fd())
+        let stat = sys::stat(root.as_fd())
             .map_err(|error| Error::Host("look at a share", std::io::Error::from_raw_os_error(error.0)))?;
-        let nodeid = self.inodes.pin(share.root, &stat, number);
+        let nodeid = self.inodes.pin(root, &stat, number);
         let nodeid = nodeid.map_err(|_| Error::Protocol("RLIMIT_NOFILE is too low for this many shares"))?;
         if free == self.shares.len() {
             self.shares.push(None);
         }
         if let Some(slot) = self.shares.get_mut(free) {
-            *slot = Some(Root { name: share.name, nodeid, read_only: share.read_only, cache: share.cache });
+            *slot = Some(Root { name, nodeid, read_only, cache, policy });
         }
         Ok(())
     }
@@ -139,6 +147,14 @@ impl Server {
         if let Some(slot) = self.shares.get_mut(number) {
             *slot = None;
         }
+    }
+
+    /// Has another policy hold for a share from now on. Fails when there is no share of this name.
+    pub fn set_policy(&mut self, name: &str, policy: Policy) -> Result<(), Error> {
+        let share = self.shares.iter_mut().flatten().find(|share| share.name == name);
+        let share = share.ok_or(Error::Protocol("a policy for a share that is not there"))?;
+        share.policy = policy;
+        Ok(())
     }
 
     /// What the root directory holds now.
@@ -187,6 +203,17 @@ impl Server {
         self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.cache)
     }
 
+    /// What the guest may do to the files of the share of this number.
+    pub fn policy_of(&self, share: usize) -> &Policy {
+        static NOTHING: Policy = Policy::NOTHING;
+        self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.policy)
+    }
+
+    /// What the guest may do to what a handle is of.
+    pub fn policy_of_open(&self, fh: u64) -> &Policy {
+        self.policy_of(self.handles.share(fh).unwrap_or(usize::MAX))
+    }
+
     /// Notes that the guest has changed an object: the guest's kernel knows that the attributes are others now.
     pub fn changed(&mut self, nodeid: u64) {
         let stat = self.inodes.peek(nodeid).and_then(|inode| sys::stat(inode.fd()?));
@@ -223,8 +250,10 @@ impl Server {
         let _ = self.close_handle(fh);
     }
 
-    /// Acts as the caller of a request until the guard is dropped.
+    /// Acts as the caller of a request that makes something in a directory, until the guard is dropped. `EPERM` when the
+    /// guest may not make anything as this caller.
     pub fn act_as_caller(&self, header: &InHeader, umask: u32) -> Served<ActingAs<'_>> {
+        self.policy_of(self.inode(header.nodeid)?.share()).check_maker(header.uid, header.gid)?;
         self.identity.as_ref().ok_or(Errno(libc::EIO))?.act_as(header.uid, header.gid, umask)
     }
 

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::coherence::Cache;
+use super::policy::Policy;
 
 /// A directory or file of the host that the guest may use: an entry of the device's root directory.
 #[derive(Debug)]
@@ -15,4 +16,6 @@ pub struct Share {
     pub read_only: bool,
     /// What the guest may keep of the share.
     pub cache: Cache,
+    /// What the guest may do to its files.
+    pub policy: Policy,
 }

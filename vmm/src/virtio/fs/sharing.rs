@@ -1,4 +1,4 @@
-//! Shares that come and go while the guest uses the device: of containers that join a machine.
+//! Shares that come, change and go while the guest uses the device: of containers that join a machine, and policies.
 //!
 //! The device's worker has the table: [`Sharing`] sends it a change and waits for the answer.
 
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Share;
 use super::server::Server;
+use super::{Policy, Share};
 use crate::virtio::Error;
 
 /// The worker does one request after another, and one may wait for a slow disk.
@@ -37,6 +37,7 @@ struct Change {
 enum What {
     Add(Vec<Share>),
     Remove(Vec<String>),
+    SetPolicies(Vec<(String, Policy)>),
 }
 
 /// Handle and receiver of one device.
@@ -63,6 +64,14 @@ impl Sharing {
     /// A device that is not in use.
     pub fn remove(&self, names: Vec<String>) -> Result<(), Error> {
         self.ask(What::Remove(names))
+    }
+
+    /// Has other policies hold for the shares of these names, for whatever the guest asks next.
+    ///
+    /// # Errors
+    /// An unknown name, when some policies may hold and others not, or a device that is not in use.
+    pub fn set_policies(&self, policies: Vec<(String, Policy)>) -> Result<(), Error> {
+        self.ask(What::SetPolicies(policies))
     }
 
     fn ask(&self, what: What) -> Result<(), Error> {
@@ -98,6 +107,10 @@ impl ChangeReceiver {
                 What::Remove(names) => {
                     names.iter().for_each(|name| server.remove_share(name));
                     (Ok(()), Vec::new())
+                }
+                What::SetPolicies(policies) => {
+                    let mut policies = policies.into_iter();
+                    (policies.try_for_each(|(name, policy)| server.set_policy(&name, policy)), Vec::new())
                 }
             };
             if done.send(result).is_err() {

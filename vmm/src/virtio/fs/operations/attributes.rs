@@ -13,6 +13,7 @@ use crate::virtio::fs::request::{NAME_MAX, Output, Request, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::sys::{self, Stat};
 use crate::virtio::fs::table::handles::Handle;
+use crate::virtio::fs::table::inode::Inode;
 
 impl AttrOut {
     fn new(attr: Attr, valid: Duration) -> Self {
@@ -123,13 +124,14 @@ impl Server {
     pub fn setattr(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: SetattrIn = request.take()?;
         let inode = self.writable(request.header.nodeid)?;
+        let mode = self.permitted_mode(inode, &args)?;
         if args.valid & (fattr::UID | fattr::GID) != 0 {
             let uid = (args.valid & fattr::UID != 0 && args.uid != u32::MAX).then(|| Uid::from_raw(args.uid));
             let gid = (args.valid & fattr::GID != 0 && args.gid != u32::MAX).then(|| Gid::from_raw(args.gid));
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if args.valid & fattr::MODE != 0 {
-            self.chmod(inode.fd()?, args.mode)?;
+            self.chmod(inode.fd()?, mode)?;
         }
         if args.valid & fattr::SIZE != 0 {
             self.truncate(request.header.nodeid, &args)?;
@@ -143,6 +145,15 @@ impl Server {
         output.put(&AttrOut::new(Attr::new(&stat, 0), valid))
     }
 
+    /// Checks a change of owner and mode by the share's policy; returns the mode to set.
+    fn permitted_mode(&self, inode: &Inode, args: &SetattrIn) -> Served<u32> {
+        let policy = self.policy_of(inode.share());
+        if args.valid & (fattr::UID | fattr::GID | fattr::MODE) == 0 || !policy.depends_on_owner() {
+            return Ok(args.mode);
+        }
+        policy.check_change(args, &sys::stat(inode.fd()?)?)
+    }
+
     /// Sets an object's permission bits.
     pub fn chmod(&self, object: BorrowedFd, bits: u32) -> Served {
         let name = sys::proc_name(object);
@@ -151,15 +162,15 @@ impl Server {
 
     fn truncate(&self, nodeid: u64, args: &SetattrIn) -> Served {
         let opened;
-        let file = match self.handles.get(args.fh) {
-            Ok(Handle::File(file)) if args.valid & fattr::FH != 0 => file,
+        let (file, policy) = match self.handles.get(args.fh) {
+            Ok(Handle::File(file)) if args.valid & fattr::FH != 0 => (file, self.policy_of_open(args.fh)),
             _ => {
                 let inode = self.writable(nodeid)?;
                 opened = self.reopen(inode, OFlags::WRONLY)?;
-                &opened
+                (&opened, self.policy_of(inode.share()))
             }
         };
-        if args.valid & fattr::KILL_SUIDGID != 0 {
+        if args.valid & fattr::KILL_SUIDGID != 0 || policy.drops_set_id() {
             sys::drop_suid(file.as_fd())?;
         }
         Ok(rustix::fs::ftruncate(file, args.size)?)

@@ -67,7 +67,8 @@ impl Server {
             // Linux opens such a file in no other way, and nothing is ever written at an offset there.
             return self.reopen(inode, flags | append);
         }
-        if !flags.contains(OFlags::TRUNC) || open_flags & OPEN_KILL_SUIDGID == 0 {
+        let drops = open_flags & OPEN_KILL_SUIDGID != 0 || self.policy_of(inode.share()).drops_set_id();
+        if !flags.contains(OFlags::TRUNC) || !drops {
             return self.reopen(inode, flags);
         }
         let file = self.reopen(inode, flags - OFlags::TRUNC)?;
@@ -134,8 +135,9 @@ impl Server {
         let flags = OFlags::from_bits_retain(args.flags) & PASSED.difference(OFlags::TRUNC);
         // Without a name only O_EXCL says that there will never be one.
         let flags = flags | how | (OFlags::from_bits_retain(args.flags) & OFlags::EXCL);
+        let mode = self.policy_of(directory.share()).new_mode(args.mode);
         let _caller = self.act_as_caller(&request.header, args.umask)?;
-        sys::create(directory.fd()?, name, flags, args.mode)
+        sys::create(directory.fd()?, name, flags, mode)
     }
 
     fn reply_created(&mut self, request: &Request, args: &CreateIn, file: OwnedFd, output: &mut Output) -> Served {
@@ -196,7 +198,7 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let file = self.handles.file(args.fh)?;
-        if args.write_flags & WRITE_KILL_SUIDGID != 0 {
+        if args.write_flags & WRITE_KILL_SUIDGID != 0 || self.policy_of_open(args.fh).drops_set_id() {
             sys::drop_suid(file)?;
         }
         let append = args.flags & libc::O_APPEND as u32 != 0 && args.write_flags & WRITE_CACHE == 0;
@@ -252,7 +254,7 @@ impl Server {
         let args: FallocateIn = request.take()?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
         let file = self.handles.file(args.fh)?;
-        drop_suid_for(request, file)?;
+        self.drop_suid_for(request, args.fh)?;
         rustix::fs::fallocate(file, mode, args.offset, args.length)?;
         self.changed_open(args.fh);
         Ok(())
@@ -265,19 +267,20 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let (from, to) = (self.handles.file(args.fh_in)?, self.handles.file(args.fh_out)?);
-        drop_suid_for(request, to)?;
+        self.drop_suid_for(request, args.fh_out)?;
         let (mut at_from, mut at_to) = (args.off_in, args.off_out);
         let length = args.len.min(COPY_MAX) as usize;
         let size = rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32;
         self.changed_open(args.fh_out);
         output.put(&WriteOut { size, padding: 0 })
     }
-}
 
-/// Drops setuid and setgid before a change of content, which the guest's kernel leaves to us (`HANDLE_KILLPRIV_V2`) without
-/// saying, as it does for writes, whether the caller may keep them: root may.
-fn drop_suid_for(request: &Request, file: BorrowedFd) -> Served {
-    if request.header.uid == 0 { Ok(()) } else { sys::drop_suid(file) }
+    /// Drops setuid and setgid before a change of content, which the guest's kernel leaves to us (`HANDLE_KILLPRIV_V2`) without
+    /// saying, as it does for writes, whether the caller may keep them: root may, where the policy lets it.
+    fn drop_suid_for(&self, request: &Request, fh: u64) -> Served {
+        let keeps = request.header.uid == 0 && !self.policy_of_open(fh).drops_set_id();
+        if keeps { Ok(()) } else { sys::drop_suid(self.handles.file(fh)?) }
+    }
 }
 
 fn has_silent_close(file: BorrowedFd) -> bool {

@@ -8,9 +8,10 @@ use rustix::fs::{AtFlags, FileType, RenameFlags};
 
 use super::attributes::decode_device;
 use crate::virtio::fs::fuse::{
-    ATTR_SUBMOUNT, Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In,
-    RenameIn, init,
+    ATTR_SUBMOUNT, Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, LinkIn, MkdirIn, MknodIn, ROOT_ID,
+    Rename2In, RenameIn, init,
 };
+use crate::virtio::fs::nodes::Node;
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::sys::{self, Stat};
@@ -132,7 +133,7 @@ impl Server {
         self.reply_made(request, name, output)
     }
 
-    /// `MKNOD`: files, FIFOs, sockets, devices; what the process may make, as root in a container may.
+    /// `MKNOD`: files, FIFOs, sockets, and devices where the share's policy allows them.
     pub fn mknod(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let (args, name) = (request.take::<MknodIn>()?, request.last_name()?);
         let kind = match args.mode & libc::S_IFMT {
@@ -143,12 +144,23 @@ impl Server {
             libc::S_IFBLK => FileType::BlockDevice,
             _ => return Err(Errno(libc::EINVAL)),
         };
-        let directory = self.writable(request.header.nodeid)?;
-        {
-            let _caller = self.act_as_caller(&request.header, args.umask)?;
-            rustix::fs::mknodat(directory.fd()?, name, kind, sys::mode(args.mode), decode_device(args.rdev))?;
-        }
+        self.make_node(&request.header, name, kind, &args)?;
         self.reply_made(request, name, output)
+    }
+
+    fn make_node(&self, header: &InHeader, name: &CStr, kind: FileType, args: &MknodIn) -> Served {
+        let directory = self.writable(header.nodeid)?;
+        let policy = self.policy_of(directory.share());
+        let (mode, device) = (policy.new_mode(args.mode), decode_device(args.rdev));
+        policy.check_node(kind.as_raw_mode(), device)?;
+        let device_node = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) && device != 0;
+        if let Some(maker) = self.node_maker.as_deref().filter(|_| device_node) {
+            policy.check_maker(header.uid, header.gid)?;
+            let (directory, umask, uid, gid) = (directory.fd()?, args.umask & 0o777, header.uid, header.gid);
+            return Ok(maker.make(&Node { directory, name, mode, device, umask, uid, gid })?);
+        }
+        let _caller = self.act_as_caller(header, args.umask)?;
+        Ok(rustix::fs::mknodat(directory.fd()?, name, kind, sys::mode(mode), device)?)
     }
 
     /// `MKDIR`.

@@ -83,6 +83,8 @@ impl Server {
         }
         let inode = self.writable(request.header.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno(libc::EINVAL))?;
+        let stat = || sys::stat(inode.fd()?);
+        self.policy_of(inode.share()).check_xattr(as_bytes(&name), Some(request.body), stat)?;
         let path = sys::proc_name(inode.fd()?);
         rustix::fs::setxattr(path, as_name(&name)?, request.body, flags)?;
         if args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0 {
@@ -108,6 +110,8 @@ impl Server {
         let name = self.host_name(request.string()?)?;
         request.end()?;
         let inode = self.writable(request.header.nodeid)?;
+        let stat = || sys::stat(inode.fd()?);
+        self.policy_of(inode.share()).check_xattr(as_bytes(&name), None, stat)?;
         rustix::fs::removexattr(sys::proc_name(inode.fd()?), as_name(&name)?)?;
         self.changed(request.header.nodeid);
         Ok(())
@@ -154,6 +158,10 @@ impl Server {
 
 fn as_name(name: &HostName) -> Served<&CStr> {
     CStr::from_bytes_with_nul(name).map_err(|_| Errno(libc::EINVAL))
+}
+
+fn as_bytes(name: &HostName) -> &[u8] {
+    name.strip_suffix(b"\0").unwrap_or(name)
 }
 
 /// Reads a value; only its size when there is no room at all.

@@ -75,10 +75,10 @@ impl Server {
     /// Takes the shares out again, as they were given.
     fn take_shares(&mut self) -> Vec<Share> {
         let mut given = Vec::new();
-        for Root { name, nodeid, read_only, cache } in std::mem::take(&mut self.shares).into_iter().flatten() {
+        for Root { name, nodeid, read_only, cache, policy } in std::mem::take(&mut self.shares).into_iter().flatten() {
             let root = self.inodes.slab.remove(nodeid.wrapping_sub(FIRST_ID));
             if let Some(Inode { anchor: Anchor::Hot(root), .. }) = root {
-                given.push(Share { name, root, read_only, cache });
+                given.push(Share { name, root, read_only, cache, policy });
             }
         }
         given
@@ -91,14 +91,14 @@ impl Server {
         let mut inodes = Inodes::new(limit, self.inodes.hot_limit, self.inodes.proc_fd.clone());
         inodes.slab = Slab::of(limit, std::mem::take(&mut saved.inodes)).ok_or(MALFORMED)?;
         let mut walk = Walk::new(&mut inodes);
-        for (slot, number, Share { name, root, read_only, cache }) in roots {
+        for (slot, number, Share { name, root, read_only, cache, policy }) in roots {
             let nodeid = walk.root(slot, root).map_err(|error| refuse(WHAT, sentence(error)))?;
             let number = usize::from(number);
             if self.shares.len() <= number {
                 self.shares.resize_with(number + 1, || None);
             }
             if let Some(share) = self.shares.get_mut(number) {
-                *share = Some(Root { name, nodeid, read_only, cache });
+                *share = Some(Root { name, nodeid, read_only, cache, policy });
             }
         }
         walk.finish(&saved.superseded);

@@ -70,6 +70,11 @@ impl Handles {
         self.slab.get(fh).map(|open| open.nodeid)
     }
 
+    /// The share that a handle's object is below.
+    pub fn share(&self, fh: u64) -> Option<usize> {
+        self.slab.get(fh).and_then(|open| open.share)
+    }
+
     /// The descriptor of an open regular file. `EBADF` when the handle is none.
     pub fn file(&self, fh: u64) -> Served<BorrowedFd<'_>> {
         match self.get(fh)? {

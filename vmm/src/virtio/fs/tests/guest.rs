@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
-use super::super::{Cache, Fs, Share};
+use super::super::{Cache, Fs, Policy, Share};
 use crate::event_loop::Watcher;
 use crate::interrupt::Interrupt;
 use crate::registers::Window;
@@ -72,7 +72,7 @@ pub fn age() {
 
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
-    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE }
+    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE, policy: Policy::unrestricted() }
 }
 
 impl Guest {

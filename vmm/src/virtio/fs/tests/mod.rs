@@ -8,6 +8,7 @@ mod listing;
 mod locks;
 mod many;
 mod passthrough;
+mod policy;
 mod random;
 mod restoring;
 mod rights;
