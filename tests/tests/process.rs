@@ -222,7 +222,7 @@ fn vm_io_priority() {
 fn vm_an_exec_has_the_containers_place_or_its_own() {
     let scene = Scene::new();
     let mut container = scene.container();
-    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    container.annotate("io.runvm.vcpus", "2");
     container.set("/process/scheduler", json!({"policy": "SCHED_BATCH", "nice": 9}));
     container.set("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}));
     let up = container.idle();
@@ -249,7 +249,7 @@ fn vm_an_exec_has_the_containers_place_or_its_own() {
 fn vm_other_cpus_come_up_after_the_start() {
     let scene = Scene::new();
     let mut container = scene.container();
-    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    container.annotate("io.runvm.vcpus", "2");
     let up = container.idle();
     // A little later, so that a process that does little needn't share the one CPU with that work.
     let script = "until [ $(nproc) = 2 ]; do sleep 0.1; done; cat /sys/devices/system/cpu/online";

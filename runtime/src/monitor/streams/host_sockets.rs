@@ -139,7 +139,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
+        let id = crate::host::file_id::of(&rustix::fs::stat(&path).unwrap());
+        let opened = sockets::open(&[crate::plan::SocketPlan { source: path, id }]).unwrap();
         let dialer = Arc::new(Dialer {
             files: Arc::new(Files::open().unwrap()),
             sockets: opened,
