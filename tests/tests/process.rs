@@ -356,3 +356,16 @@ fn vm_no_two_machines_are_alike() {
         assert_ne!(one[line], two[line]);
     }
 }
+
+#[test]
+fn vm_virtualisation_is_there_where_it_is_allowed() {
+    let scene = Scene::new();
+    let seen = |container: &mut tests::Container| {
+        let outcome = container.sh("grep -E -w -c 'svm|vmx' /proc/cpuinfo").run();
+        outcome.line() != "0"
+    };
+    assert!(!seen(&mut scene.container()));
+    let nested = ["kvm_amd", "kvm_intel"].map(|module| format!("/sys/module/{module}/parameters/nested"));
+    let offered = nested.iter().any(|file| matches!(std::fs::read_to_string(file).unwrap_or_default().trim(), "1" | "Y"));
+    assert_eq!(seen(scene.container().annotate("io.runvm.nested", "true")), offered);
+}
