@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::directory;
-use crate::ipc::{self, Descriptor};
+use crate::ipc;
 use crate::state::Status;
 use crate::streams::Streams;
 
@@ -49,10 +49,7 @@ pub enum Request {
     Exec(Box<Exec>),
     /// Create a container in this VM: the next message is its parcel. The connection stands for its process, as that of
     /// an exec does.
-    Join {
-        /// The network namespace of the process that stands for it on the host.
-        network: Descriptor,
-    },
+    Join,
     /// Answer when a container that joined this VM is detached from it.
     WaitDetached(String),
     /// On the connection of a process: send it a signal.

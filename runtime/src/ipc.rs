@@ -11,21 +11,24 @@
 //! The other side is a process of the same user, which may be killed at any byte: lengths are bounded, and whatever is
 //! missing, too much or named twice is an error that says so.
 
-use std::cell::RefCell;
+mod attached;
+
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use serde::de::{DeserializeOwned, Error as _};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::Interest;
+
+use attached::{ATTACHED, Attached};
+pub use attached::{Descriptor, bytes, protobuf};
 
 /// Most bytes of a message: a process with the largest environment that Linux takes (6 MiB), and its mounts.
 const MAX_BYTES: usize = 16 << 20;
@@ -35,92 +38,6 @@ const CHUNK: usize = 253;
 
 /// Bytes of the three lengths.
 const PRELUDE: usize = 12;
-
-/// An open file that is part of a message.
-///
-/// Clones share the one descriptor, which is closed with the last of them.
-#[derive(Clone, Debug)]
-pub struct Descriptor(Arc<OwnedFd>);
-
-impl Descriptor {
-    /// The descriptor itself; a duplicate while there are clones.
-    ///
-    /// # Errors
-    /// Out of descriptors.
-    pub fn into_owned(self) -> io::Result<OwnedFd> {
-        Arc::try_unwrap(self.0).or_else(|shared| shared.try_clone())
-    }
-}
-
-impl<T: Into<OwnedFd>> From<T> for Descriptor {
-    fn from(file: T) -> Self {
-        Self(Arc::new(file.into()))
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Parts of the message that this thread encodes or decodes which are not in its head.
-#[derive(Default)]
-struct Attached {
-    tail: Vec<u8>,
-    /// In the order of their numbers in the head; empty places are those whose descriptor has been taken.
-    descriptors: Vec<Option<Descriptor>>,
-}
-
-thread_local! {
-    static ATTACHED: RefCell<Attached> = RefCell::default();
-}
-
-impl Serialize for Descriptor {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let number = ATTACHED.with_borrow_mut(|attached| {
-            attached.descriptors.push(Some(self.clone()));
-            attached.descriptors.len() - 1
-        });
-        number.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Descriptor {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = usize::deserialize(deserializer)?;
-        ATTACHED.with_borrow_mut(|attached| match attached.descriptors.get_mut(number) {
-            Some(place) => place.take().ok_or_else(|| D::Error::custom(format!("descriptor {number} is named twice"))),
-            None => Err(D::Error::custom(format!("descriptor {number} did not come with the message"))),
-        })
-    }
-}
-
-/// `#[serde(with = "ipc::protobuf")]`: a field of the protocol's that travels encoded.
-pub mod protobuf {
-    use super::*;
-    use ::protobuf::Message;
-
-    /// Puts the encoded message into the tail, and its place there into the head.
-    pub fn serialize<M: Message, S: Serializer>(message: &M, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::Error;
-        let place = ATTACHED.with_borrow_mut(|attached| {
-            let start = attached.tail.len();
-            message.write_to_vec(&mut attached.tail).map(|()| (start, attached.tail.len()))
-        });
-        place.map_err(S::Error::custom)?.serialize(serializer)
-    }
-
-    /// Decodes the message from its place in the tail.
-    pub fn deserialize<'de, M: Message, D: Deserializer<'de>>(deserializer: D) -> Result<M, D::Error> {
-        let (start, end) = <(usize, usize)>::deserialize(deserializer)?;
-        ATTACHED.with_borrow(|attached| {
-            let bytes =
-                attached.tail.get(start..end).ok_or_else(|| D::Error::custom("bytes are missing in its tail"))?;
-            M::parse_from_bytes(bytes).map_err(D::Error::custom)
-        })
-    }
-}
 
 /// A message as it travels.
 pub struct Frame {
@@ -187,7 +104,15 @@ impl Frame {
     /// # Errors
     /// It ended in the middle, was silent for longer than the socket waits, or sent no frame.
     pub fn receive(stream: &UnixStream) -> io::Result<Option<Self>> {
-        let mut incoming = Incoming::new();
+        Self::receive_at_most(stream, MAX_BYTES)
+    }
+
+    /// [`Frame::receive`] of a frame with fewer bytes than others may have, from a process that may be hostile.
+    ///
+    /// # Errors
+    /// Those of [`Frame::receive`].
+    pub fn receive_at_most(stream: &UnixStream, most: usize) -> io::Result<Option<Self>> {
+        let mut incoming = Incoming { most, ..Incoming::new() };
         while again(|| incoming.advance(stream))? {}
         incoming.finish()
     }
@@ -304,6 +229,8 @@ impl Outgoing<'_> {
 struct Incoming {
     bytes: Vec<u8>,
     filled: usize,
+    /// Most bytes of the head and the tail.
+    most: usize,
     /// Lengths of the head and the tail, and the number of descriptors, once they are known.
     lengths: Option<[usize; 3]>,
     descriptors: Vec<Descriptor>,
@@ -311,7 +238,7 @@ struct Incoming {
 
 impl Incoming {
     fn new() -> Self {
-        Self { bytes: vec![0; PRELUDE], filled: 0, lengths: None, descriptors: Vec::new() }
+        Self { bytes: vec![0; PRELUDE], filled: 0, most: MAX_BYTES, lengths: None, descriptors: Vec::new() }
     }
 
     /// One `recvmsg`; false when no more is to come.
@@ -336,6 +263,9 @@ impl Incoming {
         }
         self.filled += got.bytes;
         self.measure()?;
+        if self.lengths.is_some_and(|[_, _, named]| self.descriptors.len() > named) {
+            return Err(io::Error::new(ErrorKind::InvalidData, "a message came with more descriptors than it says"));
+        }
         Ok(got.bytes > 0 && self.filled < self.bytes.len())
     }
 
@@ -348,9 +278,10 @@ impl Incoming {
         let lengths: Vec<usize> = words.collect();
         let Ok([head, tail, descriptors]) = <[usize; 3]>::try_from(lengths) else { return Ok(()) };
         let length = head.saturating_add(tail);
-        if length > MAX_BYTES || descriptors > length {
+        let most = self.most;
+        if length > most || descriptors > length {
             let text = format!(
-                "a message of {length} bytes and {descriptors} descriptors is refused: {MAX_BYTES} bytes are the most"
+                "a message of {length} bytes and {descriptors} descriptors is refused: {most} bytes are the most"
             );
             return Err(io::Error::new(ErrorKind::InvalidData, text));
         }

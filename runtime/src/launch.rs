@@ -24,9 +24,11 @@ use crate::host::cgroup::{self, HostCgroup};
 use crate::host::console::{self, Pty};
 use crate::host::facts;
 use crate::host::hooks::{self, Kind};
+use crate::host::network_helper;
 use crate::host::passt;
-use crate::host::spawn::{self, Process};
+use crate::host::spawn::{self, Place, Process, Role};
 use crate::ipc::{self, Frame};
+use crate::network::messages::Setup;
 use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::state::{Dir, Lock, State, Status};
@@ -52,6 +54,7 @@ pub struct Launch {
     /// Master of its terminal, when the caller copies it.
     pub master: Option<OwnedFd>,
     child: Option<Process>,
+    network_helper: Option<Process>,
     finished: bool,
     lock: Option<Lock>,
 }
@@ -146,7 +149,8 @@ impl Launch {
         let dir = Dir::reserve(root, id)?;
         let lock = dir.lock(Duration::from_secs(1))?;
         let state = new_state(bundle, plan);
-        let mut launch = Self { dir, state, master: None, child: None, finished: false, lock: Some(lock) };
+        let mut launch =
+            Self { dir, state, master: None, child: None, network_helper: None, finished: false, lock: Some(lock) };
         cgroup::check(&plan.cgroup)?;
         if plan.cgroup.unit.is_none() {
             launch.state.cgroup = Some(cgroup::create(&plan.cgroup)?);
@@ -161,8 +165,14 @@ impl Launch {
         let mut parcel = Parcel::pack(plan, control::listen(self.dir.path())?.into(), streams)?;
         let (ours, theirs) = ipc::pair()?;
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
-        let has_terminal = parcel.streams.terminal().is_some();
-        let child = spawn::monitor(&plan.network, has_terminal, &theirs.into(), cgroup.as_ref().map(AsFd::as_fd))?;
+        let (cgroup, network) = (cgroup.as_ref().map(AsFd::as_fd), network::namespace::open(&plan.network)?);
+        if !shares_network(plan) {
+            let (helper, socket) = network_helper::start(&network_setup(plan), network.as_fd(), cgroup)?;
+            (self.network_helper, parcel.network) = (Some(helper), Some(socket));
+        }
+        let stderr = parcel.streams.terminal().is_none();
+        let place = Place { socket: &theirs.into(), network: network.as_fd(), cgroup, stderr };
+        let child = spawn::start(Role::Monitor, &place)?;
         self.adopt(child, &plan.cgroup)?;
         if plan.user_network {
             parcel.user_network = Some(passt::start(self.state.cgroup.as_ref())?);
@@ -218,6 +228,10 @@ impl Launch {
             (None, Some(unit)) => self.state.cgroup = Some(cgroup::create_unit(unit, plan, pid)?),
             _ => {}
         }
+        let helper = self.network_helper.as_ref().filter(|helper| !helper.placed).map(Process::id);
+        if let (Some(cgroup), Some(helper)) = (&self.state.cgroup, helper) {
+            cgroup.add(helper)?;
+        }
         self.dir.save(&self.state)
     }
 
@@ -254,9 +268,9 @@ impl Drop for Launch {
         if self.finished {
             return;
         }
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        for mut process in [self.child.take(), self.network_helper.take()].into_iter().flatten() {
+            let _ = process.kill();
+            let _ = process.wait();
         }
         sandbox::wait_detached(&self.dir, &self.state);
         network::clean_after(&self.state);
@@ -292,13 +306,25 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
     }
 }
 
+/// What the network helper is told.
+fn network_setup(plan: &Plan) -> Setup {
+    // The VM of others lives on, and its NICs are to be free.
+    let stays = matches!(plan.network, NetworkPlan::Path(_)) || plan.sandbox.is_some();
+    Setup { log: log::settings(), stays, user_network: plan.user_network }
+}
+
+/// Whether the container has another one's network.
+fn shares_network(plan: &Plan) -> bool {
+    plan.container.namespaces.iter().any(is_shared_network)
+}
+
 fn is_shared_network(namespace: &protocol::Namespace) -> bool {
     namespace.kind == protocol::NamespaceKind::NETWORK.into() && !namespace.container_id.is_empty()
 }
 
 /// A namespace that outlives the container, and is not another container's.
 fn network_to_clean(plan: &Plan) -> Option<PathBuf> {
-    match (&plan.network, plan.container.namespaces.iter().any(is_shared_network)) {
+    match (&plan.network, shares_network(plan)) {
         (NetworkPlan::Path(path), false) => Some(path.clone()),
         _ => None,
     }

@@ -37,12 +37,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use host::spawn::Role;
+
 fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
-    if let Some(socket) = host::spawn::is_monitor() {
-        return finish(monitor::main(socket));
+    match host::spawn::role() {
+        Some((Role::Monitor, socket)) => return finish(monitor::main(socket)),
+        Some((Role::NetworkHelper, socket)) => return finish(network::helper::main(socket)),
+        None => {}
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

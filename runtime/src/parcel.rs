@@ -54,6 +54,8 @@ pub struct Parcel {
     pub sockets: Vec<Descriptor>,
     /// Ports of the host that lead to the container.
     pub ports: Vec<Port>,
+    /// The connection to the network helper, for a container with a network namespace of its own.
+    pub network: Option<Descriptor>,
     /// The connection to passt(1), with `--net user`.
     pub user_network: Option<Descriptor>,
     /// The listening control socket.
@@ -130,7 +132,7 @@ pub struct VolumeMount {
 }
 
 impl Parcel {
-    /// Opens everything that a container is to have of the host's, but for its user-mode network.
+    /// Opens everything that a container is to have of the host's, but for its network.
     ///
     /// # Errors
     /// Names the first thing that cannot be opened.
@@ -141,6 +143,7 @@ impl Parcel {
             disks: disks::open(&plan.disks)?,
             sockets: sockets::open(&plan.sockets)?,
             ports: publish::open(&plan.ports)?,
+            network: None,
             user_network: None,
             control,
             streams,

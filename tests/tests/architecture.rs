@@ -101,9 +101,10 @@ const RUNTIME: &Rooms = &[
     ("state", &["directory", "host/cgroup", "log", "plan/"]),
     ("control", &["directory", "ipc", "state", "streams"]),
     ("host/facts", &["bundle", "host/file_id", "host/sockets", "plan/", "state"]),
-    ("host/spawn", &["control", "ipc", "plan/", "signals", "streams"]),
+    ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
-    ("network", &["directory", "host/passt", "host/sockets", "log", "plan/", "state"]),
+    ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
+    ("host/network_helper", &["host/spawn", "ipc", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
@@ -114,7 +115,10 @@ const RUNTIME: &Rooms = &[
     ("monitor/vm", &["control", "guest_text", "host/disks", "host/shares", "log", "parcel", "plan/", "timeline"]),
     ("monitor/inbox", &["monitor/lifecycle", "monitor/vm"]),
     ("monitor/streams/connections", &["monitor/vm"]),
-    ("monitor/network", &["host/publish", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"]),
+    (
+        "monitor/network",
+        &["host/publish", "ipc", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"],
+    ),
     (
         "monitor/streams",
         &[
@@ -182,7 +186,7 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["host/console", "ipc", "log", "monitor/", "network", "parcel"]),
+    ("monitor", &["host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
     (
         "launch",
         &[
@@ -223,7 +227,7 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "network", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[

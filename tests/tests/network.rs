@@ -340,6 +340,85 @@ fn a_killed_monitor_leaves_the_links_as_they_were() {
     assert_eq!(namespace.traffic_control() + &ports(), before);
 }
 
+/// The process that works in a container's network namespace.
+fn network_helper() -> i32 {
+    let helpers: Vec<i32> = process::descendants()
+        .into_iter()
+        .filter(|(_, what)| what.contains("network-helper"))
+        .map(|(pid, _)| pid)
+        .collect();
+    assert_eq!(helpers.len(), 1, "{:?}", process::descendants());
+    helpers[0]
+}
+
+/// Where the descriptors of a process lead.
+fn descriptors(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned())).collect()
+}
+
+#[test]
+fn vm_the_monitor_holds_taps_and_its_helper_one_capability() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let mut container = in_namespace(&scene, &namespace);
+    let created = container.idle();
+    let held = descriptors(created.pid);
+    let of = |what: &str| held.iter().filter(|path| path.starts_with(what)).count();
+    // One tap, and one socket that is told of changes.
+    assert_eq!((of("/dev/net/tun"), of("/dev/net"), of("net:[")), (1, 1, 0), "{held:?}");
+    let helper = network_helper();
+    let field = |name: &str| process::status_field(helper, name).unwrap();
+    let net_admin = format!("{:016x}", 1 << 12);
+    assert_eq!(["CapEff", "CapPrm"].map(field), [&net_admin; 2].map(String::as_str));
+    assert_eq!(["CapBnd", "CapInh", "CapAmb"].map(field), ["0000000000000000"; 3]);
+    assert_eq!(["NoNewPrivs", "Seccomp"].map(field), ["1", "2"]);
+    assert_eq!(fs::read_link(format!("/proc/{helper}/root")).unwrap().to_str(), Some("/dev/net"));
+    assert_eq!(process::namespace(helper, "net"), process::namespace(created.pid, "net"));
+    let cgroup = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert_eq!(cgroup(helper), cgroup(created.pid));
+    let held = descriptors(helper);
+    let odd = |path: &&String| {
+        !["/dev/null", "/dev/net", "socket:", "/proc/", "/run/"].iter().any(|may| path.starts_with(may))
+    };
+    assert_eq!(held.iter().filter(odd).collect::<Vec<_>>(), Vec::<&String>::new());
+    let memory = fs::read_to_string(format!("/proc/{helper}/smaps_rollup")).unwrap();
+    let dirty: u32 = process::field(&memory, "Private_Dirty").unwrap().split(' ').next().unwrap().parse().unwrap();
+    // In kB.
+    assert!(dirty < 500, "{memory}");
+    container.end(&created);
+}
+
+#[test]
+fn vm_a_container_outlives_its_network_helper() {
+    let scene = Scene::new();
+    let namespace = Netns::new("runvm-test");
+    namespace.veth(77, ("rvt0", "eth0"));
+    let before = namespace.traffic_control();
+    let mut container = in_namespace(&scene, &namespace);
+    let created = container.idle();
+    process::signal(network_helper(), rustix::process::Signal::KILL);
+    let told = "changes of the network are not mirrored any more: the network helper of the container has ended";
+    process::wait_until("the log to say so", || fs::read_to_string(scene.log()).unwrap().contains(told));
+    namespace.ip("addr add 10.77.0.9/24 dev eth0");
+    container.exec_sh("ping -c 1 -W 5 10.77.0.1").success();
+    assert_eq!(container.status(), "running");
+    assert!(!container.exec_sh("ip addr").success().stdout.contains("10.77.0.9"));
+    assert_eq!(fs::read_to_string(scene.log()).unwrap().matches(told).count(), 1);
+    container.end(&created);
+    assert_eq!(namespace.traffic_control(), before);
+    // Before the start nothing says what the container should have.
+    let created = container.create();
+    process::signal(network_helper(), rustix::process::Signal::KILL);
+    let refused = container.start().failure();
+    assert!(refused.stderr.contains("the network helper of the container has ended"), "{refused:?}");
+    assert_eq!(container.status(), "created");
+    container.force_delete().success();
+    assert_eq!(process::wait_orphan(created.pid), 137);
+    assert_eq!(namespace.traffic_control(), before);
+}
+
 #[test]
 fn what_is_refused_leaves_nothing() {
     let scene = Scene::new();

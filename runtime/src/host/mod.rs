@@ -6,6 +6,7 @@ pub mod disks;
 pub mod facts;
 pub mod file_id;
 pub mod hooks;
+pub mod network_helper;
 pub mod passt;
 pub mod publish;
 pub mod shares;

@@ -1,4 +1,4 @@
-//! Starting the monitor: a fork that is born in its cgroup, and this binary again.
+//! Starting the monitor and the network helper: a fork that is born in its cgroup, and this binary again.
 //!
 //! Moving a process that lives into a cgroup waits for the kernel's readers, some ten milliseconds; being
 //! born there waits for nobody, and nothing is ever accounted elsewhere. `std::process` cannot do that.
@@ -14,11 +14,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::control::Reply;
-use crate::plan::NetworkPlan;
 use crate::{ipc, streams};
-
-/// First argument of the monitor; its second is the number of the socket to the command.
-const MONITOR: &str = "monitor";
 
 /// A child of ours.
 #[derive(Debug)]
@@ -70,50 +66,74 @@ impl Process {
     }
 }
 
-/// The number of the socket to the command, if this process is the monitor.
-pub fn is_monitor() -> Option<RawFd> {
-    let mut arguments = std::env::args_os().skip(1);
-    let first = arguments.next()?;
-    (first == MONITOR).then(|| arguments.next()?.to_str()?.parse().ok()).flatten()
+/// The long-lived processes of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The monitor, or a join proxy.
+    Monitor,
+    /// What works in the container's network namespace.
+    NetworkHelper,
 }
 
-/// Starts this binary again as the monitor, in its cgroup and network namespace.
-///
-/// Of the command it has the `socket` and the standard error output, unless the container has a terminal; everything else
-/// comes by the socket. What fails in the child is its answer there.
+impl Role {
+    /// First argument of the process; its second is the number of the socket to the command.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Monitor => "monitor",
+            Self::NetworkHelper => "network-helper",
+        }
+    }
+}
+
+/// What this process is, and the number of the socket to the command, unless it is a command itself.
+pub fn role() -> Option<(Role, RawFd)> {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next()?;
+    let role = [Role::Monitor, Role::NetworkHelper].into_iter().find(|role| first == role.name())?;
+    Some((role, arguments.next()?.to_str()?.parse().ok()?))
+}
+
+/// Where a process of the container is started, and what it has of the command; everything else comes by its socket.
+pub struct Place<'a> {
+    /// The socket to the command.
+    pub socket: &'a UnixStream,
+    /// Its network namespace.
+    pub network: BorrowedFd<'a>,
+    /// The cgroup v2 to be born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it has the command's standard error output.
+    pub stderr: bool,
+}
+
+/// Starts this binary again, as this process. What fails in the child is its answer at the socket.
 ///
 /// # Errors
-/// The network namespace cannot be opened, or there can be no more processes.
-pub fn monitor(
-    network: &NetworkPlan,
-    terminal: bool,
-    socket: &UnixStream,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> anyhow::Result<Process> {
-    let network = open_network(network)?;
+/// There can be no more processes.
+pub fn start(role: Role, place: &Place<'_>) -> anyhow::Result<Process> {
+    let what = || format!("start the {}: fork", role.name());
     let null = streams::open_null()?;
-    let number = CString::new(socket.as_raw_fd().to_string())?;
-    let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, number];
-    // SAFETY: a command has no other threads before it starts its monitor.
-    if let Some(process) = unsafe { fork(cgroup) }.context("start the monitor: fork")? {
+    let number = CString::new(place.socket.as_raw_fd().to_string())?;
+    let arguments = [c"runvm".to_owned(), CString::new(role.name())?, number];
+    // SAFETY: a command has no other threads before it starts these processes.
+    if let Some(process) = unsafe { fork(place.cgroup) }.with_context(what)? {
         return Ok(process);
     }
-    let become_monitor = || -> io::Result<()> {
+    let become_it = || -> io::Result<()> {
         crate::signals::unblock()?;
-        enter_network(network.as_ref())?;
+        nix::sched::setns(place.network, nix::sched::CloneFlags::CLONE_NEWNET)?;
         rustix::stdio::dup2_stdin(&null)?;
         rustix::stdio::dup2_stdout(&null)?;
-        if terminal {
+        if !place.stderr {
             rustix::stdio::dup2_stderr(&null)?;
         }
-        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+        rustix::io::fcntl_setfd(place.socket, rustix::io::FdFlags::empty())?;
         rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;
         Ok(())
     };
-    let why = become_monitor().err().map_or_else(String::new, |error| format!("start the monitor: {error}"));
+    let why = become_it().err().map_or_else(String::new, |error| format!("start the {}: {error}", role.name()));
     // Without an answer the parent reports our end.
-    let _ = ipc::send(socket, &Reply::Failed(why));
+    let _ = ipc::send(place.socket, &Reply::Failed(why));
     // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
     unsafe { libc::_exit(1) }
 }
@@ -150,21 +170,3 @@ unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Process>> {
 
 /// Of <linux/sched.h>; libc's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-
-fn open_network(plan: &NetworkPlan) -> anyhow::Result<Option<std::fs::File>> {
-    match plan {
-        NetworkPlan::New => Ok(None),
-        NetworkPlan::Path(path) => {
-            let opened = std::fs::File::open(path);
-            opened.map(Some).with_context(|| format!("open network namespace {}", path.display()))
-        }
-    }
-}
-
-fn enter_network(namespace: Option<&std::fs::File>) -> io::Result<()> {
-    match namespace {
-        Some(file) => nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?,
-        None => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?,
-    }
-    Ok(())
-}

@@ -3,6 +3,7 @@ use std::io::{Read, Write};
 
 use ::protobuf::MessageField;
 use protocol::{CreateContainerRequest, Process};
+use serde::Deserialize;
 
 use super::*;
 

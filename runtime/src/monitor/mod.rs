@@ -30,15 +30,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use crate::host::console;
+use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
 use crate::log;
-use crate::network::{Files, NetworkNamespace, make_user_network};
 use crate::parcel::{Label, Parcel, VmTarget};
+use crate::plan::NICS;
 use confine::View;
 use inbox::Inbox;
-use network::Network;
-use network::passt_relay;
+use network::Opening;
+use network::helper::NetworkHelper;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
@@ -107,28 +107,37 @@ struct Container {
 }
 
 async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
-    let Parcel { container: mut request, shares, disks, sockets, ports, user_network, control, streams } = parcel;
+    let Parcel {
+        container: mut request,
+        shares,
+        disks,
+        sockets: dialed,
+        ports,
+        network,
+        user_network,
+        control,
+        streams,
+    } = parcel;
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
     if let Some(slave) = &terminal {
         console::become_controlling(slave.as_fd())?;
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     // Before this process leaves the host's.
-    let host = Arc::new(Files::open()?);
-    let (sockets, ports) = (Sockets::new(&host, sockets, NetworkNamespace::default()), Ports::new(ports)?);
-    if let Some(stream) = user_network {
-        passt_relay::start(make_user_network(&host)?, stream.into_owned()?)?;
-    }
+    let proc = Arc::new(sockets::open_proc()?);
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
-    let network =
-        Network::open(NetworkNamespace::default(), Arc::clone(&host), setup.network_stays, sockets.resolver())?;
+    // It works while the guest boots.
+    let network = network.context("a container without a network helper")?;
+    let (helper, beginning) = NetworkHelper::begin(network, NICS)?;
+    let (sockets, ports) = (Sockets::new(&proc, dialed, Some(helper.clone())), Ports::new(ports)?);
+    let resolver = sockets.resolver();
+    let opening = Opening { helper, beginning, stays: setup.network_stays, passt: user_network, resolver };
     let vm = Vm::boot(setup, request.container_id.clone(), shares, disks, label.timeline)?;
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
     view.enter()?;
-    let (agent, prepared) = tokio::join!(vm.agent(), network.prepare(&vm.nics.pool));
-    let agent = agent?;
-    prepared?;
+    let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
+    let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
@@ -137,7 +146,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     view.place();
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
-    let pod = Rc::new(Pod::new(vm, host, inbox.clone()));
+    let pod = Rc::new(Pod::new(vm, proc, inbox.clone()));
     let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }

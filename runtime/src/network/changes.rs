@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -22,7 +22,21 @@ const GROUPS: [u32; 6] = [
     libc::RTNLGRP_NEIGH,
 ];
 
-/// Descriptor that becomes readable when something changes. To be opened before the first scan.
+/// Opens a descriptor that becomes readable when something changes in the calling thread's namespace. To be opened before the
+/// first scan. What it reads needs no capability.
+///
+/// # Errors
+/// The kernel's.
+pub fn watch() -> io::Result<OwnedFd> {
+    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
+    socket.set_non_blocking(true)?;
+    // SAFETY: the descriptor is open, and the socket gives it up.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
+}
+
+/// What the kernel reports of a namespace.
 pub struct Changes {
     socket: netlink_sys::Socket,
     taps: BTreeSet<u32>,
@@ -36,16 +50,11 @@ impl AsFd for Changes {
 }
 
 impl Changes {
-    /// Watches the calling thread's namespace.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, taps: BTreeSet::new(), buffer: Vec::new() })
+    /// Those that this descriptor, of [`watch`], reads.
+    pub fn of(descriptor: OwnedFd) -> Self {
+        // SAFETY: the descriptor is open, and its owner gives it up.
+        let socket = unsafe { netlink_sys::Socket::from_raw_fd(descriptor.into_raw_fd()) };
+        Self { socket, taps: BTreeSet::new(), buffer: Vec::new() }
     }
 
     /// Reads the pending reports; says whether any of them matters and is not our own doing.

@@ -29,7 +29,7 @@ pub fn clean() -> anyhow::Result<()> {
 
 /// Port range of the host's sockets in a namespace, to be noted before a monitor changes it.
 pub fn ports(namespace: &Path) -> Option<String> {
-    inside(File::open(namespace).ok()?, || resolver::ports(&crate::host::sockets::open_proc()?)).ok()
+    inside(File::open(namespace).ok()?, || resolver::ports(&resolver::open_range()?)).ok()
 }
 
 /// Cleans up the namespace of a container that has ended, if the container did not make the namespace. Where that is gone, nothing is
@@ -40,7 +40,7 @@ pub fn clean_after(state: &State) {
     let there = move || {
         clean()?;
         // Unless the monitor has done so.
-        resolver::give_back(&crate::host::sockets::open_proc()?, &ports)
+        resolver::give_back(&resolver::open_range()?, &ports)
     };
     if let Err(error) = inside(namespace, there) {
         log::warning(&format!("clean up the network namespace of container {}: {error:#}", state.id));

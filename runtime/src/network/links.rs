@@ -8,6 +8,7 @@ use std::io;
 use std::net::IpAddr;
 
 use anyhow::Context;
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
 };
@@ -20,14 +21,17 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
-use super::netlink::Socket;
+use super::netlink::{self, Socket};
+use crate::{ipc, log};
 
 /// Prefix of the names of our taps.
 pub const TAP_PREFIX: &str = "runvm";
 
 /// A link of an engine, and its configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Packed", from = "Packed")]
 pub struct Link {
     /// Interface index, the same in the guest.
     pub index: u32,
@@ -51,6 +55,51 @@ pub struct Link {
     pub routes: Vec<RouteMessage>,
     /// Permanent neighbours.
     pub neighbours: Vec<NeighbourMessage>,
+}
+
+/// A link as it travels between processes: what is configured on it as netlink messages, one after the other.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    index: u32,
+    name: String,
+    mac: [u8; 6],
+    mtu: u32,
+    up: bool,
+    no_arp: bool,
+    no_ipv6: bool,
+    link_local: bool,
+    #[serde(with = "ipc::bytes")]
+    configuration: Vec<u8>,
+}
+
+impl From<Link> for Packed {
+    fn from(link: Link) -> Self {
+        use RouteNetlinkMessage as M;
+        let Link { index, name, mac, mtu, up, no_arp, no_ipv6, link_local, addresses, routes, neighbours } = link;
+        let addresses = addresses.into_iter().map(M::NewAddress);
+        let configured = addresses.chain(routes.into_iter().map(M::NewRoute));
+        let configured = configured.chain(neighbours.into_iter().map(M::NewNeighbour));
+        let configuration = configured.flat_map(|message| netlink::bytes(message, 0, 0)).collect();
+        Self { index, name, mac, mtu, up, no_arp, no_ipv6, link_local, configuration }
+    }
+}
+
+impl From<Packed> for Link {
+    fn from(packed: Packed) -> Self {
+        use RouteNetlinkMessage as M;
+        let Packed { index, name, mac, mtu, up, no_arp, no_ipv6, link_local, configuration } = packed;
+        let mut link = Self { index, name, mac, mtu, up, no_arp, no_ipv6, link_local, ..Self::default() };
+        for message in netlink::messages(&configuration) {
+            match message.map(|message| message.payload) {
+                Ok(NetlinkPayload::InnerMessage(M::NewAddress(address))) => link.addresses.push(address),
+                Ok(NetlinkPayload::InnerMessage(M::NewRoute(route))) => link.routes.push(route),
+                Ok(NetlinkPayload::InnerMessage(M::NewNeighbour(neighbour))) => link.neighbours.push(neighbour),
+                Ok(_) => {}
+                Err(error) => log::warning(&format!("link {}: not mirrored in full: {error}", link.name)),
+            }
+        }
+        link
+    }
 }
 
 /// Scans the socket's namespace: its Ethernet-like links without our taps, by index.

@@ -2,43 +2,36 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
-/// Handle of a network namespace; the default is the one of this process.
-#[derive(Clone, Default)]
-pub struct NetworkNamespace(Option<Arc<OwnedFd>>);
+use crate::plan::NetworkPlan;
 
-impl NetworkNamespace {
-    /// Handle for the namespace of a descriptor.
-    pub fn of(namespace: OwnedFd) -> Self {
-        Self(Some(Arc::new(namespace)))
-    }
+/// File of the network namespace that this process is in.
+const OWN: &str = "/proc/self/ns/net";
 
-    /// Descriptor of this process's namespace, to be handed on.
-    ///
-    /// # Errors
-    /// There is no /proc.
-    pub fn own() -> anyhow::Result<OwnedFd> {
-        const OWN: &str = "/proc/self/ns/net";
-        File::open(OWN).map(OwnedFd::from).with_context(|| format!("open {OWN}"))
-    }
-
-    /// Runs `work` in the namespace, and waits for it. Sockets that it opens belong to that namespace.
-    ///
-    /// # Errors
-    /// The namespace cannot be entered, or `work` fails.
-    pub fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-    ) -> anyhow::Result<T> {
-        match &self.0 {
-            None => work(),
-            Some(namespace) => inside(Arc::clone(namespace), work),
+/// Opens the network namespace of a plan, which may have to be made first. Only for a process of one thread.
+///
+/// # Errors
+/// The namespace is not there, or cannot be made.
+pub fn open(plan: &NetworkPlan) -> anyhow::Result<OwnedFd> {
+    match plan {
+        NetworkPlan::New => make().context("make a network namespace"),
+        NetworkPlan::Path(path) => {
+            let opened = File::open(path).map(OwnedFd::from);
+            opened.with_context(|| format!("open network namespace {}", path.display()))
         }
     }
+}
+
+/// Makes a namespace, which lasts as long as its descriptor or processes in it.
+fn make() -> anyhow::Result<OwnedFd> {
+    let own = File::open(OWN).with_context(|| format!("open {OWN}"))?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let made = File::open(OWN);
+    setns(&own, CloneFlags::CLONE_NEWNET).context("return to the network namespace before")?;
+    Ok(made.with_context(|| format!("open {OWN}"))?.into())
 }
 
 /// Runs `work` in a network namespace, on a thread of its own: a thread cannot leave the namespace again.

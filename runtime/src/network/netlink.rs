@@ -140,7 +140,7 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Parsed> {
     })
 }
 
-/// Bytes of a request.
+/// Bytes of a request. Their number is a multiple of four, as that of every message of these kinds.
 pub fn bytes(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;

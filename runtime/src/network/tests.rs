@@ -1,17 +1,18 @@
 //! In real network namespaces, where this machine allows them, with iproute2 as the judge.
 
 mod attached;
+mod helper;
 mod mirrored;
 mod packets;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
-use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 
-use super::attached_links::settle;
+use super::attached_links::{AttachedLinks, settle};
 use super::cleanup::clean;
+use super::files::Files;
 use super::*;
 
 /// A network namespace, as long as this lives.
@@ -39,7 +40,7 @@ impl TestNamespace {
 
     fn attached_links(&self) -> AttachedLinks {
         self.enter();
-        AttachedLinks::open(Arc::new(Files::open().unwrap())).unwrap()
+        AttachedLinks::open(Files::open().unwrap()).unwrap()
     }
 
     /// A pair of links: eth0 here, with 10.0.0.2 and fd00::2, and peer there, with 10.0.0.1 and fd00::1.

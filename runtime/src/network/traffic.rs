@@ -173,7 +173,11 @@ pub fn part(socket: &mut Socket, link: u32, tap: Option<u32>, keep_qdisc: bool) 
     }
     match keep_qdisc || found.iter().any(|filter| !filter.ours) {
         true => remove_ours(socket, link, &found, |_| true),
-        false => remove_qdisc(socket, link),
+        false => match remove_qdisc(socket, link) {
+            // Unless somebody else has done so meanwhile.
+            Err(error) if filters(socket, link)?.iter().any(|filter| filter.ours) => Err(error),
+            _ => Ok(()),
+        },
     }
 }
 

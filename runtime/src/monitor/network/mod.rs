@@ -5,45 +5,66 @@
 //!  the engine's link ── tc ── tap ── NIC of the VM ── interface of the same name, index and configuration
 //! ```
 //!
-//! The monitor lives in the namespace of the first container of its VM; threads of it enter those of joined containers.
-//! Work in a namespace may wait for the kernel's lock of all network configuration, so threads that may wait do it.
+//! The monitor itself makes no socket, tap or filter: the container's [network helper](crate::network::helper) does, and hands
+//! over taps and sockets. Here only the helper's answers and the kernel's reports of changes are read.
 
 mod datagrams;
+pub mod helper;
 pub mod passt_relay;
 pub mod published_ports;
 pub mod resolver;
 
-use std::cell::RefCell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use protocol::{KeyValue, Nic, SetNetworkRequest};
 use tokio::io::unix::AsyncFd;
 
+use self::helper::{Beginning, NetworkHelper};
 use self::resolver::Announcement;
+use crate::ipc::Descriptor;
 use crate::log::{self, Level};
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
 use crate::monitor::vm::nics::{NicLease, NicPool};
-use crate::network::{AttachedLinks, Changes, Files, Link, NetworkNamespace, mirror};
+use crate::network::messages::{NewTap, Sight};
+use crate::network::{Changes, Link, mirror};
 use crate::plan::NICS;
 
 /// Time to gather changes: engines do several things to a link, one after the other.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// How long the helper may take to clean up: nothing that the container can delay.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Time until a change that could not be mirrored is tried again, and most tries without another change.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 10;
 
+/// A container's network that is being opened.
+pub struct Opening {
+    /// The network helper of the container.
+    pub helper: NetworkHelper,
+    /// The first answers of the helper.
+    pub beginning: Beginning,
+    /// Whether the namespace outlives the container, or the monitor does.
+    pub stays: bool,
+    /// The connection to passt(1), for a user-mode network.
+    pub passt: Option<Descriptor>,
+    /// To be told when there is a resolver.
+    pub resolver: Rc<Announcement>,
+}
+
 /// A container's network.
 pub struct Network {
-    place: NetworkNamespace,
-    host: Arc<Mutex<AttachedLinks>>,
+    helper: NetworkHelper,
     /// Whether the namespace outlives the container, or the monitor does.
     stays: bool,
+    /// Whether the helper is to end.
+    leaving: Cell<bool>,
     changes: RefCell<Changes>,
     /// A descriptor that says when there are changes.
     change: AsyncFd<OwnedFd>,
@@ -101,38 +122,35 @@ struct Found {
     resolver: bool,
 }
 
-impl Network {
-    /// Opens the network of a namespace. Needs a running tokio runtime.
-    pub fn open(
-        place: NetworkNamespace,
-        files: Arc<Files>,
-        stays: bool,
-        resolver: Rc<Announcement>,
-    ) -> anyhow::Result<Self> {
-        let there = move || Ok((AttachedLinks::open(files)?, Changes::open().context("watch the network")?));
-        let (namespace, changes) = place.run(there)?;
-        let change = changes.as_fd().try_clone_to_owned().context("watch the network")?;
+impl Opening {
+    /// Waits for the helper: taps are attached to the links that are there. Needs a running tokio runtime.
+    ///
+    /// # Errors
+    /// The helper's, or it is gone.
+    pub async fn finish(self, pool: &NicPool) -> anyhow::Result<Network> {
+        let Self { helper, mut beginning, stays, passt, resolver } = self;
+        let opened = beginning.opened().await?;
+        if let Some((tap, stream)) = opened.user_network.zip(passt) {
+            passt_relay::start(tap, stream.into_owned()?)?;
+        }
+        let change = opened.changes.try_clone().context("watch the network")?;
         // SAFETY: the descriptor is owned by what watches it, and stays the same until that is dropped.
         let change = unsafe { AsyncFd::register(change) }.map_err(std::io::Error::from)?;
-        Ok(Self {
-            place,
-            host: Arc::new(Mutex::new(namespace)),
+        let early = Found::of(beginning.seen().await?, &State::default(), pool)?;
+        Ok(Network {
+            helper,
             stays,
-            changes: RefCell::new(changes),
+            leaving: Cell::new(false),
+            changes: RefCell::new(Changes::of(opened.changes)),
             change,
             resolver,
             state: tokio::sync::Mutex::default(),
-            early: RefCell::default(),
+            early: RefCell::new(Some(early)),
         })
     }
+}
 
-    /// Attaches taps to the links that are there already, while the guest boots.
-    pub async fn prepare(&self, nics: &NicPool) -> anyhow::Result<()> {
-        let found = self.find(&State::default(), nics).await?;
-        self.early.replace(Some(found));
-        Ok(())
-    }
-
+impl Network {
     /// Mirrors the host's network as it is now. The next call tries again what fails.
     pub async fn update(&self, vm: &Vm, agent: &Agent) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
@@ -142,7 +160,7 @@ impl Network {
         let early = self.early.take();
         let mut found = match early {
             Some(found) => found,
-            None => self.find(&state, &vm.nics.pool).await?,
+            None => self.look(&state, &vm.nics.pool).await?,
         };
         let begins = found.resolver && !state.resolver;
         if found.is_nothing() && !begins && state.all_done() {
@@ -178,10 +196,8 @@ impl Network {
                     let nic = Nic { index: link.index, name: link.name.clone(), ..nic };
                     state.attached.push(Attached { link, lease, nic, done: false });
                 }
-                Err(error) => {
-                    self.on_host(move |host| host.detach(link.index)).await?;
-                    result = result.and(Err(error).with_context(|| format!("connect link {}", link.name)));
-                }
+                // The next look detaches it, as it has no NIC.
+                Err(error) => result = result.and(Err(error).with_context(|| format!("connect link {}", link.name))),
             }
         }
         result
@@ -194,10 +210,12 @@ impl Network {
             let changed = tokio::select! {
                 changed = self.changed() => changed,
                 () = tokio::time::sleep(RETRY), if (1..=RETRIES).contains(&failures) => Ok(true),
+                () = self.helper.ended() => Err(std::io::Error::other(helper::ENDED)),
             };
             match changed {
                 Ok(false) => continue,
                 Ok(true) => {}
+                Err(_) if self.leaving.get() => return,
                 Err(error) => {
                     return log::warning(&format!("changes of the network are not mirrored any more: {error}"));
                 }
@@ -222,15 +240,25 @@ impl Network {
         self.changes.borrow_mut().drain()
     }
 
+    /// Lets the helper of a namespace go that ends with the container, so that nobody has to wait for it.
+    pub fn release(&self) {
+        if !self.stays && !self.leaving.replace(true) {
+            self.helper.dismiss();
+        }
+    }
+
     /// Ends mirroring: a namespace that stays is as it was, and the NICs are free.
     pub async fn end(&self, vm: &Vm) {
+        self.release();
         let mut state = self.state.lock().await;
         state.closed = true;
         self.early.take();
         if !self.stays {
             return;
         }
-        if let Err(error) = self.on_host(AttachedLinks::detach_all).await {
+        self.leaving.set(true);
+        let ended = tokio::time::timeout(END_PATIENCE, self.helper.end()).await;
+        if let Err(error) = ended.context("no answer from the network helper").flatten() {
             log::warning(&format!("clean up the container's network: {error:#}"));
         }
         for attached in state.attached.drain(..) {
@@ -241,72 +269,36 @@ impl Network {
         state.detached.clear();
     }
 
-    async fn find(&self, state: &State, pool: &NicPool) -> anyhow::Result<Found> {
-        let known: Vec<Link> = state.attached.iter().map(|attached| attached.link.clone()).collect();
-        let spare = state.detached.iter().filter(|detached| detached.lease.is_some()).count();
-        let pool = pool.clone();
-        self.on_host(move |host| find(host, &known, &Free { spare, pool })).await
+    async fn look(&self, state: &State, pool: &NicPool) -> anyhow::Result<Found> {
+        let attached = state.attached.iter().map(|attached| attached.link.index).collect();
+        let sight = self.helper.look(attached, state.spares() + pool.count()).await?;
+        Found::of(sight, state, pool)
     }
-
-    async fn on_host<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut AttachedLinks) -> anyhow::Result<T> + Send + 'static,
-    ) -> anyhow::Result<T> {
-        let (place, host) = (self.place.clone(), Arc::clone(&self.host));
-        let work = move || work(&mut host.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(move || place.run(work)).await?
-    }
-}
-
-/// NICs for new links.
-struct Free {
-    /// Number of NICs whose link is gone.
-    spare: usize,
-    /// NICs that no container has.
-    pool: NicPool,
-}
-
-/// Looks at the namespace, and attaches taps to the links that are new there.
-fn find(host: &mut AttachedLinks, known: &[Link], free: &Free) -> anyhow::Result<Found> {
-    let links = host.scan()?;
-    let resolver = host.resolver()?;
-    let steps = Steps::between(known, links.clone());
-    let wanted = steps.new.len().saturating_sub(steps.gone.len() + free.spare);
-    let leases = free.pool.take(wanted).with_context(|| too_many(&steps.new, links.len()))?;
-    steps.gone.iter().try_for_each(|index| host.detach(*index))?;
-    steps.changed.iter().try_for_each(|link| host.follow(link))?;
-    let mut new = Vec::new();
-    let attached = attach(host, steps.new, &mut new).and_then(|()| {
-        let mut keep = links.iter().filter(|_| resolver);
-        keep.try_for_each(|link| host.keep_replies(link))
-    });
-    if let Err(error) = attached {
-        // All or none, or the next try would find them in use.
-        for (link, _) in new {
-            host.detach(link.index)?;
-        }
-        return Err(error);
-    }
-    Ok(Found { gone: steps.gone, changed: steps.changed, new, leases, resolver })
-}
-
-fn too_many(new: &[Link], count: usize) -> String {
-    let name = new.last().map_or("", |link| &link.name);
-    format!(
-        "link {name}: the network namespace has {count} links, and a VM at most {NICS} NICs for all of its containers"
-    )
-}
-
-/// Attaches taps to links, and enters them in `done` one by one.
-fn attach(host: &mut AttachedLinks, links: Vec<Link>, done: &mut Vec<(Link, OwnedFd)>) -> anyhow::Result<()> {
-    for link in links {
-        let tap = host.attach(&link)?;
-        done.push((link, tap));
-    }
-    Ok(())
 }
 
 impl Found {
+    /// What the helper has seen, with NICs for what is new there.
+    fn of(sight: Sight, state: &State, pool: &NicPool) -> anyhow::Result<Self> {
+        let Sight { links, taps, resolver } = sight;
+        let known: Vec<Link> = state.attached.iter().map(|attached| attached.link.clone()).collect();
+        let count = links.len();
+        let Steps { gone, changed, new } = Steps::between(&known, links);
+        let wanted = new.len().saturating_sub(gone.len() + state.spares());
+        // Another container of the VM may have been faster.
+        let too_many = || {
+            format!("the network namespace has {count} links, and a VM at most {NICS} NICs for all of its containers")
+        };
+        let leases = pool.take(wanted).with_context(too_many)?;
+        let mut taps = taps.into_iter();
+        let with_tap = |link: Link| {
+            let tap = taps.by_ref().find(|new| new.link == link.index).map(|NewTap { tap, .. }| tap.into_owned());
+            let tap = tap.with_context(|| format!("the network helper has no tap for link {}", link.name))??;
+            Ok((link, tap))
+        };
+        let new = new.into_iter().map(with_tap).collect::<anyhow::Result<_>>()?;
+        Ok(Self { gone, changed, new, leases, resolver })
+    }
+
     fn is_nothing(&self) -> bool {
         self.gone.is_empty() && self.changed.is_empty() && self.new.is_empty()
     }
@@ -328,6 +320,11 @@ impl Steps {
 }
 
 impl State {
+    /// Number of NICs whose link is gone.
+    fn spares(&self) -> usize {
+        self.detached.iter().filter(|detached| detached.lease.is_some()).count()
+    }
+
     /// A NIC whose link is gone.
     fn spare(&mut self) -> Option<NicLease> {
         self.detached.iter_mut().find_map(|detached| detached.lease.take())

@@ -1,41 +1,39 @@
 //! Questions of a container's processes to the resolver of its network, by UDP.
 //!
-//! The guest sends the questions down one stream, each with a tag. The monitor asks them from the namespace in whose
-//! loopback the resolver listens. Each question has a socket of its own for as long as it may be answered, so nobody can
+//! The guest sends the questions down one stream, each with a tag. The monitor asks them with sockets of the namespace in
+//! whose loopback the resolver listens, which the network helper gives it. Each question has a socket of its own for as long as it may be answered, so nobody can
 //! answer another's.
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use protocol::RESOLVER;
+use anyhow::{Context, anyhow};
 use tokio::io::AsyncWriteExt;
-use tokio::net::UdpSocket;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use vmm::virtio::vsock::Handle;
 
 use super::datagrams::Tagged;
+use super::helper::NetworkHelper;
 use crate::log::{self, Level};
 use crate::monitor::streams::connections::open;
-use crate::network::NetworkNamespace;
+use crate::network::messages::Transport;
 
 /// How long to wait for an answer: longer than the process that asked does.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Most questions without an answer; the next one is dropped, as networks do.
 const WAITING: usize = 128;
-/// Ports on the host that questions are sent from.
-const PORTS: RangeInclusive<u16> = 20_000..=28_000;
-/// How many of these ports are tried for a question.
-const TRIES: usize = 16;
+/// How long the resolver may take to accept a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the container's network has a resolver, and what serves questions to it.
 pub struct Announcement {
-    place: NetworkNamespace,
+    /// Where the resolver is; none for a container with another one's network.
+    helper: Option<NetworkHelper>,
     there: Cell<bool>,
     made: Notify,
     /// Admits one stream at a time.
@@ -44,10 +42,10 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Announces nothing yet; the resolver may come up in this namespace.
-    pub fn new(place: NetworkNamespace) -> Self {
+    /// Announces nothing yet; the resolver may come up in the namespace of this helper.
+    pub fn new(helper: Option<NetworkHelper>) -> Self {
         let (there, made) = (Cell::new(false), Notify::new());
-        Self { place, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
+        Self { helper, there, made, stream: Semaphore::new(1), waiting: Arc::new(Semaphore::new(WAITING)) }
     }
 
     /// From now on there is a resolver.
@@ -66,16 +64,32 @@ impl Announcement {
         self.made.notified().await;
     }
 
+    /// Connects to the resolver.
+    ///
+    /// # Errors
+    /// It does not accept the connection, or there is no helper to ask.
+    pub async fn connect(&self) -> anyhow::Result<OwnedFd> {
+        let helper = self.helper.as_ref().ok_or_else(|| anyhow!("the container has another one's network"))?;
+        let stream = TcpStream::from_std(helper.dial(Transport::Tcp).await?.into())?;
+        tokio::time::timeout(CONNECT_PATIENCE, stream.writable())
+            .await
+            .context("the resolver accepts no connection")??;
+        match stream.take_error()? {
+            Some(error) => Err(error).context("connect to the resolver of the container's network"),
+            None => Ok(blocking(stream)?),
+        }
+    }
+
     /// Opens the stream that the guest waits for by this id, and serves it to its end.
     pub async fn serve(self: Rc<Self>, vsock: Handle, id: u64) {
-        let Ok(_stream) = self.stream.try_acquire() else {
+        let (Ok(_stream), Some(helper)) = (self.stream.try_acquire(), &self.helper) else {
             return log::repeated(Level::Debug, "the guest asks for a second stream to the resolver");
         };
         match open(&vsock, id) {
             Ok(stream) => {
                 let (questions, answers) = stream.into_split();
-                let (waiting, place) = (Arc::clone(&self.waiting), self.place.clone());
-                let questioning = Questions { waiting, place, answers: Rc::new(Mutex::new(answers)) };
+                let (waiting, helper) = (Arc::clone(&self.waiting), helper.clone());
+                let questioning = Questions { waiting, helper, answers: Rc::new(Mutex::new(answers)) };
                 // The guest closes it when the container ends.
                 if let Err(error) = questioning.ask(questions).await {
                     log::repeated(
@@ -91,7 +105,7 @@ impl Announcement {
 
 struct Questions {
     waiting: Arc<Semaphore>,
-    place: NetworkNamespace,
+    helper: NetworkHelper,
     answers: Rc<Mutex<OwnedWriteHalf>>,
 }
 
@@ -100,7 +114,7 @@ impl Questions {
         loop {
             let Tagged { tag, datagram: question } = Tagged::read(&mut stream).await?;
             let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { continue };
-            let (answers, resolver) = (Rc::clone(&self.answers), self.place.clone());
+            let (answers, resolver) = (Rc::clone(&self.answers), self.helper.clone());
             tokio::task::spawn_local(async move {
                 let _place = place;
                 // Without an answer the process asks again.
@@ -113,10 +127,8 @@ impl Questions {
     }
 }
 
-async fn answer(place: NetworkNamespace, question: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let socket = tokio::task::spawn_blocking(move || place.run(|| Ok(bind()?))).await??;
-    let socket = UdpSocket::from_std(socket)?;
-    socket.connect(RESOLVER).await?;
+async fn answer(resolver: NetworkHelper, question: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let socket = UdpSocket::from_std(resolver.dial(Transport::Udp).await?.into())?;
     socket.send(question).await?;
     let mut answer = vec![0; usize::from(u16::MAX)];
     let length = socket.recv(&mut answer).await?;
@@ -124,19 +136,9 @@ async fn answer(place: NetworkNamespace, question: &[u8]) -> anyhow::Result<Vec<
     Ok(answer)
 }
 
-/// A socket at a port of our own choice: the ports that the kernel would choose are few in such a namespace, and the
-/// resolver needs them for questions to others.
-fn bind() -> std::io::Result<std::net::UdpSocket> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let mut result = Err(std::io::ErrorKind::AddrInUse.into());
-    for _ in 0..TRIES {
-        let port = PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end() - PORTS.start());
-        result = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
-        if result.is_ok() {
-            break;
-        }
-    }
-    let socket = result?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+/// A connection as the vsock device takes it.
+fn blocking(stream: TcpStream) -> std::io::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream.into())
 }

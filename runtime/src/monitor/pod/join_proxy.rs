@@ -18,7 +18,6 @@ use crate::log;
 use crate::monitor::confine::View;
 use crate::monitor::host_process;
 use crate::monitor::oom_trigger::{self, HostOomTrigger};
-use crate::network::NetworkNamespace;
 use crate::parcel::{Label, VmTarget};
 
 /// Exit code of a container whose VM ended under it: as if it had been killed.
@@ -57,7 +56,7 @@ async fn join(label: Label, parcel: Frame) -> anyhow::Result<Joined> {
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     let mut view = View::new(label.mounts)?;
-    ipc::send(&monitor, &Request::Join { network: NetworkNamespace::own()?.into() })?;
+    ipc::send(&monitor, &Request::Join)?;
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);

@@ -1,52 +1,43 @@
 //! Containers that join a VM: how one is made for its join proxy, and unmade.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use protocol::{CreateContainerRequest, NamespaceKind};
+use protocol::CreateContainerRequest;
 use tokio::net::UnixStream;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
 use crate::host::shares::Share;
-use crate::ipc::{self, Descriptor};
+use crate::ipc;
 use crate::log;
 use crate::monitor::inbox::Inbox;
-use crate::monitor::network::Network;
+use crate::monitor::network::helper::NetworkHelper;
+use crate::monitor::network::{Network, Opening};
 use crate::monitor::server::{Channels, GRACE, Joined, OomNotifier, Server, control_socket};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
-use crate::network::NetworkNamespace;
 use crate::parcel::Parcel;
 
 /// How long the device may take to let shares go.
 const SHARES_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Creates a container in this VM and serves it until its end. When the connection closes, the container is killed.
-/// `namespace` is the network namespace of the join proxy.
-pub async fn join(
-    pod: &Rc<Pod>,
-    agent: &Agent,
-    stream: &Rc<UnixStream>,
-    namespace: Descriptor,
-) -> anyhow::Result<Reply> {
+pub async fn join(pod: &Rc<Pod>, agent: &Agent, stream: &Rc<UnixStream>) -> anyhow::Result<Reply> {
     let parcel = ipc::receive_async(stream).await.context("take over what the container has of the host")?;
     let mut parcel: Parcel = parcel.context("the container's process ended before it said what the container is")?;
     if !(parcel.disks.is_empty() && parcel.ports.is_empty() && parcel.user_network.is_none()) {
         bail!("a container that joins a VM can have no disks, published ports or user-mode network of its own");
     }
-    let namespace = has_own_network(&parcel.container).then(|| namespace.into_owned()).transpose()?;
     let id = parcel.container.container_id.clone();
     let guard = pod.admit(&id).await?;
     rename_shares(&mut parcel, guard.number);
     let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
     add_shares(&pod.vm, std::mem::take(&mut parcel.shares)).await?;
-    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, namespace }).await;
+    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel }).await;
     // A guest that is waited for no longer may have the device at something that takes long, too.
     let patience = if result.as_ref().is_ok_and(|joined| joined.overdue) { GRACE } else { SHARES_PATIENCE };
     // Only now may an engine unmount what was shared.
@@ -60,8 +51,6 @@ pub async fn join(
 struct Joining<'a> {
     guard: &'a JoinGuard,
     parcel: Parcel,
-    /// Its network namespace, unless it has another container's.
-    namespace: Option<OwnedFd>,
 }
 
 /// Gives the shares names that no other join has: all shares of a VM are in one directory.
@@ -73,21 +62,21 @@ fn rename_shares(parcel: &mut Parcel, number: u64) {
     parcel.shares.iter_mut().map(|share| &mut share.name).for_each(rename);
 }
 
-fn has_own_network(request: &CreateContainerRequest) -> bool {
-    let mut namespaces = request.namespaces.iter();
-    let network = namespaces.find(|namespace| namespace.kind == NamespaceKind::NETWORK.into());
-    network.is_some_and(|network| network.container_id.is_empty())
-}
-
 /// The container's life, from its creation to its end.
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Joined> {
-    let Joining { guard, parcel, namespace } = joining;
-    let Parcel { container: mut request, control, streams, sockets, .. } = parcel;
+    let Joining { guard, parcel } = joining;
+    let Parcel { container: mut request, control, streams, sockets, network, .. } = parcel;
     let control = control_socket(control)?;
-    let place = namespace.map(NetworkNamespace::of);
-    let sockets = Sockets::new(&pod.files, sockets, place.clone().unwrap_or_default());
-    let open = |place| Network::open(place, Arc::clone(&pod.files), true, sockets.resolver());
-    let network = place.map(open).transpose()?;
+    let begin = |socket| NetworkHelper::begin(socket, pod.vm.nics.pool.count());
+    let (helper, beginning) = network.map(begin).transpose()?.unzip();
+    let sockets = Sockets::new(&pod.proc, sockets, helper.clone());
+    let network = match helper.zip(beginning) {
+        Some((helper, beginning)) => {
+            let opening = Opening { helper, beginning, stays: true, passt: None, resolver: sockets.resolver() };
+            Some(opening.finish(&pod.vm.nics.pool).await?)
+        }
+        None => None,
+    };
     let stdio = Stdio::attach(&pod.vm.vsock, streams, request.process.mut_or_insert_default())?;
     create(&pod.vm, &agent, &request, network.as_ref()).await?;
     let (inbox, events) = Inbox::new();

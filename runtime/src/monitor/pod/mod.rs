@@ -7,6 +7,7 @@ pub mod joined;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,6 @@ use super::inbox::Inbox;
 use super::lifecycle::{Answer, Request, Signal};
 use super::vm::Vm;
 use crate::log;
-use crate::network::Files;
 
 /// How long a container may take to be gone after its end.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Pod {
     /// The VM.
     pub vm: Rc<Vm>,
-    /// Files of the host, for containers that join.
-    pub files: Arc<Files>,
+    /// Directory /proc of the host, for containers that join.
+    pub proc: Arc<OwnedFd>,
     /// The container that the VM was made for.
     first: Inbox,
     /// Joined containers, by id; without an inbox while one is being made.
@@ -46,10 +46,10 @@ pub struct Pod {
 
 impl Pod {
     /// A VM with one container.
-    pub fn new(vm: Vm, files: Arc<Files>, first: Inbox) -> Self {
+    pub fn new(vm: Vm, proc: Arc<OwnedFd>, first: Inbox) -> Self {
         Self {
             vm: Rc::new(vm),
-            files,
+            proc,
             first,
             joined: RefCell::default(),
             count: watch::Sender::new(0),

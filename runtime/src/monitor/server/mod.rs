@@ -144,6 +144,9 @@ impl Server {
         self.mark("ended");
         match ending {
             Ending::Exited(code) => {
+                if let Some(network) = self.network() {
+                    network.release();
+                }
                 self.pod.end_joined().await;
                 self.drain(stdio).await;
                 self.mark("output delivered");

@@ -4,16 +4,13 @@
 //! that stream, and from then on is the vsock device's alone. So nothing of a connection passes through this thread.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use protocol::{
-    AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT,
-    StreamHeader,
+    AcceptSocketResponse, MAX_SOCKET_CONNECTIONS, RESOLVER_DATAGRAMS, RESOLVER_STREAM, STREAM_PORT, StreamHeader,
 };
 use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
@@ -22,12 +19,9 @@ use super::connections::{Connections, Room};
 use crate::host::sockets;
 use crate::ipc::Descriptor;
 use crate::log::{self, Level};
+use crate::monitor::network::helper::NetworkHelper;
 use crate::monitor::network::resolver::Announcement;
 use crate::monitor::vm::agent_client::Agent;
-use crate::network::{Files, NetworkNamespace};
-
-/// How long the resolver may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The sockets of one container. When this is dropped its connections end.
 pub struct Sockets {
@@ -39,18 +33,16 @@ pub struct Sockets {
 
 /// What the threads that connect have in common.
 struct Dialer {
-    /// The monitor sees none of them once it is confined.
-    files: Arc<Files>,
+    /// Directory /proc, which the monitor does not see any more once it is confined.
+    proc: Arc<OwnedFd>,
     sockets: Vec<Descriptor>,
-    /// Where the resolver is.
-    place: NetworkNamespace,
 }
 
 impl Sockets {
-    /// These, and the resolver if there will be one in this namespace.
-    pub fn new(files: &Arc<Files>, sockets: Vec<Descriptor>, place: NetworkNamespace) -> Self {
-        let resolver = Rc::new(Announcement::new(place.clone()));
-        let dialer = Arc::new(Dialer { files: Arc::clone(files), sockets, place });
+    /// These, and the resolver if there will be one in the namespace of this helper.
+    pub fn new(proc: &Arc<OwnedFd>, sockets: Vec<Descriptor>, helper: Option<NetworkHelper>) -> Self {
+        let resolver = Rc::new(Announcement::new(helper));
+        let dialer = Arc::new(Dialer { proc: Arc::clone(proc), sockets });
         Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
     }
 
@@ -83,7 +75,8 @@ impl Sockets {
                 continue;
             }
             let wanted = Wanted { vsock: vsock.clone(), request, room };
-            answers.spawn_local(wanted.connect(Arc::clone(&self.dialer), Rc::clone(&self.connections)));
+            let dialed = dial(Arc::clone(&self.dialer), Rc::clone(&self.resolver), wanted.request.socket);
+            answers.spawn_local(wanted.connect(dialed, Rc::clone(&self.connections)));
         }
     }
 }
@@ -96,9 +89,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    async fn connect(self, dialer: Arc<Dialer>, connections: Rc<Connections>) {
+    async fn connect(self, dialed: impl Future<Output = anyhow::Result<OwnedFd>>, connections: Rc<Connections>) {
         let Self { vsock, request, room } = self;
-        let joined = match dial(dialer, request.socket).await {
+        let joined = match dialed.await {
             Ok(stream) => connections.join(&vsock, stream, room, request.stream),
             Err(error) => {
                 log::repeated(Level::Debug, &format!("connect to socket {} of the host: {error:#}", request.socket));
@@ -113,16 +106,13 @@ impl Wanted {
     }
 }
 
-async fn dial(dialer: Arc<Dialer>, number: u32) -> anyhow::Result<OwnedFd> {
+async fn dial(dialer: Arc<Dialer>, resolver: Rc<Announcement>, number: u32) -> anyhow::Result<OwnedFd> {
+    if number == RESOLVER_STREAM {
+        return resolver.connect().await;
+    }
     let dial = move || {
-        if number == RESOLVER_STREAM {
-            let connect = || Ok(TcpStream::connect_timeout(&SocketAddr::V4(RESOLVER), PATIENCE)?);
-            let connected = dialer.place.run(connect).context("connect to the resolver of the container's network");
-            return connected.map(OwnedFd::from);
-        }
         let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
-        let stream =
-            sockets::dial(&dialer.files.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
+        let stream = sockets::dial(&dialer.proc, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
         Ok(stream.into())
     };
     // It may take a while, and wants a working directory of its own.
@@ -141,13 +131,10 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let id = crate::host::file_id::of(&rustix::fs::stat(&path).unwrap());
         let opened = sockets::open(&[crate::plan::SocketPlan { source: path, id }]).unwrap();
-        let dialer = Arc::new(Dialer {
-            files: Arc::new(Files::open().unwrap()),
-            sockets: opened,
-            place: NetworkNamespace::default(),
-        });
+        let dialer = Arc::new(Dialer { proc: Arc::new(sockets::open_proc().unwrap()), sockets: opened });
+        let resolver = Rc::new(Announcement::new(None));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), number));
+        let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), Rc::clone(&resolver), number));
         assert!(dialed(0).is_ok());
         for number in [1, 2, u32::MAX - 2] {
             assert_eq!(dialed(number).unwrap_err().to_string(), "the bundle mounts no such socket");

@@ -85,6 +85,11 @@ impl NicPool {
         (leases.len() == count).then_some(leases)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.free().len()
+    }
+
     fn take_one(&self) -> Option<NicLease> {
         let number = self.free().pop_first()?;
         Some(NicLease { number, pool: self.clone() })

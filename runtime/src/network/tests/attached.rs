@@ -206,13 +206,13 @@ fn only_links_like_ethernet_are_found() {
 }
 
 #[test]
-fn a_monitor_without_dev_and_proc_can_do_it() {
+fn a_helper_without_dev_and_proc_can_do_it() {
     isolated(|| {
         let netns = TestNamespace::new();
         netns.sh("ip tuntap add eth0 mode tap");
         let _resolver = std::net::UdpSocket::bind("127.0.0.11:0").unwrap();
         let mut attached = netns.attached_links();
-        // As the monitor is: with a root that has nothing.
+        // As the helper is: with a root that has nothing.
         let root = tempfile::tempdir().unwrap();
         rustix::mount::mount("none", root.path(), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
         std::env::set_current_dir("/").unwrap();
@@ -220,12 +220,12 @@ fn a_monitor_without_dev_and_proc_can_do_it() {
         rustix::process::chdir(root.path()).unwrap();
         rustix::process::pivot_root(".", ".").unwrap();
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert!(tap::open_devices().is_err() && crate::host::sockets::open_proc().is_err());
+        assert!(tap::open_devices().is_err() && resolver::open_range().is_err());
         let link = named(attached.scan().unwrap(), "eth0");
         let tap = attached.attach(&link).unwrap();
         assert!(attached.resolver().unwrap());
         attached.keep_replies(&link).unwrap();
-        assert_eq!(resolver::set_apart(&attached.files.proc).unwrap(), "32768\t60999", "what it was is forgotten");
+        assert_eq!(resolver::set_apart(&attached.files.range).unwrap(), "32768\t60999", "what it was is forgotten");
         assert!(attached.ports.is_some());
         attached.detach_all().unwrap();
         assert!(traffic::busy(&mut attached.socket).unwrap().is_empty());
@@ -238,7 +238,7 @@ fn changes_of_others_are_told() {
     isolated(|| {
         let netns = TestNamespace::new();
         netns.sh("ip tuntap add eth0 mode tap; ip link set eth0 up; sleep 0.1");
-        let mut changes = Changes::open().unwrap();
+        let mut changes = Changes::of(changes::watch().unwrap());
         assert!(!changes.drain().unwrap());
         let mut attached = netns.attached_links();
         let link = named(attached.scan().unwrap(), "eth0");

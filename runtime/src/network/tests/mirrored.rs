@@ -37,7 +37,10 @@ fn guest(index: u32) -> TestNamespace {
 }
 
 fn scan(netns: &TestNamespace) -> Link {
-    named(netns.attached_links().scan().unwrap(), "eth0")
+    let found = named(netns.attached_links().scan().unwrap(), "eth0");
+    let travelled: Link = crate::ipc::Frame::new(&found).unwrap().open().unwrap();
+    assert_eq!(travelled, found);
+    found
 }
 
 const SETTINGS: &str = "
