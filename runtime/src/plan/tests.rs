@@ -747,7 +747,7 @@ fn full_config() -> Value {
     });
     config["linux"]["resources"] = json!({
         "memory": {"limit": 100_000_000, "swap": 200_000_000, "reservation": 5, "swappiness": 60, "disableOOMKiller": true},
-        "cpu": {"shares": 5, "quota": 5000, "period": 10_000, "burst": 6, "cpus": "0-1", "mems": "0", "idle": 0,
+        "cpu": {"shares": 5, "quota": 20_000, "period": 10_000, "burst": 6, "cpus": "0-1", "mems": "0", "idle": 0,
                 "realtimeRuntime": 1, "realtimePeriod": 2},
         "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}], "unified": {"io.max": "8:0 rbps=1"},
         "devices": [{"allow": false, "access": "rwm"},
