@@ -7,8 +7,11 @@ QUIET   := $(shell [ -t 2 ] || echo --quiet)
 PREFIX  ?= /usr/local
 DESTDIR ?=
 KERNEL  :=
+# Of `make fuzz`: time for each target, and which ones.
+SECONDS := 60
+TARGET  :=
 
-.PHONY: all build deps lab kernel agent guest runtime demo test check bench counts install clean help
+.PHONY: all build deps lab kernel agent guest runtime demo test check fuzz bench counts install clean help
 
 all: build
 
@@ -32,7 +35,7 @@ agent: deps
 
 # Static, still position independent: no dynamic linker in the two executions that each start needs.
 runtime: deps
-	@cargo rustc $(QUIET) --release -p runvm -- -C target-feature=+crt-static
+	@cargo rustc $(QUIET) --release -p runvm --bin runvm -- -C target-feature=+crt-static
 
 # The kernel and the initrd where runvm finds them: beside its own binary.
 guest: kernel agent
@@ -52,6 +55,9 @@ check: deps ## rustfmt, clippy and rustdoc without warnings; licences of depende
 	@cargo test --quiet -p tests --test dependencies
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; \
 		else echo "cargo-deny is not here (cargo install --locked cargo-deny): deny.toml was held against licences and sources only"; fi
+
+fuzz: deps ## give made-up bytes to what parses a guest's (SECONDS=60 for each TARGET="files rings …", all of them by default)
+	@fuzz/run $(SECONDS) $(TARGET)
 
 bench: lab build ## compare with crun, QEMU microvm and, with FIRECRACKER=path, Firecracker
 	@bench/run

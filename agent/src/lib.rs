@@ -11,7 +11,7 @@
 //!               storage          process ◀───┘   │
 //!                                   └────▶ host ◀┘
 //!
-//!  below all of them: guest · guest_paths · sys · event · log · error
+//!  below all of them: guest · guest_paths · sent_ahead · sys · event · log · error
 //! ```
 //!
 //! The arrows are the allowed directions between the rooms; no two files use each other. `container` has the table of
@@ -31,6 +31,7 @@ mod host;
 pub mod log;
 mod network;
 mod process;
+mod sent_ahead;
 mod service;
 mod storage;
 pub mod sys;

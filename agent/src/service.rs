@@ -10,6 +10,7 @@ use crate::network::nics::{Networks, Owner};
 use crate::network::{ports, sysctl};
 use crate::process::handle::Process;
 use crate::process::list;
+use crate::sent_ahead::SentAhead;
 use async_trait::async_trait;
 use protocol::*;
 use std::path::Path;
@@ -28,12 +29,19 @@ pub struct Service {
     pub networks: Networks,
     /// Streams that the host has opened, shared with the task that accepts them.
     pub streams: Arc<Streams>,
+    /// Request that comes ahead of its call.
+    pub sent_ahead: SentAhead,
 }
 
 impl Service {
     /// A service of a guest without containers.
     pub fn new(paths: GuestPaths) -> Self {
-        Self { containers: Arc::new(Containers::new(paths)), networks: Networks::default(), streams: Arc::default() }
+        Self {
+            containers: Arc::new(Containers::new(paths)),
+            networks: Networks::default(),
+            streams: Arc::default(),
+            sent_ahead: SentAhead::default(),
+        }
     }
 
     async fn start(&self, id: &str) -> Result<()> {
@@ -101,11 +109,17 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
+    async fn send_ahead(&self, _: &TtrpcContext, request: SendAheadRequest) -> Reply<Empty> {
+        self.sent_ahead.add(&request)?;
+        Ok(Empty::new())
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> Reply<CreateContainerResponse> {
+        let request = self.sent_ahead.resolve(request.sent_ahead, request)?;
         let pid = create::create(&self.containers, &self.streams, request).await?;
         Ok(CreateContainerResponse { pid: wire(pid), ..Default::default() })
     }
@@ -116,6 +130,7 @@ impl Agent for Service {
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Reply<ExecProcessResponse> {
+        let request = self.sent_ahead.resolve(request.sent_ahead, request)?;
         let pid = exec::exec(&self.containers, &self.streams, request).await?;
         Ok(ExecProcessResponse { pid: wire(pid), ..Default::default() })
     }

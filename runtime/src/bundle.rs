@@ -45,7 +45,15 @@ pub fn load(dir: &Path) -> anyhow::Result<Bundle> {
         }
         text => text?,
     };
-    let (spec, unknown_capabilities) = parse(&text, &path)?;
+    of(dir, &text)
+}
+
+/// Reads the bundle of a directory from the text of its config.json.
+///
+/// # Errors
+/// Malformed JSON (with line and column), or a value of the wrong type.
+pub fn of(dir: PathBuf, text: &str) -> anyhow::Result<Bundle> {
+    let (spec, unknown_capabilities) = parse(text, &dir.join(CONFIG))?;
     Ok(Bundle { dir, spec, unknown_capabilities })
 }
 

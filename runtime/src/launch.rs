@@ -26,9 +26,9 @@ use crate::host::facts;
 use crate::host::hooks::{self, Kind};
 use crate::host::network_helper;
 use crate::host::passt;
-use crate::host::spawn::{self, Place, Process, Role};
+use crate::host::spawn::{self, Place, Process};
 use crate::ipc::{self, Frame};
-use crate::network::messages::Setup;
+use crate::network::helper::Setup;
 use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
 use crate::plan::{self, CgroupPlan, NetworkPlan, Plan};
 use crate::state::{Dir, Lock, State, Status};
@@ -172,7 +172,7 @@ impl Launch {
         }
         let stderr = parcel.streams.terminal().is_none();
         let place = Place { socket: &theirs.into(), network: network.as_fd(), cgroup, stderr };
-        let child = spawn::start(Role::Monitor, &place)?;
+        let child = spawn::monitor(&place)?;
         self.adopt(child, &plan.cgroup)?;
         if plan.user_network {
             parcel.user_network = Some(passt::start(self.state.cgroup.as_ref())?);
@@ -310,7 +310,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
 fn network_setup(plan: &Plan) -> Setup {
     // The VM of others lives on, and its NICs are to be free.
     let stays = matches!(plan.network, NetworkPlan::Path(_)) || plan.sandbox.is_some();
-    Setup { log: log::settings(), stays, user_network: plan.user_network }
+    Setup { stays, user_network: plan.user_network }
 }
 
 /// Whether the container has another one's network.

@@ -30,9 +30,11 @@ pub mod stream;
 pub mod terminal;
 pub mod unix;
 pub mod uplink;
+pub mod worker;
 
 pub use command::{Outcome, PATIENCE};
 pub use container::{Container, Created};
 pub use scene::Scene;
 pub use stream::Reader;
 pub use terminal::{ConsoleSocket, Terminal};
+pub use worker::Worker;

@@ -104,7 +104,7 @@ const RUNTIME: &Rooms = &[
     ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
     ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
-    ("host/network_helper", &["host/spawn", "ipc", "network"]),
+    ("host/network_helper", &["host/spawn", "ipc", "log", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
@@ -227,7 +227,8 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("main", &["cli", "commands", "host/spawn", "log", "monitor", "network", "timeline"]),
+    ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
+    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[
@@ -277,7 +278,8 @@ const AGENT: &Rooms = &[
     ("process", &["error", "event", "guest", "host", "log", "sys"]),
     ("network", &["error", "event", "host", "log", "process", "sys"]),
     ("container", &["error", "event", "guest_paths", "host", "log", "network", "process", "storage", "sys"]),
-    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process"]),
+    ("sent_ahead", &["error"]),
+    ("service", &["container", "error", "guest", "guest_paths", "host", "network", "process", "sent_ahead"]),
     ("lib", &["container", "error", "guest_paths", "service"]),
 ];
 

@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 use tests::command::run;
 use tests::netns::Netns;
-use tests::unix::{CLIENT, client};
-use tests::{Container, Created, Scene, place, process};
+use tests::unix::CLIENT;
+use tests::{Container, Scene, Worker, place, process};
 
 /// Patches that the runtime or the VMM relies on: guest-kernel/patches/required.
 const REQUIRED: [&str; 4] = ["fuse-submount-acls", "fuse-locks-of-the-server", "virtio-mmio-plug", "virtio-mmio-runvm"];
@@ -28,25 +28,11 @@ fn give_network(container: &mut Container<'_>, namespace: &Netns) {
     container.set("/process/capabilities", sets);
 }
 
-/// A container with a volume that does what it is told, a line each.
-fn worker<'a>(mut container: Container<'a>, scene: &Scene) -> (Container<'a>, Created) {
+fn worker(scene: &Scene) -> Worker<'_> {
     let volume = scene.dir().join("volume");
     fs::create_dir_all(&volume).unwrap();
     fs::write(volume.join("file"), "").unwrap();
-    container.mount("bind", client(), CLIENT, &["bind", "ro"]);
-    container.mount("bind", &volume, "/volume", &["bind"]);
-    let created = container.sh("while read line; do eval \"$line\"; done").up();
-    (container, created)
-}
-
-fn tell(created: &Created, line: &str) {
-    rustix::io::write(created.stdin.as_ref().unwrap(), format!("{line}\n").as_bytes()).unwrap();
-}
-
-fn end((mut container, mut created): (Container<'_>, Created)) {
-    created.stdin = None;
-    assert_eq!(process::wait_orphan(created.pid), 0);
-    container.delete().success();
+    Worker::start(on_stock(scene), &volume)
 }
 
 #[test]
@@ -91,24 +77,24 @@ fn vm_stock_has_links_from_the_start_and_later() {
 #[test]
 fn vm_stock_has_locks_within_one_vm() {
     let scene = Scene::new();
-    let (mut one, mut other) = (worker(on_stock(&scene), &scene), worker(on_stock(&scene), &scene));
+    let (mut one, mut other) = (worker(&scene), worker(&scene));
     for kind in ["flock", "posix", "ofd"] {
         let lock = format!("{CLIENT}/lock /volume/file {kind}");
         // What the warning says: two VMs have it at a time, two processes of one do not.
         for worker in [&mut one, &mut other] {
-            tell(&worker.1, &format!("{lock} try"));
-            assert_eq!(worker.1.stdout.line(), "locked", "{kind}");
+            worker.tell(&format!("{lock} try"));
+            assert_eq!(worker.line(), "locked", "{kind}");
         }
-        assert_eq!(one.0.exec_sh(&format!("{lock} try </dev/null")).stdout, "busy\n", "{kind}");
+        assert_eq!(one.container.exec_sh(&format!("{lock} try </dev/null")).stdout, "busy\n", "{kind}");
         // The line that ends it has to be read before the next one is written: it reads as much as there is.
         for worker in [&one, &other] {
-            tell(&worker.1, "end");
-            let free = || worker.0.exec_sh(&format!("{lock} try </dev/null")).stdout == "locked\n";
+            worker.tell("end");
+            let free = || worker.container.exec_sh(&format!("{lock} try </dev/null")).stdout == "locked\n";
             process::wait_until("the lock's end", free);
         }
     }
-    end(one);
-    end(other);
+    one.end();
+    other.end();
 }
 
 #[test]

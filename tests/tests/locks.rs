@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tests::unix::{CLIENT, client};
-use tests::{Container, Created, Scene};
+use tests::unix::CLIENT;
+use tests::{Scene, Worker};
 
 const KINDS: [&str; 3] = ["flock", "posix", "ofd"];
 
@@ -17,23 +17,8 @@ fn volume(scene: &Scene) -> PathBuf {
     dir
 }
 
-/// A container with the volume that does what it is told, a line each.
-fn worker<'a>(scene: &'a Scene) -> (Container<'a>, Created) {
-    let mut container = scene.container();
-    container.mount("bind", client(), CLIENT, &["bind", "ro"]);
-    container.mount("bind", &volume(scene), "/volume", &["bind"]);
-    let created = container.sh("while read line; do eval \"$line\"; done").up();
-    (container, created)
-}
-
-fn tell(created: &Created, line: &str) {
-    rustix::io::write(created.stdin.as_ref().unwrap(), format!("{line}\n").as_bytes()).unwrap();
-}
-
-fn end((mut container, mut created): (Container<'_>, Created)) {
-    created.stdin = None;
-    assert_eq!(tests::process::wait_orphan(created.pid), 0);
-    container.delete().success();
+fn worker(scene: &Scene) -> Worker<'_> {
+    Worker::start(scene.container(), &volume(scene))
 }
 
 #[test]
@@ -42,20 +27,20 @@ fn they_hold_between_containers() {
     let (mut one, mut other) = (worker(&scene), worker(&scene));
     for kind in KINDS {
         let lock = |how: &str| format!("{CLIENT}/lock /volume/{kind} {kind} {how}");
-        tell(&one.1, &lock("try"));
-        assert_eq!(one.1.stdout.line(), "locked", "{kind}");
-        tell(&other.1, &format!("{} </dev/null", lock("try")));
-        assert_eq!(other.1.stdout.line(), "busy", "{kind}");
+        one.tell(&lock("try"));
+        assert_eq!(one.line(), "locked", "{kind}");
+        other.tell(&format!("{} </dev/null", lock("try")));
+        assert_eq!(other.line(), "busy", "{kind}");
         // Who waits gets it when the other one ends.
-        tell(&other.1, &lock("wait"));
-        tell(&one.1, "end of the first");
-        assert_eq!(other.1.stdout.line(), "locked", "{kind}");
-        tell(&one.1, &format!("{} </dev/null", lock("try")));
-        assert_eq!(one.1.stdout.line(), "busy", "{kind}");
-        tell(&other.1, "end of the second");
+        other.tell(&lock("wait"));
+        one.tell("end of the first");
+        assert_eq!(other.line(), "locked", "{kind}");
+        one.tell(&format!("{} </dev/null", lock("try")));
+        assert_eq!(one.line(), "busy", "{kind}");
+        other.tell("end of the second");
     }
-    end(one);
-    end(other);
+    one.end();
+    other.end();
 }
 
 #[test]
@@ -65,17 +50,17 @@ fn they_hold_against_the_host() {
     let file = fs::File::options().write(true).open(volume(&scene).join("flock")).unwrap();
     file.lock().unwrap();
     let lock = format!("{CLIENT}/lock /volume/flock flock try </dev/null");
-    tell(&worker.1, &lock);
-    assert_eq!(worker.1.stdout.line(), "busy");
+    worker.tell(&lock);
+    assert_eq!(worker.line(), "busy");
     file.unlock().unwrap();
-    tell(&worker.1, &format!("{CLIENT}/lock /volume/flock flock try"));
-    assert_eq!(worker.1.stdout.line(), "locked");
+    worker.tell(&format!("{CLIENT}/lock /volume/flock flock try"));
+    assert_eq!(worker.line(), "locked");
     assert!(file.try_lock().is_err());
     // They end with the container, however that ends.
-    worker.0.kill("KILL").success();
-    tests::process::wait_orphan(worker.1.pid);
+    worker.container.kill("KILL").success();
+    tests::process::wait_orphan(worker.created.pid);
     file.try_lock().unwrap();
-    worker.0.delete().success();
+    worker.container.delete().success();
 }
 
 #[test]
@@ -84,7 +69,7 @@ fn who_waits_can_be_killed() {
     let mut worker = worker(&scene);
     let file = fs::File::options().write(true).open(volume(&scene).join("flock")).unwrap();
     file.lock().unwrap();
-    tell(&worker.1, &format!("{CLIENT}/lock /volume/flock flock wait & sleep 1; kill $!; wait $!; echo ended $?"));
-    assert_eq!(worker.1.stdout.line(), "ended 143");
-    end(worker);
+    worker.tell(&format!("{CLIENT}/lock /volume/flock flock wait & sleep 1; kill $!; wait $!; echo ended $?"));
+    assert_eq!(worker.line(), "ended 143");
+    worker.end();
 }

@@ -67,6 +67,23 @@ fn environment_is_the_specs_alone() {
 }
 
 #[test]
+fn an_environment_may_be_as_large_as_linux_takes_it() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let large = (0..52).map(|number| format!("LARGE_{number}={}", "x".repeat(100_000)));
+    let env: Vec<_> = large.chain(["PATH=/bin:/usr/bin".to_owned()]).collect();
+    container.set("/process/env", json!(env));
+    // Linux takes a quarter of the stack's limit, and 6 MiB at most.
+    container.set("/process/rlimits", json!([{"type": "RLIMIT_STACK", "hard": u64::MAX, "soft": u64::MAX}]));
+    let mut created = container.sh("env | wc -c; read line").up();
+    let size = |text: &str| text.trim().parse::<usize>().unwrap();
+    assert!(size(&created.stdout.line()) > 5_200_000);
+    // A process has the container's environment.
+    assert!(size(&container.exec_sh("env | wc -c").success().stdout) > 5_200_000);
+    container.end(&created);
+}
+
+#[test]
 fn home_comes_from_the_images_passwd() {
     let scene = Scene::new();
     for (uid, home) in [(0, "/root"), (1000, "/home/app"), (4711, "/")] {

@@ -9,20 +9,17 @@
 //! that none starts with another one's memory.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fs, io};
+use std::{env, fs};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm::event_loop::Watcher;
-use vmm::interrupt::{Interrupt, Line};
-use vmm::registers::Window;
+use vmm::virtio::driver::{Silent, queue};
 use vmm::virtio::fs::{Cache, Fs, Policy, Share};
 use vmm::virtio::queue::Ring;
 use vmm::virtio::{Context, Device, Event};
@@ -43,26 +40,6 @@ const READABLE: u64 = 0x1_0000;
 const WRITABLE: u64 = 0x2_0000;
 const SIZE: u16 = 512;
 
-struct Silent;
-
-impl Line for Silent {
-    fn raise(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Watcher for Silent {
-    fn add(&mut self, _: RawFd, _: u64, _: u32) -> io::Result<()> {
-        Ok(())
-    }
-    fn modify(&mut self, _: RawFd, _: u64, _: u32) -> io::Result<()> {
-        Ok(())
-    }
-    fn remove(&mut self, _: RawFd) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A driver with its device, one request at a time.
 struct Guest {
     device: Fs,
@@ -74,13 +51,7 @@ struct Guest {
 impl Guest {
     fn new(device: Fs) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        let interrupt = Interrupt::new(Arc::new(Silent), Window::row(1).unwrap().remove(0));
-        let mut queue = Queue::new(SIZE).unwrap();
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-        queue.set_used_ring_address(Some(USED as u32), Some(0));
-        queue.set_size(SIZE);
-        queue.set_ready(true);
+        let (interrupt, queue) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
         let rings = vec![Ring::new(Queue::new(64).unwrap(), interrupt.clone()), Ring::new(queue, interrupt)];
         let mut guest = Self { device, memory, rings, requests: 0 };
         guest.with_device(|device, context| {

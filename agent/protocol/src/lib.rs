@@ -20,6 +20,9 @@
 //! A stream for stdin is written by the host and half-closed at its end of file; one for stdout or
 //! stderr is written by the guest and closed when the last writer is gone.
 //!
+//! A call is one ttrpc message, 4 MiB at most. A request that creates a container or a process may be longer, as an
+//! environment may: the host then sends it ahead, in pieces, and the call itself says no more than that.
+//!
 //! Errors of calls are ttrpc statuses: the message is the sentence the user sees, in runc's words
 //! where runc has some (`exec: "foo": executable file not found in $PATH`); the code is one of
 //! `NOT_FOUND` (no such container, process), `FAILED_PRECONDITION` (wrong state),
@@ -37,7 +40,11 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
+
+/// Most bytes of a request that is sent ahead of its call: a process with the largest environment that Linux takes (6 MiB),
+/// and the container's mounts.
+pub const MAX_SENT_AHEAD: usize = 16 << 20;
 
 /// The guest's context id. Each VM has a vsock device of its own, so all can have the same.
 pub const GUEST_CID: u32 = 3;

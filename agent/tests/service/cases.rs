@@ -55,6 +55,8 @@ cases![
     the_networks_resolver_is_asked,
     without_a_pid_namespace_nothing_is_left,
     closing_stdout_breaks_the_pipe,
+    a_large_request_comes_ahead_of_its_call,
+    what_comes_ahead_is_bounded,
     nothing_leaks_per_exec,
     the_machine_is_configured,
     // The last: the agent ends the machine a little later.
@@ -748,6 +750,55 @@ async fn closing_stdout_breaks_the_pipe(host: &mut Host) {
     until(&stdout, "y\n").await;
     drop(stdout);
     assert_eq!(host.wait(&request.container_id, "").await.unwrap(), 128 + 13);
+}
+
+async fn a_large_request_comes_ahead_of_its_call(host: &mut Host) {
+    let large = |process: &mut Process| {
+        process.env.extend((0..52).map(|number| format!("LARGE_{number}={}", "x".repeat(100_000))));
+        process.rlimits.push(Rlimit {
+            resource: libc::RLIMIT_STACK,
+            soft: u64::MAX,
+            hard: u64::MAX,
+            ..Default::default()
+        });
+    };
+    let mut request = host.request("env | wc -c; exec sleep 1000");
+    large(request.process.mut_or_insert_default());
+    let (stdout, _stderr) = host.capture(request.process.mut_or_insert_default());
+    let id = request.container_id.clone();
+    host.send_ahead(&request).await.unwrap();
+    let rest = CreateContainerRequest { sent_ahead: true, ..Default::default() };
+    host.create(&rest).await.unwrap();
+    host.start_created(&id).await.unwrap();
+    let size = |text: &str| text.trim().parse::<usize>().unwrap();
+    assert!(size(&until(&stdout, "\n").await) > 5_200_000);
+    // A process likewise; one that was given up before is forgotten.
+    let mut process = process(&["sh", "-c", "env | wc -c"]);
+    large(&mut process);
+    let (stdout, _stderr) = host.capture(&mut process);
+    let (container_id, exec_id) = (id.clone(), "e".to_owned());
+    let request = ExecProcessRequest { container_id, exec_id, process: Some(process).into(), ..Default::default() };
+    host.send_piece(0, vec![1; 100]).await.unwrap();
+    host.send_ahead(&request).await.unwrap();
+    let rest = ExecProcessRequest { sent_ahead: true, ..Default::default() };
+    host.client.exec_process(context(), &rest).await.unwrap();
+    assert!(size(&reader(stdout).await) > 5_200_000);
+    // There is nothing left of it.
+    let again = sentence(host.client.exec_process(context(), &rest).await);
+    assert_eq!(again, (ttrpc::Code::FAILED_PRECONDITION, "no request was sent ahead".into()));
+    host.kill(&id).await;
+}
+
+async fn what_comes_ahead_is_bounded(host: &mut Host) {
+    let piece = || vec![0; 4_000_000];
+    assert_eq!(sentence(host.send_piece(7, piece()).await).1, "a piece at 7 follows 0 bytes");
+    for offset in [0, 4_000_000, 8_000_000, 12_000_000] {
+        host.send_piece(offset, piece()).await.unwrap();
+    }
+    let refused = sentence(host.send_piece(16_000_000, piece()).await);
+    assert_eq!(refused, (ttrpc::Code::INVALID_ARGUMENT, "a request of more than 16777216 bytes".into()));
+    let rest = CreateContainerRequest { sent_ahead: true, ..Default::default() };
+    assert_eq!(sentence(host.create(&rest).await).0, ttrpc::Code::INVALID_ARGUMENT);
 }
 
 async fn nothing_leaks_per_exec(host: &mut Host) {

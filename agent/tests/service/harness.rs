@@ -170,6 +170,19 @@ impl Host {
         Ok(self.client.create_container(context(), request).await?.pid)
     }
 
+    /// Sends a request ahead of its call.
+    pub async fn send_ahead(&self, request: &impl protobuf::Message) -> ttrpc::Result<()> {
+        for (number, piece) in request.write_to_bytes().unwrap().chunks(1 << 20).enumerate() {
+            self.send_piece((number as u64) << 20, piece.to_owned()).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn send_piece(&self, offset: u64, bytes: Vec<u8>) -> ttrpc::Result<()> {
+        let request = SendAheadRequest { offset, bytes, ..Default::default() };
+        self.client.send_ahead(context(), &request).await.map(drop)
+    }
+
     pub async fn start_created(&self, id: &str) -> ttrpc::Result<()> {
         let request = StartContainerRequest { container_id: id.into(), ..Default::default() };
         self.client.start_container(context(), &request).await.map(drop)

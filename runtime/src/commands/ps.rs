@@ -38,6 +38,12 @@ pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// The table of every column that there is.
+#[cfg(fuzzing)]
+pub fn full_table(list: ListProcessesResponse) -> String {
+    table(&columns::all(), list)
+}
+
 fn table(columns: &[&Column], mut list: ListProcessesResponse) -> String {
     list.processes.sort_by_key(|process| process.pid);
     let now = Now { uptime: list.uptime, memory: list.memory, time: SystemTime::now() };

@@ -1,11 +1,11 @@
-//! Starting the monitor and the network helper: a fork that is born in its cgroup, and this binary again.
+//! Starting the monitor, and the network helper: a fork that is born in its cgroup, and for the monitor this binary again.
 //!
 //! Moving a process that lives into a cgroup waits for the kernel's readers, some ten milliseconds; being
 //! born there waits for nobody, and nothing is ever accounted elsewhere. `std::process` cannot do that.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -66,31 +66,14 @@ impl Process {
     }
 }
 
-/// The long-lived processes of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The monitor, or a join proxy.
-    Monitor,
-    /// What works in the container's network namespace.
-    NetworkHelper,
-}
+/// First argument of the monitor; its second is the number of the socket to the command.
+const MONITOR: &str = "monitor";
 
-impl Role {
-    /// First argument of the process; its second is the number of the socket to the command.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Monitor => "monitor",
-            Self::NetworkHelper => "network-helper",
-        }
-    }
-}
-
-/// What this process is, and the number of the socket to the command, unless it is a command itself.
-pub fn role() -> Option<(Role, RawFd)> {
+/// The number of the socket to the command, if this process is the monitor.
+pub fn is_monitor() -> Option<RawFd> {
     let mut arguments = std::env::args_os().skip(1);
     let first = arguments.next()?;
-    let role = [Role::Monitor, Role::NetworkHelper].into_iter().find(|role| first == role.name())?;
-    Some((role, arguments.next()?.to_str()?.parse().ok()?))
+    (first == MONITOR).then(|| arguments.next()?.to_str()?.parse().ok()).flatten()
 }
 
 /// Where a process of the container is started, and what it has of the command; everything else comes by its socket.
@@ -105,37 +88,91 @@ pub struct Place<'a> {
     pub stderr: bool,
 }
 
-/// Starts this binary again, as this process. What fails in the child is its answer at the socket.
+impl Place<'_> {
+    /// In the child: takes its place.
+    fn enter(&self, null: &OwnedFd) -> io::Result<()> {
+        crate::signals::unblock()?;
+        nix::sched::setns(self.network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        rustix::stdio::dup2_stdin(null)?;
+        rustix::stdio::dup2_stdout(null)?;
+        if !self.stderr {
+            rustix::stdio::dup2_stderr(null)?;
+        }
+        Ok(rustix::process::chdir("/")?)
+    }
+}
+
+/// Starts this binary again, as the monitor. What fails in the child is its answer at the socket.
 ///
 /// # Errors
 /// There can be no more processes.
-pub fn start(role: Role, place: &Place<'_>) -> anyhow::Result<Process> {
-    let what = || format!("start the {}: fork", role.name());
+pub fn monitor(place: &Place<'_>) -> anyhow::Result<Process> {
     let null = streams::open_null()?;
     let number = CString::new(place.socket.as_raw_fd().to_string())?;
-    let arguments = [c"runvm".to_owned(), CString::new(role.name())?, number];
-    // SAFETY: a command has no other threads before it starts these processes.
-    if let Some(process) = unsafe { fork(place.cgroup) }.with_context(what)? {
+    let arguments = [c"runvm".to_owned(), CString::new(MONITOR)?, number];
+    // SAFETY: a command has no other threads before it starts its monitor.
+    if let Some(process) = unsafe { fork(place.cgroup) }.context("start the monitor: fork")? {
         return Ok(process);
     }
-    let become_it = || -> io::Result<()> {
-        crate::signals::unblock()?;
-        nix::sched::setns(place.network, nix::sched::CloneFlags::CLONE_NEWNET)?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        if !place.stderr {
-            rustix::stdio::dup2_stderr(&null)?;
-        }
+    let become_monitor = || -> io::Result<()> {
+        place.enter(&null)?;
         rustix::io::fcntl_setfd(place.socket, rustix::io::FdFlags::empty())?;
-        rustix::process::chdir("/")?;
         nix::unistd::execve(c"/proc/self/exe", &arguments, &[] as &[CString; 0])?;
         Ok(())
     };
-    let why = become_it().err().map_or_else(String::new, |error| format!("start the {}: {error}", role.name()));
+    let why = become_monitor().err().map_or_else(String::new, |error| format!("start the monitor: {error}"));
     // Without an answer the parent reports our end.
     let _ = ipc::send(place.socket, &Reply::Failed(why));
     // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
     unsafe { libc::_exit(1) }
+}
+
+/// Forks a process that does this work and ends. Of what this one has open it keeps the place's socket and the log, which the
+/// number is that of; its memory is a copy.
+///
+/// # Errors
+/// There can be no more processes.
+pub fn fork_of_this(
+    name: &CStr,
+    place: &Place<'_>,
+    log: Option<RawFd>,
+    work: impl FnOnce(&UnixStream),
+) -> anyhow::Result<Process> {
+    let null = streams::open_null()?;
+    // SAFETY: a command has no other threads before it starts its monitor.
+    if let Some(process) = unsafe { fork(place.cgroup) }.context("fork")? {
+        return Ok(process);
+    }
+    let leave_command = || -> io::Result<()> {
+        place.enter(&null)?;
+        // SAFETY: nobody uses what this closes: the process works with what it keeps, and never returns.
+        unsafe { close_all_but(&[Some(place.socket.as_raw_fd()), log]) }?;
+        Ok(rustix::thread::set_name(name)?)
+    };
+    match leave_command() {
+        Ok(()) => work(place.socket),
+        Err(error) => drop(ipc::send(place.socket, &Reply::Failed(format!("leave the command: {error}")))),
+    }
+    // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
+    unsafe { libc::_exit(0) }
+}
+
+/// Closes every descriptor above the standard ones but these.
+///
+/// # Safety
+/// Nobody uses the others any more.
+unsafe fn close_all_but(kept: &[Option<RawFd>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().flatten().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.into_iter().map(|fd| fd.checked_sub(1)).chain([Some(u32::MAX)]).flatten() {
+        // SAFETY: takes no pointer; by this function's contract nobody uses what it closes.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        first = first.max(last.saturating_add(2));
+    }
+    Ok(())
 }
 
 /// Forks, into the cgroup v2 of this directory if there is one and the kernel can. `None` in the child.

@@ -21,7 +21,7 @@ mod oom_trigger;
 mod pod;
 mod server;
 mod streams;
-mod vm;
+pub mod vm;
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;

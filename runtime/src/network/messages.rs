@@ -1,29 +1,12 @@
-//! What the network helper is told, and what it answers.
+//! What the monitor asks of the network helper, and what that answers.
 //!
-//! ```text
-//!  command ── Setup ──▶ network helper ◀── Request ── monitor
-//!                                      ─── Reply ───▶
-//! ```
-//!
-//! Messages are those of [`ipc`](crate::ipc), on one connection. The command writes first and gives the other end to the
-//! monitor, with the parcel. Each request has one reply, in order.
+//! Messages are those of [`ipc`](crate::ipc), on one connection, whose other end the command gives to the monitor with the parcel.
+//! Each request has one reply, in order.
 
 use serde::{Deserialize, Serialize};
 
 use super::Link;
 use crate::ipc::Descriptor;
-use crate::log;
-
-/// What the command says to the helper that it has started.
-#[derive(Serialize, Deserialize)]
-pub struct Setup {
-    /// Settings of logging.
-    pub log: log::Settings,
-    /// Whether the namespace outlives the container, or the monitor does: then it is to be left as it was.
-    pub stays: bool,
-    /// Whether the container has a user-mode network.
-    pub user_network: bool,
-}
 
 /// What the monitor asks. It names links by numbers that the helper gave it, and nothing else.
 #[derive(Debug, Serialize, Deserialize)]

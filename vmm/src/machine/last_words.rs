@@ -21,7 +21,12 @@ const HEADER: usize = 12;
 pub fn read(memory: &GuestMemoryMmap) -> Option<String> {
     let mut zone = vec![0; ZONE_SIZE];
     memory.read_slice(&mut zone, GuestAddress(layout::RAMOOPS)).ok()?;
-    record(&zone).map(|text| printable(&text))
+    of(&zone)
+}
+
+/// The same from the bytes of the zone.
+pub fn of(zone: &[u8]) -> Option<String> {
+    record(zone).map(|text| printable(&text))
 }
 
 /// The text in a zone, without its first line.

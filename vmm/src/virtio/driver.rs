@@ -1,16 +1,58 @@
-//! A fake driver for tests: queues in guest memory, notifications only where `EVENT_IDX` asks for them, and a watcher
-//! on a real epoll.
+//! A fake driver for tests, benchmarks and fuzzing: queues in guest memory, notifications only where `EVENT_IDX` asks for
+//! them, a watcher on a real epoll, and what a device needs that is called without a worker.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::queue::Ring;
 use crate::event_loop::Watcher;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, Line};
+use crate::registers::Window;
+
+/// A line and a watcher that do nothing, for a device that is called by hand.
+pub struct Silent;
+
+impl Silent {
+    /// An interrupt with registers of its own that nobody hears.
+    ///
+    /// # Panics
+    /// The host has no memory.
+    pub fn interrupt() -> Interrupt {
+        Interrupt::new(Arc::new(Silent), Window::row(1).unwrap().remove(0))
+    }
+}
+
+impl Line for Silent {
+    fn raise(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Watcher for Silent {
+    fn add(&mut self, _: RawFd, _: u64, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+    fn modify(&mut self, _: RawFd, _: u64, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+    fn remove(&mut self, _: RawFd) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A queue of so many entries that the driver has set up: its descriptors, available and used ring are at these places.
+///
+/// # Panics
+/// There is no queue of that size.
+pub fn queue(size: u16, [desc_table, avail_ring, used_ring]: [u64; 3]) -> Queue {
+    let fresh = QueueState { max_size: size, size, ready: true, ..QueueState::default() };
+    Queue::try_from(QueueState { desc_table, avail_ring, used_ring, ..fresh }).unwrap()
+}
 
 /// Whether the other side of a ring wants to hear of entries `old..new` (virtio 1.2, 2.7.10).
 fn wanted(event: u16, new: u16, old: u16) -> bool {
@@ -44,13 +86,8 @@ impl DriverQueue {
 
     /// The device's side of it.
     pub fn ring(&self, interrupt: &Interrupt) -> Ring {
-        let mut queue = Queue::new(self.size).unwrap();
-        queue.set_size(self.size);
+        let mut queue = queue(self.size, [self.base, self.base + 0x4000, self.base + 0x8000]);
         queue.set_event_idx(true);
-        queue.set_desc_table_address(Some(self.base as u32), Some(0));
-        queue.set_avail_ring_address(Some(self.base as u32 + 0x4000), Some(0));
-        queue.set_used_ring_address(Some(self.base as u32 + 0x8000), Some(0));
-        queue.set_ready(true);
         Ring::new(queue, interrupt.clone())
     }
 

@@ -18,8 +18,9 @@
 pub mod balloon;
 pub mod block;
 mod device;
-#[cfg(test)]
-mod driver;
+#[cfg(any(test, feature = "driver"))]
+#[allow(missing_docs, clippy::new_without_default, reason = "for tests")]
+pub mod driver;
 mod error;
 pub mod fs;
 mod io;

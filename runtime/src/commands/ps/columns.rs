@@ -69,6 +69,12 @@ static COLUMNS: [Column; 20] = [
 static STARTED: [Column; 2] =
     [left(&["stime"], "STIME", 5, started), left(&["start", "start_time", "bsdstart"], "START", 5, started)];
 
+/// Every column.
+#[cfg(fuzzing)]
+pub fn all() -> Vec<&'static Column> {
+    COLUMNS.iter().chain(&STARTED).collect()
+}
+
 /// Column with a name.
 pub fn find(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().chain(&STARTED).find(|column| column.names.contains(&name))

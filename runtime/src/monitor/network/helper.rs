@@ -100,6 +100,11 @@ impl NetworkHelper {
         let _ = self.exchanges.send(Exchange { request: Some(Request::End), answer });
     }
 
+    /// Whether the helper has ended.
+    pub fn is_gone(&self) -> bool {
+        *self.ended.borrow()
+    }
+
     /// Waits for the helper's end.
     pub async fn ended(&self) {
         // A sender that is dropped says the same.

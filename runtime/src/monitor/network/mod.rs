@@ -257,9 +257,12 @@ impl Network {
             return;
         }
         self.leaving.set(true);
-        let ended = tokio::time::timeout(END_PATIENCE, self.helper.end()).await;
-        if let Err(error) = ended.context("no answer from the network helper").flatten() {
-            log::warning(&format!("clean up the container's network: {error:#}"));
+        // One that was killed leaves that to `delete`.
+        if !self.helper.is_gone() {
+            let ended = tokio::time::timeout(END_PATIENCE, self.helper.end()).await;
+            if let Err(error) = ended.context("no answer from the network helper").flatten() {
+                log::warning(&format!("clean up the container's network: {error:#}"));
+            }
         }
         for attached in state.attached.drain(..) {
             if let Err(error) = vm.nics.detach(&attached.lease).await {

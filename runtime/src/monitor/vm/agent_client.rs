@@ -1,15 +1,18 @@
 //! The guest's agent, as the monitor calls it.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use protocol::{
     AcceptSocketRequest, AcceptSocketResponse, AgentClient, ConfigureRequest, ConnectPortRequest,
-    CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest, Process,
-    ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SetNetworkRequest, SignalProcessRequest,
-    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
+    CreateContainerRequest, DeleteContainerRequest, Empty, ExecProcessRequest, KeyValue, ListProcessesRequest,
+    MAX_SENT_AHEAD, Process, ProcessEntry, ReadCgroupRequest, ResizeTerminalRequest, SendAheadRequest,
+    SetNetworkRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitOomRequest,
+    WaitProcessRequest,
 };
+use tokio::sync::{Mutex, MutexGuard};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context as Deadline, with_duration as within};
@@ -24,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of a call's message, so that it fits into ttrpc's with what goes before it.
 const MAX_CALL: usize = ttrpc::proto::MESSAGE_LENGTH_MAX - 4096;
 
+/// Bytes of a piece of a request that is sent ahead of its call.
+const PIECE: usize = 1 << 20;
+
 /// Bytes of entropy given to a new VM.
 pub const ENTROPY: usize = 64;
 
@@ -32,6 +38,8 @@ pub const ENTROPY: usize = 64;
 pub struct Agent {
     client: AgentClient,
     container_id: String,
+    /// Held by whoever sends a request ahead of its call: the agent keeps one.
+    turn: Arc<Mutex<()>>,
 }
 
 /// How a process ended.
@@ -49,12 +57,12 @@ impl Agent {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream).context("talk to the guest's agent")?;
         let client = AgentClient::new(Client::new(Socket::new(Responses::new(stream))));
-        Ok(Self { client, container_id: container_id.to_owned() })
+        Ok(Self { client, container_id: container_id.to_owned(), turn: Arc::default() })
     }
 
     /// This agent, for calls about another container.
     pub fn of(&self, container_id: &str) -> Self {
-        Self { client: self.client.clone(), container_id: container_id.to_owned() }
+        Self { container_id: container_id.to_owned(), ..self.clone() }
     }
 
     /// The container that calls are about.
@@ -79,8 +87,36 @@ impl Agent {
 
     /// Creates the container.
     pub async fn create(&self, request: &CreateContainerRequest) -> anyhow::Result<()> {
-        check_size(request, "the container's arguments, environment and mounts")?;
-        done(self.client.create_container(within(PATIENCE), request).await)
+        let what = "the container's arguments, environment and mounts";
+        let Some(_turn) = self.send_ahead(request, what).await? else {
+            return done(self.client.create_container(within(PATIENCE), request).await);
+        };
+        let rest = CreateContainerRequest { sent_ahead: true, ..Default::default() };
+        done(self.client.create_container(within(PATIENCE), &rest).await)
+    }
+
+    /// Sends a request that is longer than a call may be ahead of its call, which has to be made before the guard is
+    /// dropped; `None` for one that is not. One that is too long even so is refused before the guest sees anything of it.
+    async fn send_ahead(
+        &self,
+        request: &impl protobuf::Message,
+        what: &str,
+    ) -> anyhow::Result<Option<MutexGuard<'_, ()>>> {
+        let size = usize::try_from(request.compute_size()).unwrap_or(usize::MAX);
+        if size <= MAX_CALL {
+            return Ok(None);
+        }
+        if size > MAX_SENT_AHEAD {
+            bail!("{what} take {size} bytes: {MAX_SENT_AHEAD} are the most that a VM can be told");
+        }
+        let turn = self.turn.lock().await;
+        let mut offset = 0;
+        for piece in request.write_to_bytes().context("encode a request")?.chunks(PIECE) {
+            let request = SendAheadRequest { offset, bytes: piece.to_owned(), ..Default::default() };
+            done(self.client.send_ahead(within(PATIENCE), &request).await)?;
+            offset += piece.len() as u64;
+        }
+        Ok(Some(turn))
     }
 
     /// Lets its process run.
@@ -91,13 +127,16 @@ impl Agent {
 
     /// Starts another process under a name of our choice.
     pub async fn exec(&self, exec_id: &str, process: Process) -> anyhow::Result<()> {
-        let request = ExecProcessRequest {
+        let mut request = ExecProcessRequest {
             container_id: self.container_id.clone(),
             exec_id: exec_id.to_owned(),
             process: Some(process).into(),
             ..Default::default()
         };
-        check_size(&request, "the process's arguments and environment")?;
+        let turn = self.send_ahead(&request, "the process's arguments and environment").await?;
+        if turn.is_some() {
+            request = ExecProcessRequest { sent_ahead: true, ..Default::default() };
+        }
         done(self.client.exec_process(within(PATIENCE), &request).await)
     }
 
@@ -211,14 +250,6 @@ fn clean(entry: &mut ProcessEntry) {
     }
 }
 
-/// A call that is longer than ttrpc takes is refused before the guest sees anything of it.
-fn check_size(request: &impl protobuf::Message, what: &str) -> anyhow::Result<()> {
-    match usize::try_from(request.compute_size()).unwrap_or(usize::MAX) {
-        size if size > MAX_CALL => bail!("{what} take {size} bytes: {MAX_CALL} are the most that a VM can be told"),
-        _ => Ok(()),
-    }
-}
-
 /// What became of a call whose answer says nothing else.
 fn done<T>(answer: ttrpc::Result<T>) -> anyhow::Result<()> {
     answer.map(drop).map_err(sentence)
@@ -239,11 +270,21 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_call_that_is_too_long_is_refused_with_its_size() {
-        let with = |mib: usize| Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() };
-        assert!(check_size(&with(3), "arguments and environment").is_ok());
-        let error = check_size(&with(5), "arguments and environment").unwrap_err().to_string();
-        assert_eq!(error, "arguments and environment take 5242900 bytes: 4190208 are the most that a VM can be told");
+    fn with(mib: usize) -> Process {
+        Process { env: vec!["x".repeat(1 << 20); mib], ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn only_what_is_too_long_for_a_call_is_sent_ahead() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let agent = Agent::new(here, "c").unwrap();
+        // Nobody is there to answer.
+        drop(there);
+        assert!(agent.send_ahead(&with(3), "arguments").await.unwrap().is_none());
+        assert!(agent.send_ahead(&with(5), "arguments").await.unwrap_err().to_string().contains("connection"));
+        let error = agent.exec("e", with(17)).await.unwrap_err().to_string();
+        let expected =
+            "the process's arguments and environment take 17825871 bytes: 16777216 are the most that a VM can be told";
+        assert_eq!(error, expected);
     }
 }

@@ -15,7 +15,7 @@ mod confine;
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::ops::RangeInclusive;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, anyhow};
@@ -26,7 +26,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::attached_links::AttachedLinks;
 use super::changes;
 use super::files::Files;
-use super::messages::{Reply, Request, Setup, Transport};
+use super::messages::{Reply, Request, Transport};
 use super::user_network;
 use crate::ipc::{self, Frame};
 use crate::log;
@@ -38,18 +38,19 @@ const PORTS: RangeInclusive<u16> = 20_000..=28_000;
 /// How many of these ports are tried for a question.
 const TRIES: usize = 16;
 
-/// Runs the helper; `fd` is the socket to the command, and then to the monitor.
-pub fn main(fd: RawFd) -> anyhow::Result<u8> {
+/// What the command says to the helper that it starts.
+pub struct Setup {
+    /// Whether the namespace outlives the container, or the monitor does: then it is to be left as it was.
+    pub stays: bool,
+    /// Whether the container has a user-mode network.
+    pub user_network: bool,
+}
+
+/// Is the helper, until the connection to the monitor ends.
+pub fn run(monitor: &UnixStream, setup: &Setup) {
     // A session of its own: what the user types at the terminal of `runvm run` is not for this process.
     let _ = rustix::process::setsid();
-    // SAFETY: `create` opened this socket for this process and passes its number only here.
-    let monitor = unsafe { ipc::inherited(fd) }?;
-    let Some(setup) = ipc::receive::<Setup>(&monitor).context("take the network over from the command")? else {
-        return Ok(1);
-    };
-    log::set(setup.log.clone());
-    Helper::new(&setup).serve(&monitor);
-    Ok(0)
+    Helper::new(setup).serve(monitor);
 }
 
 /// What requests work on.
@@ -71,12 +72,12 @@ impl Helper {
     /// Answers requests until the connection's end.
     pub(super) fn serve(&mut self, monitor: &UnixStream) {
         loop {
-            let frame = Frame::receive_at_most(monitor, REQUEST);
-            let request = match frame.map_err(Into::into).and_then(|frame| frame.map(Frame::open).transpose()) {
-                Ok(Some(request)) => request,
+            let request = match Frame::receive_at_most(monitor, REQUEST).map(|frame| frame.map(Frame::open)) {
+                Ok(Some(Ok(request))) => request,
                 Ok(None) => break,
-                Err(error) => {
-                    log::warning(&format!("the network helper ends: a request that it does not understand: {error:#}"));
+                Ok(Some(Err(_))) | Err(_) => {
+                    // Nothing of it is told: it may be a hostile guest's.
+                    log::warning("the network helper ends: its monitor has sent something that is no request");
                     break;
                 }
             };

@@ -21,8 +21,8 @@ pub struct Tap {
     /// What the host was told last; nothing at first.
     offloads: Cell<Option<u32>>,
     pace: Cell<Pace>,
-    /// In tests: where the offloads of what stands for a tap are noted.
-    #[cfg(test)]
+    /// In tests and fuzzing: where the offloads of what stands for a tap are noted.
+    #[cfg(any(test, fuzzing))]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
 }
 
@@ -47,13 +47,13 @@ impl Tap {
             fd,
             offloads: Cell::default(),
             pace: Cell::new(Pace::new(Instant::now())),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             noted: None,
         })
     }
 
     /// A socket whose messages are frames, in a tap's stead.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self { fd, offloads: Cell::default(), pace: Cell::new(Pace::new(Instant::now())), noted: Some(noted) }
@@ -75,7 +75,7 @@ impl Tap {
     }
 
     fn tell_offloads(&self, flags: u32) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(noted) = &self.noted {
             noted.store(flags, std::sync::atomic::Ordering::Relaxed);
             return Ok(());

@@ -63,6 +63,12 @@ impl TapHandle {
         self.replace(Some(tap))
     }
 
+    /// Connects the guest to a socket whose messages are frames, in a tap's stead.
+    #[cfg(fuzzing)]
+    pub fn attach_socket(&self, socket: OwnedFd) -> Result<(), Error> {
+        self.replace(Some(Tap::of_socket(socket, Arc::default())))
+    }
+
     /// Closes the tap, if there is one. What the guest sends from now on is dropped.
     ///
     /// # Errors

@@ -1,22 +1,18 @@
 //! A driver small enough for a test: one ring in guest memory, one request at a time.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
 use super::super::{Cache, Fs, Policy, Share};
-use crate::event_loop::Watcher;
-use crate::interrupt::Interrupt;
-use crate::registers::Window;
+use crate::virtio::driver::{Silent, queue};
 use crate::virtio::queue::Ring;
 use crate::virtio::{Context, Device, Error, Event};
 
@@ -31,20 +27,6 @@ const MEMORY: usize = 0x60_0000;
 const PIECE: usize = 4096;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
-
-struct Silent;
-
-impl Watcher for Silent {
-    fn add(&mut self, _: RawFd, _: u64, _: u32) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn modify(&mut self, _: RawFd, _: u64, _: u32) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn remove(&mut self, _: RawFd) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The driver with its device.
 pub struct Guest {
@@ -86,13 +68,7 @@ impl Guest {
     /// A guest that has said nothing yet.
     pub fn unborn(mut device: Fs) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let interrupt = Interrupt::new(Arc::new(EventFd::new(0).unwrap()), Window::row(1).unwrap().remove(0));
-        let mut queue = Queue::new(SIZE).unwrap();
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-        queue.set_used_ring_address(Some(USED as u32), Some(0));
-        queue.set_size(SIZE);
-        queue.set_ready(true);
+        let (interrupt, queue) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
         assert!(queue.is_valid(&memory));
         let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
         let mut rings = vec![idle, Ring::new(queue, interrupt)];

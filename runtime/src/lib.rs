@@ -17,6 +17,8 @@ mod commands;
 mod control;
 mod directory;
 mod exec_proxy;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod guest_text;
 mod host;
 mod ipc;
@@ -37,16 +39,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use host::spawn::Role;
-
-fn main() -> ExitCode {
+/// Carries out the command line, or is the process that a command spawned.
+pub fn main() -> ExitCode {
     timeline::begin();
     // No command of a user's, so clap has no part in it: describing all commands to it costs more than the rest
     // of the monitor's start.
-    match host::spawn::role() {
-        Some((Role::Monitor, socket)) => return finish(monitor::main(socket)),
-        Some((Role::NetworkHelper, socket)) => return finish(network::helper::main(socket)),
-        None => {}
+    if let Some(socket) = host::spawn::is_monitor() {
+        return finish(monitor::main(socket));
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

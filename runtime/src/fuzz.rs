@@ -1,0 +1,175 @@
+//! What the fuzzer calls (docs/fuzzing.md): the places where bytes of others come in. Only in its build.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ::protobuf::Message;
+use protocol::{Hello, Process};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
+
+use crate::bundle::{self, Bundle};
+use crate::commands::{events, ps};
+use crate::control::{Reply, Request};
+use crate::host::facts;
+use crate::ipc;
+use crate::monitor::vm::agent_client::Agent;
+use crate::parcel::{Label, Parcel};
+use crate::plan::facts::{
+    DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
+};
+use crate::plan::{self, Options};
+
+thread_local! {
+    static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+}
+
+/// Bytes of an agent in the guest: the first says which call it answers, the others are what it sends.
+pub fn agent(data: &[u8]) {
+    let Some((&call, sent)) = data.split_first() else { return };
+    if let Some(hello) = sent.first_chunk() {
+        // Whatever is taken for one is one.
+        assert!(Hello::from_bytes(*hello).is_none_or(|read| read.to_bytes() == *hello));
+    }
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    // More than the socket takes is not sent.
+    theirs.set_nonblocking(true).unwrap();
+    let _ = theirs.write(sent);
+    theirs.shutdown(Shutdown::Write).unwrap();
+    RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let agent = Agent::new(ours, "fuzz").unwrap();
+            let answered = tokio::time::timeout(Duration::from_secs(5), ask(&agent, call)).await;
+            answered.expect("the connection has ended, and the call has not");
+        });
+    });
+}
+
+async fn ask(agent: &Agent, call: u8) {
+    match call % 9 {
+        0 => drop(agent.wait("").await),
+        1 => drop(agent.processes().await.map(show)),
+        2 => drop(agent.read_cgroup(Vec::new()).await.map(show)),
+        3 => drop(agent.wait_oom(0).await),
+        4 => drop(agent.accept_socket().await),
+        5 => drop(agent.connect_port(1, false).await),
+        6 => drop(agent.configure(8).await),
+        7 => drop(agent.start().await),
+        _ => drop(agent.exec("e", Process::default()).await),
+    }
+}
+
+/// What the commands `ps` and `events` make of an answer.
+fn show(reply: Reply) {
+    match reply {
+        Reply::Processes(list) => assert!(!ps::full_table(list).contains('\x1b')),
+        Reply::Files(files) => drop(events::stats::stats(&files)),
+        _ => {}
+    }
+}
+
+/// Bytes of a process of the runtime's own: the first says which message is expected, the second how many descriptors come
+/// with them.
+pub fn messages(data: &[u8]) {
+    let Some((&[kind, descriptors], sent)) = data.split_first_chunk() else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let fds = vec![theirs.as_fd(); usize::from(descriptors % 8)];
+    // More than the socket takes is not sent.
+    let _ = ipc::send_fds(&theirs, sent, &fds);
+    drop(fds);
+    drop(theirs);
+    match kind % 4 {
+        0 => drop(again::<Request>(&ours)),
+        1 => drop(again::<Reply>(&ours)),
+        2 => drop(again::<Label>(&ours)),
+        _ => drop(again::<Parcel>(&ours).map(unpack)),
+    }
+}
+
+/// What the monitor does with a parcel before there is a VM.
+fn unpack(parcel: Parcel) {
+    let _ = parcel.mounts();
+    parcel.shares.into_iter().for_each(|share| drop(share.into_device()));
+    parcel.disks.into_iter().for_each(|disk| drop(disk.into_device()));
+    drop(parcel.streams.into_files());
+}
+
+/// Receives a message, and if it is one sends it on: what was understood can be said.
+fn again<T: DeserializeOwned + Serialize>(stream: &UnixStream) -> Option<T> {
+    let message = ipc::receive::<T>(stream).ok()??;
+    drop(ipc::Frame::new(&message).expect("a message that came can be sent"));
+    Some(message)
+}
+
+/// The text of a config.json, up to the plan; the first byte chooses options of the command line.
+pub fn config(data: &[u8]) {
+    let Some((&choice, text)) = data.split_first() else { return };
+    let Ok(bundle) = str::from_utf8(text).map_err(anyhow::Error::from).and_then(|text| bundle::of("/b".into(), text))
+    else {
+        return;
+    };
+    let options = Options {
+        id: "box".to_owned(),
+        systemd_cgroup: choice & 1 != 0,
+        user_network: choice & 2 != 0,
+        publish: if choice & 4 != 0 { vec!["8080:80/udp".to_owned()] } else { Vec::new() },
+        allow_net_annotations: choice & 8 != 0,
+        ..Options::default()
+    };
+    if let Ok(plan) = plan::plan(&bundle, &made_up(&bundle, choice), &options) {
+        assert!(plan.container.write_to_bytes().is_ok());
+        assert!(plan.shares.iter().any(|share| share.name == plan.container.share), "a container without its root");
+    }
+}
+
+/// Facts about the files that a bundle names, by their names: of every kind.
+fn made_up(bundle: &Bundle, choice: u8) -> Facts {
+    static HERE: OnceLock<Facts> = OnceLock::new();
+    let here =
+        || facts::gather(&bundle::of("/b".into(), "{\"ociVersion\":\"1.0.2\"}").unwrap(), Path::new("/nonexistent"));
+    let mut facts = HERE.get_or_init(|| here().unwrap()).clone();
+    let sources = bundle.spec.mounts().iter().flatten().filter_map(|mount| plan::bind_source(mount, &bundle.dir));
+    facts.sources = sources.map(|path| (path.clone(), source(path))).collect();
+    facts.rootfs = plan::rootfs_path(bundle).map(source);
+    facts.disks =
+        BTreeMap::from([((8, 0), DiskFact::At("/dev/sda".into())), ((8, 1), DiskFact::Missing("gone".into()))]);
+    let network = NamespaceId { device: 4, inode: 2 };
+    facts.network = match choice >> 4 & 3 {
+        0 => NetworkFact::NotGiven,
+        1 => NetworkFact::Is(network),
+        2 => NetworkFact::NotNamespace,
+        _ => NetworkFact::Missing("gone".into()),
+    };
+    let (id, sandbox) = ("peer".to_owned(), "peer".to_owned());
+    facts.peers = vec![Peer { id, pid: 7, sandbox, network: Some(network), memory_mib: 256, vcpus: 1 }];
+    facts
+}
+
+fn source(path: PathBuf) -> SourceFact {
+    let last = path.as_os_str().as_encoded_bytes().last().copied().unwrap_or_default();
+    let kind = match last % 16 {
+        0 => SourceKind::File,
+        1 => SourceKind::CharDevice { major: 1, minor: u32::from(last) },
+        2 => SourceKind::BlockDevice,
+        3 => SourceKind::Socket(SocketFact { mode: 0o660, uid: 1, gid: 2, carries_messages: last & 16 != 0 }),
+        4 => SourceKind::Fifo,
+        5 => SourceKind::Missing("no such file or directory".to_owned()),
+        _ => SourceKind::Directory,
+    };
+    let file_system = match last % 13 {
+        0 => FileSystemKind::Proc,
+        1 => FileSystemKind::Sys,
+        2 => FileSystemKind::Cgroup,
+        3 => FileSystemKind::Dev,
+        _ => FileSystemKind::Ordinary,
+    };
+    SourceFact { canonical: path, kind, file_system, tmpfs_size: (last % 5 == 0).then_some(1 << 20) }
+}
