@@ -25,8 +25,26 @@ const INIT: u32 = 26;
 const ROOM: u64 = BUFFERS + 0x2_0000;
 const SECRET: &str = "nobody's business";
 const NAMES: [&[u8]; 20] = [
-    b"w", b"r", b"f", b"g", b"d", b"link", b"out", b".", b"..", b"", b"a/b", b"../secret", b"new", b"user.x",
-    b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default", b"trusted.x", &[b'n'; 255], &[b'n'; 256],
+    b"w",
+    b"r",
+    b"f",
+    b"g",
+    b"d",
+    b"link",
+    b"out",
+    b".",
+    b"..",
+    b"",
+    b"a/b",
+    b"../secret",
+    b"new",
+    b"user.x",
+    b"security.capability",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+    b"trusted.x",
+    &[b'n'; 255],
+    &[b'n'; 256],
 ];
 
 /// A folder with what is shared and what is not.

@@ -56,7 +56,8 @@ pub fn target(data: &[u8]) {
             }
             6 if input.byte() % 8 == 0 => {
                 // The interface is removed.
-                network = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap().0;
+                network =
+                    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap().0;
                 rig.poll();
             }
             _ => rig.step(&mut input, || make().0),

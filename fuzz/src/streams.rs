@@ -106,7 +106,10 @@ pub fn target(data: &[u8]) {
                 rig.write(BUFFERS, &packet);
                 let rest = packet.len() - first;
                 let buffers = [Buffer::readable(BUFFERS, first), Buffer::readable(BUFFERS + first as u64, rest)];
-                rig.offer(TX, if first == 0 || rest == 0 { &buffers[usize::from(first == 0)..][..1] } else { &buffers });
+                rig.offer(
+                    TX,
+                    if first == 0 || rest == 0 { &buffers[usize::from(first == 0)..][..1] } else { &buffers },
+                );
                 rig.kick(TX);
             }
             3 => {

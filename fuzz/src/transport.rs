@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm::OnThread;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::driver::Silent;
 use vmm::virtio::mmio::Transport;
@@ -11,7 +12,6 @@ use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
 use vmm::virtio::worker::Wiring;
 use vmm::virtio::{Device, vsock};
-use vmm::OnThread;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::input::Input;
@@ -37,11 +37,23 @@ fn device(kind: u8) -> Box<dyn Device> {
 
 /// What a well-behaved driver writes before `DRIVER_OK`: all features of the transport, the first queue.
 fn set_up(transport: &mut Transport, size: u16) {
-    let writes = [
-        (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 29), (0x70, 11), (0x30, 0), (0x38, size.into()),
-        (0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1), (0x70, 15),
+    let writes: [(u64, u32); 14] = [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x24, 0),
+        (0x20, 1 << 29),
+        (0x70, 11),
+        (0x30, 0),
+        (0x38, size.into()),
+        (0x80, 0x1000),
+        (0x90, 0x2000),
+        (0xa0, 0x3000),
+        (0x44, 1),
+        (0x70, 15),
     ];
-    writes.iter().for_each(|&(offset, value): &(u64, u32)| transport.write(offset, &value.to_le_bytes()));
+    writes.iter().for_each(|(offset, value)| transport.write(*offset, &value.to_le_bytes()));
 }
 
 /// Drives the registers of a device.
@@ -57,7 +69,9 @@ pub fn target(data: &[u8]) {
         interrupt: Silent::interrupt(),
         on_fault: Arc::new({
             let faults = faults.clone();
-            move |_| drop(faults.fetch_add(1, Ordering::Relaxed))
+            move |_| {
+                faults.fetch_add(1, Ordering::Relaxed);
+            }
         }),
     };
     let make = || {

@@ -36,7 +36,7 @@ use crate::host::shares::{self, Share};
 use crate::host::sockets;
 use crate::ipc::{self, Descriptor};
 use crate::log;
-use crate::plan::{MachinePlan, Plan};
+use crate::plan::{FileRights, MachinePlan, Plan};
 use crate::streams::Streams;
 use crate::timeline::Timeline;
 
@@ -48,6 +48,8 @@ pub struct Parcel {
     pub container: CreateContainerRequest,
     /// Directories and files; the root file system first.
     pub shares: Vec<Share>,
+    /// What its processes may do to files of the shares.
+    pub file_rights: FileRights,
     /// Disks, only for a VM of its own.
     pub disks: Vec<Disk>,
     /// Sockets that the container may connect to, in the order of their numbers.
@@ -140,6 +142,7 @@ impl Parcel {
         Ok(Self {
             container: plan.container.clone(),
             shares: shares::open(&plan.shares)?,
+            file_rights: plan.file_rights.clone(),
             disks: disks::open(&plan.disks)?,
             sockets: sockets::open(&plan.sockets)?,
             ports: publish::open(&plan.ports)?,

@@ -19,7 +19,7 @@ use vmm::virtio::fs;
 use super::file_id;
 use crate::ipc::Descriptor;
 use crate::log;
-use crate::plan::{CachePlan, SharePlan, Tree};
+use crate::plan::{CachePlan, FileRights, IdRanges, SharePlan, ShareRole, Tree};
 
 /// A directory or file of the host that the container sees.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,20 +30,51 @@ pub struct Share {
     pub read_only: bool,
     /// What the guest may keep of it.
     pub cache: CachePlan,
+    /// How the container uses it.
+    pub role: ShareRole,
     /// `O_PATH` descriptor of its root.
     pub root: Descriptor,
 }
 
 impl Share {
-    /// The share as the file-system device takes it.
+    /// The share as the file-system device takes it, for a container that is yet to be set up.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn into_device(self) -> io::Result<fs::Share> {
+    pub fn into_device(self, rights: &FileRights) -> io::Result<fs::Share> {
         let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
         let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
-        let (root, policy) = (self.root.into_owned()?, fs::Policy::unrestricted());
+        let (root, policy) = (self.root.into_owned()?, setup_policy(self.role, rights));
         Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy })
+    }
+}
+
+/// What the guest may do to the files of a share while the container is being set up.
+pub fn setup_policy(role: ShareRole, rights: &FileRights) -> fs::Policy {
+    if role.gets_devices {
+        return fs::Policy::unrestricted();
+    }
+    let (later, makers) = (policy(role, rights), policy(role, &rights.of_setup()).own);
+    // Whatever root makes then is not the container's to change, and nothing of it is setuid.
+    if makers == later.own { later } else { fs::Policy { makers, set_id: false, ..later } }
+}
+
+/// What the guest may do to the files of a share.
+pub fn policy(role: ShareRole, rights: &FileRights) -> fs::Policy {
+    let some = |[uids, gids]: [IdRanges; 2]| fs::Ids { uids: fs::IdSet::of(uids), gids: fs::IdSet::of(gids) };
+    let known = rights.known().map_or_else(fs::Ids::all, some);
+    let [uids, gids] = rights.own().map(|ids| ids.map(fs::IdSet::of));
+    let (uids, gids) = (uids.unwrap_or_else(|| known.uids.clone()), gids.unwrap_or_else(|| known.gids.clone()));
+    let own = fs::Ids { uids, gids };
+    fs::Policy {
+        device_nodes: rights.device_nodes,
+        file_capabilities: rights.file_capabilities,
+        any_owner: rights.any_owner,
+        keeps_set_id: rights.keeps_set_id,
+        set_id: !(role.nosuid && rights.plain),
+        makers: own.clone(),
+        known,
+        own,
     }
 }
 
@@ -55,8 +86,8 @@ pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<Share>> {
     let open = |plan: &SharePlan| {
         let root = open_one(plan)?;
         file_id::check(&root, plan.id, &plan.source)?;
-        let root = root.into();
-        anyhow::Ok(Share { name: plan.name.clone(), read_only: plan.read_only, cache: plan.cache, root })
+        let SharePlan { read_only, cache, role, .. } = *plan;
+        anyhow::Ok(Share { name: plan.name.clone(), read_only, cache, role, root: root.into() })
     };
     plans.iter().map(open).collect()
 }
@@ -175,6 +206,7 @@ mod tests {
                 read_only: false,
                 cache: CachePlan::VOLUME,
                 tree,
+                role: ShareRole::default(),
             };
             assert!(open(std::slice::from_ref(&plan)).is_ok());
             std::fs::rename(&source, dir.path().join("moved")).unwrap();

@@ -42,10 +42,11 @@ use network::helper::NetworkHelper;
 use network::published_ports::Ports;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
-use server::{Channels, OomNotifier, Server, control_socket};
+use server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
 use vm::Vm;
+use vm::share_policies::SharePolicies;
 
 /// Runs the monitor; `fd` is the socket to the command.
 pub fn main(fd: RawFd) -> anyhow::Result<u8> {
@@ -110,6 +111,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let Parcel {
         container: mut request,
         shares,
+        file_rights,
         disks,
         sockets: dialed,
         ports,
@@ -132,6 +134,7 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let (sockets, ports) = (Sockets::new(&proc, dialed, Some(helper.clone())), Ports::new(ports)?);
     let resolver = sockets.resolver();
     let opening = Opening { helper, beginning, stays: setup.network_stays, passt: user_network, resolver };
+    let (files, shares) = SharePolicies::new(shares, file_rights)?;
     let vm = Vm::boot(setup, request.container_id.clone(), shares, disks, label.timeline)?;
     // While the guest boots.
     let mut view = View::new(label.mounts)?;
@@ -147,7 +150,8 @@ async fn create(label: Label, parcel: Parcel) -> anyhow::Result<Container> {
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, proc, inbox.clone()));
-    let server = Server::new(Rc::clone(&pod), agent, inbox, Some(network), OomNotifier::Host(oom_trigger));
+    let host_side = HostSide { network: Some(network), files };
+    let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }
 

@@ -56,7 +56,10 @@ pub use limits::{
 pub use network::{NetworkPlan, PortPlan, user_network};
 pub use options::Options;
 pub use process::{CAPABILITIES, add_capabilities, exec as exec_process, seccomp::features as seccomp_features};
-pub use storage::{CachePlan, SharePlan, SocketPlan, Tree, bind_source, mount_option_names, rootfs_path};
+pub use storage::{
+    CachePlan, FileRights, IdRanges, SharePlan, ShareRole, SocketPlan, Tree, bind_source, mount_option_names,
+    rootfs_path,
+};
 pub use validate::id as validate_id;
 pub use vm::{MachinePlan, may_share_vm};
 
@@ -71,6 +74,8 @@ pub struct Plan {
     pub kernel: Option<String>,
     /// Directories and files of the host that the guest sees; the root file system is the first.
     pub shares: Vec<SharePlan>,
+    /// What the container's processes may do to files of the shares.
+    pub file_rights: FileRights,
     /// Sockets of the host that the container may connect to, in the order of their mounts.
     pub sockets: Vec<SocketPlan>,
     /// Disks of the host that the VM gets.
@@ -129,6 +134,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
         sandbox: sandbox.map(|sandbox| sandbox.id),
         kernel: annotations::kernel(spec)?,
         shares: storage.shares,
+        file_rights: FileRights::of(&container),
         sockets: storage.sockets,
         disks,
         container,

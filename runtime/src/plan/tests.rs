@@ -109,6 +109,7 @@ fn the_smallest_bundle_has_a_plan() {
         read_only: false,
         cache: CachePlan::ROOT,
         tree: Tree::Live,
+        role: ShareRole { nosuid: false, gets_devices: true },
     };
     assert_eq!(plan.shares, [rootfs]);
     assert_eq!(plan.cgroup.path, "box");
@@ -117,6 +118,30 @@ fn the_smallest_bundle_has_a_plan() {
     assert_eq!((container.container_id.as_str(), container.cgroup_path.as_str()), ("box", "/runvm/box"));
     assert_eq!((container.share.as_str(), container.online_cpus), ("rootfs", 4));
     assert_eq!((container.namespaces.len(), container.process.args.as_slice()), (5, ["true".to_owned()].as_slice()));
+}
+
+#[test]
+fn what_may_be_done_to_files_comes_from_the_bundle() {
+    let mut changed = config();
+    let bind = |options: &[&str], destination: &str| json!({"destination": destination, "type": "bind", "source": "/vol", "options": options});
+    changed["mounts"] = json!([bind(&["rbind"], "/a"), bind(&["rbind", "nosuid"], "/b"), bind(&["rbind"], "/c")]);
+    let plan = plan_with(changed.clone(), &facts()).unwrap();
+    let roles: Vec<_> = plan.shares.iter().map(|share| (share.role.nosuid, share.role.gets_devices)).collect();
+    assert_eq!(roles, [(false, true), (false, false), (true, false)], "one for each rule");
+    // No capabilities, but programs that are setuid.
+    assert_eq!((plan.file_rights.own(), plan.file_rights.plain), ([None, None], false));
+    changed["mounts"] = json!([{"destination": "/dev/", "type": "tmpfs", "source": "tmpfs"}]);
+    changed["process"]["noNewPrivileges"] = json!(true);
+    changed["process"]["user"] = json!({"uid": 1000, "gid": 5});
+    let plan = plan_with(changed.clone(), &facts()).unwrap();
+    assert!(!plan.shares[0].role.gets_devices && plan.file_rights.plain && plan.file_rights.known().is_none());
+    assert_eq!(plan.file_rights.own(), [Some(vec![1000..=1000]), Some(vec![5..=5])]);
+    changed["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 7000, "size": 2000}]);
+    (changed["linux"]["uidMappings"], changed["linux"]["gidMappings"]) = (map.clone(), map);
+    let rights = plan_with(changed, &facts()).unwrap().file_rights;
+    assert_eq!(rights.known(), Some([vec![7000..=8999], vec![7000..=8999]]));
+    assert_eq!(rights.own(), [Some(vec![8000..=8000]), Some(vec![7005..=7005])]);
 }
 
 #[test]

@@ -6,20 +6,21 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protocol::CreateContainerRequest;
 use tokio::net::UnixStream;
+use vmm::virtio::fs;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
-use crate::host::shares::Share;
 use crate::ipc;
 use crate::log;
 use crate::monitor::inbox::Inbox;
 use crate::monitor::network::helper::NetworkHelper;
 use crate::monitor::network::{Network, Opening};
-use crate::monitor::server::{Channels, GRACE, Joined, OomNotifier, Server, control_socket};
+use crate::monitor::server::{Channels, GRACE, HostSide, Joined, OomNotifier, Server, control_socket};
 use crate::monitor::streams::host_sockets::Sockets;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::Vm;
 use crate::monitor::vm::agent_client::Agent;
+use crate::monitor::vm::share_policies::SharePolicies;
 use crate::parcel::Parcel;
 
 /// How long the device may take to let shares go.
@@ -36,8 +37,9 @@ pub async fn join(pod: &Rc<Pod>, agent: &Agent, stream: &Rc<UnixStream>) -> anyh
     let guard = pod.admit(&id).await?;
     rename_shares(&mut parcel, guard.number);
     let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
-    add_shares(&pod.vm, std::mem::take(&mut parcel.shares)).await?;
-    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel }).await;
+    let (files, shares) = SharePolicies::new(std::mem::take(&mut parcel.shares), parcel.file_rights.clone())?;
+    add_shares(&pod.vm, shares).await?;
+    let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, files }).await;
     // A guest that is waited for no longer may have the device at something that takes long, too.
     let patience = if result.as_ref().is_ok_and(|joined| joined.overdue) { GRACE } else { SHARES_PATIENCE };
     // Only now may an engine unmount what was shared.
@@ -51,6 +53,7 @@ pub async fn join(pod: &Rc<Pod>, agent: &Agent, stream: &Rc<UnixStream>) -> anyh
 struct Joining<'a> {
     guard: &'a JoinGuard,
     parcel: Parcel,
+    files: SharePolicies,
 }
 
 /// Gives the shares names that no other join has: all shares of a VM are in one directory.
@@ -64,7 +67,7 @@ fn rename_shares(parcel: &mut Parcel, number: u64) {
 
 /// The container's life, from its creation to its end.
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Joined> {
-    let Joining { guard, parcel } = joining;
+    let Joining { guard, parcel, files } = joining;
     let Parcel { container: mut request, control, streams, sockets, network, .. } = parcel;
     let control = control_socket(control)?;
     let begin = |socket| NetworkHelper::begin(socket, pod.vm.nics.pool.count());
@@ -81,7 +84,7 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     create(&pod.vm, &agent, &request, network.as_ref()).await?;
     let (inbox, events) = Inbox::new();
     let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
-    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), network, notifier);
+    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), HostSide { network, files }, notifier);
     guard.complete(inbox);
     // The join proxy may be gone already; then the first read below says so.
     let _ = ipc::send_async(stream, &Reply::Started).await;
@@ -118,9 +121,8 @@ async fn create(
 }
 
 /// Adds shares, on another thread: the device answers when it has done what it is at.
-async fn add_shares(vm: &Vm, shares: Vec<Share>) -> anyhow::Result<()> {
+async fn add_shares(vm: &Vm, shares: Vec<fs::Share>) -> anyhow::Result<()> {
     let sharing = vm.sharing.clone();
-    let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
     Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
 }
 

@@ -81,6 +81,7 @@ impl Server {
         if let Some(network) = self.network() {
             self.alive(network.update(&self.pod.vm, &self.agent)).await?;
         }
+        self.files.start(&self.pod.vm).await?;
         self.alive(self.agent.start()).await?;
         self.mark("started");
         Ok(())

@@ -31,6 +31,7 @@ use super::streams::host_sockets::Sockets;
 use super::streams::stdio::Stdio;
 use super::vm::agent_client::{Agent, End};
 use super::vm::clock;
+use super::vm::share_policies::SharePolicies;
 use crate::ipc::Descriptor;
 use crate::log;
 
@@ -72,11 +73,20 @@ pub struct Server {
     state: RefCell<State<Ticket>>,
     /// The container's network, unless it joined with the network of another.
     network: RefCell<Option<Rc<Network>>>,
+    files: SharePolicies,
     execs: Cell<u64>,
     /// How many processes the guest's kernel killed for lack of memory.
     oom_kills: watch::Sender<u64>,
     oom_notifier: OomNotifier,
     ending: watch::Sender<Option<Ending>>,
+}
+
+/// What a container has of the host and the server changes.
+pub struct HostSide {
+    /// The container's network, unless it joined with the network of another.
+    pub network: Option<Network>,
+    /// What the guest may do to the container's files.
+    pub files: SharePolicies,
 }
 
 /// How a joined container ended.
@@ -111,13 +121,7 @@ pub fn control_socket(control: Descriptor) -> std::io::Result<UnixListener> {
 
 impl Server {
     /// A server for a container that is created and not started.
-    pub fn new(
-        pod: Rc<Pod>,
-        agent: Agent,
-        inbox: Inbox,
-        network: Option<Network>,
-        oom_notifier: OomNotifier,
-    ) -> Rc<Self> {
+    pub fn new(pod: Rc<Pod>, agent: Agent, inbox: Inbox, host_side: HostSide, oom_notifier: OomNotifier) -> Rc<Self> {
         // The VM may want no memory while its limit on the host is lowered.
         let report_stops_vm = matches!(oom_notifier, OomNotifier::Host(Some(_)));
         Rc::new(Self {
@@ -125,7 +129,8 @@ impl Server {
             agent,
             inbox,
             state: RefCell::new(State::new(report_stops_vm)),
-            network: RefCell::new(network.map(Rc::new)),
+            network: RefCell::new(host_side.network.map(Rc::new)),
+            files: host_side.files,
             execs: Cell::new(0),
             oom_kills: watch::Sender::new(0),
             oom_notifier,

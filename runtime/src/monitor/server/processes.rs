@@ -25,6 +25,7 @@ impl Server {
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
         let mut stdio = Stdio::attach(&self.pod.vm.vsock, streams, &mut process)?;
+        self.files.admit(&self.pod.vm, &process).await?;
         self.alive(self.agent.exec(&exec_id, process)).await?;
         drop(pass);
         // The exec proxy may be gone already; then the first read below says so.

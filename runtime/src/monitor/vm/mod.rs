@@ -5,6 +5,7 @@ pub mod clock;
 pub mod nics;
 pub mod request_gate;
 mod responses;
+pub mod share_policies;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -18,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::Block;
-use vmm::virtio::fs::{Counters, Fs, Sharing};
+use vmm::virtio::fs::{self, Counters, Fs, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, OnThread, Running};
@@ -27,7 +28,6 @@ use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
 use crate::host::disks::Disk;
-use crate::host::shares::Share;
 use crate::log::{self, Level};
 use crate::parcel::VmSetup;
 use crate::plan::OWN_DEVICES;
@@ -51,7 +51,7 @@ pub struct Vm {
     container_id: String,
     timeline: RefCell<Timeline>,
     requests: Arc<Counters>,
-    /// Adds and removes shares.
+    /// Adds, changes and removes shares.
     pub sharing: Sharing,
     /// The NICs of all containers.
     pub nics: Nics,
@@ -64,18 +64,17 @@ impl Vm {
     pub fn boot(
         setup: VmSetup,
         container_id: String,
-        shares: Vec<Share>,
+        shares: Vec<fs::Share>,
         disks: Vec<Disk>,
         mut timeline: Timeline,
     ) -> anyhow::Result<Self> {
         timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
-        let shares = shares.into_iter().map(Share::into_device).collect::<std::io::Result<_>>()?;
-        let fs = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
-        let (requests, sharing) = (fs.counters(), fs.sharing());
+        let files = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
+        let (requests, sharing) = (files.counters(), files.sharing());
         let own: [Box<dyn Device>; OWN_DEVICES] =
-            [Box::new(vsock_device), Box::new(fs), Box::new(Rng), Box::new(Balloon)];
+            [Box::new(vsock_device), Box::new(files), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
         let (mut nic_devices, nics) = Nics::new(devices.len(), setup.hotplug)?;
         if !nics.hotplugged {

@@ -13,7 +13,7 @@ use protocol::CreateContainerRequest;
 use super::cache::{CachePlan, Caches};
 use super::guest_mounts;
 use super::mount_options::{self, MountOptions};
-use super::share::{SharePlan, SocketPlan, Tree};
+use super::share::{SharePlan, ShareRole, SocketPlan, Tree};
 use crate::bundle::Bundle;
 use crate::plan::devices::{Destinations, Image};
 use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
@@ -96,7 +96,14 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         read_only: false,
         cache: CachePlan::ROOT,
         tree: Tree::Live,
+        role: ShareRole { nosuid: false, gets_devices: !has_own_dev(&bundle.spec) },
     })
+}
+
+/// Whether something is mounted on `/dev`.
+fn has_own_dev(spec: &Spec) -> bool {
+    let mut destinations = spec.mounts().iter().flatten().filter_map(|mount| mount.destination().to_str());
+    destinations.any(|destination| guest_path::clean(destination) == "/dev")
 }
 
 /// Fills in masked and read-only paths and the propagation of the root.
@@ -230,7 +237,11 @@ impl<'a> Planner<'a> {
         check_data(&path, fact)?;
         let source_is_dir = fact.kind == SourceKind::Directory;
         let cache = self.caches.take(destination, CachePlan::VOLUME);
-        let share = self.share(fact, options.read_only(), cache, Tree::of(options, ids));
+        let (source, id, name) = (fact.canonical.clone(), fact.id, String::new());
+        let role = ShareRole { nosuid: options.flags & libc::MS_NOSUID != 0, gets_devices: false };
+        let read_only = options.read_only();
+        let tree = Tree::of(options, ids);
+        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role });
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }
 
@@ -246,16 +257,14 @@ impl<'a> Planner<'a> {
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
     }
 
-    /// Name of the share with this source; one share serves all mounts with the same source and rules.
-    fn share(&mut self, fact: &SourceFact, read_only: bool, cache: CachePlan, tree: Tree) -> String {
-        let name = format!("m{}", self.shares.len() - 1);
-        let wanted = SharePlan { name, source: fact.canonical.clone(), id: fact.id, read_only, cache, tree };
-        let same = |share: &&SharePlan| SharePlan { name: wanted.name.clone(), ..(*share).clone() } == wanted;
+    /// Adds a share, and returns its name; one share serves all mounts with the same source and rules.
+    fn share(&mut self, wanted: SharePlan) -> String {
+        let same = |share: &&SharePlan| SharePlan { name: String::new(), ..(*share).clone() } == wanted;
         if let Some(share) = self.shares.iter().skip(1).find(same) {
             return share.name.clone();
         }
-        let name = wanted.name.clone();
-        self.shares.push(wanted);
+        let name = format!("m{}", self.shares.len() - 1);
+        self.shares.push(SharePlan { name: name.clone(), ..wanted });
         name
     }
 }

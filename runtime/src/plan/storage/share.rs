@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::cache::CachePlan;
 use super::mount_options::MountOptions;
 use crate::plan::facts::FileId;
@@ -21,6 +23,17 @@ pub struct SharePlan {
     pub cache: CachePlan,
     /// Which of the host's mounts below the path belong to the share.
     pub tree: Tree,
+    /// How the container uses it.
+    pub role: ShareRole,
+}
+
+/// What the container does with a share, as far as it bears on what may be done to its files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRole {
+    /// Whether it is mounted `nosuid`.
+    pub nosuid: bool,
+    /// Whether the container's device nodes are made in it, before the container starts.
+    pub gets_devices: bool,
 }
 
 /// Which of the host's mounts below its path a share contains.

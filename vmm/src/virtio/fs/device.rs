@@ -14,6 +14,8 @@ const TAG_SIZE: usize = 36;
 /// The high-priority queue (for `FORGET`) and the request queue. The second bounds a request: Linux puts
 /// a page in a descriptor and needs four more, so 512 is the first size that carries 1 MiB.
 const QUEUE_SIZES: [u16; 2] = [64, 512];
+/// Most requests of a queue between two looks at other events.
+const AT_A_TIME: usize = 256;
 /// Token of the eventfd that wakes the worker for changes of the shares.
 const CHANGES: u64 = 0;
 
@@ -23,6 +25,8 @@ pub struct Fs {
     server: Server,
     sharing: Sharing,
     changes: ChangeReceiver,
+    /// Queues that have more to be served.
+    later: [bool; QUEUE_SIZES.len()],
 }
 
 impl Fs {
@@ -38,7 +42,25 @@ impl Fs {
 
     fn of(tag: &str, server: Server) -> Result<Self, Error> {
         let (sharing, changes) = sharing::channel()?;
-        Ok(Self { tag: tag.to_owned(), server, sharing, changes })
+        Ok(Self { tag: tag.to_owned(), server, sharing, changes, later: Default::default() })
+    }
+
+    /// Serves a queue, and comes back to it after other events where there is still more: a guest that never stops asking must
+    /// keep the host neither from its own nor from stopping this thread.
+    fn serve(&mut self, index: usize, context: &mut Context) -> Result<(), Error> {
+        let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
+        let (mut served, mut later) = (0, false);
+        let result = ring.serve(context.memory, |chain| {
+            self.changes.apply(&mut self.server);
+            let outcome = if served < AT_A_TIME { self.server.serve(chain)? } else { Outcome::Later };
+            (served, later) = (served + 1, outcome == Outcome::Later);
+            Ok(outcome)
+        });
+        if later && let Some(queue) = self.later.get_mut(index) {
+            *queue = true;
+            self.changes.wake.write(1).map_err(|error| Error::Host("wake the file-system device", error))?;
+        }
+        result
     }
 
     /// A handle that changes the shares while the device is in use.
@@ -109,16 +131,16 @@ impl Device for Fs {
     }
 
     fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
-        let Event::Queue(index) = event else {
-            self.changes.woken(&mut self.server);
-            return Ok(());
-        };
-        let Some(ring) = context.rings.get_mut(index) else { return Ok(()) };
-        ring.serve(context.memory, |chain| {
-            // A guest that never stops asking must not keep the host from its own.
-            self.changes.apply(&mut self.server);
-            self.server.serve(chain).map(Outcome::Used)
-        })
+        match event {
+            Event::Queue(index) => self.serve(index, context),
+            Event::Fd(..) => {
+                self.changes.woken(&mut self.server);
+                let later = std::mem::take(&mut self.later);
+                (0..later.len())
+                    .filter(|&index| later.get(index) == Some(&true))
+                    .try_for_each(|index| self.serve(index, context))
+            }
+        }
     }
 
     fn reset(&mut self) {

@@ -4,9 +4,9 @@ use zerocopy::IntoBytes;
 
 use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
 use super::request::{Errno, Output, Request, Served};
-use super::server::Server;
+use super::server::{Server, Unfinished};
 use crate::virtio::Error;
-use crate::virtio::queue::Chain;
+use crate::virtio::queue::{Chain, Outcome};
 
 /// Largest request besides the data of a write: an extended attribute with its name (`XATTR_SIZE_MAX`).
 const MAX_BODY: usize = (64 << 10) + 1024;
@@ -15,24 +15,31 @@ const MAX_BODY: usize = (64 << 10) + 1024;
 type Operation = fn(&mut Server, &mut Request, &mut Output) -> Served;
 
 impl Server {
-    /// Serves the request of a chain; returns how many bytes the reply has (0: none is due).
+    /// Serves the request of a chain; says how many bytes the reply has (0: none is due), or that the request goes on when
+    /// the chain is served again.
     ///
     /// Fails when there is no whole header, or no room for the header of a reply that is due.
-    pub fn serve(&mut self, chain: &mut Chain) -> Result<u32, Error> {
+    pub fn serve(&mut self, chain: &mut Chain) -> Result<Outcome, Error> {
         let total = chain.readable.len();
         let mut header = InHeader::default();
         if chain.readable.read(header.as_mut_bytes()) < size_of::<InHeader>() {
             return Err(Error::Protocol("a request shorter than its header"));
         }
         self.counters.count(header.opcode);
+        // Others, which come in another queue meanwhile, leave it as it is.
+        let begun = if header.opcode == opcode::FALLOCATE { self.unfinished.take() } else { None };
+        let begun = begun.filter(|begun| begun.unique == header.unique);
         let mut output = Output::new(chain.writable.split_off(size_of::<OutHeader>()));
         let result = if header.len as usize == total && header.total_extlen == 0 {
-            self.perform(header, chain, &mut output)
+            self.perform(header, begun, chain, &mut output)
         } else {
             Err(Errno(libc::EINVAL))
         };
         if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT) {
-            return Ok(0);
+            return Ok(Outcome::Used(0));
+        }
+        if header.opcode == opcode::FALLOCATE && self.unfinished.is_some() {
+            return Ok(Outcome::Later);
         }
         let (error, written) = match result {
             Ok(()) => (0, output.written()),
@@ -43,11 +50,17 @@ impl Server {
         if chain.writable.write(reply.as_bytes()) < size_of::<OutHeader>() {
             return Err(Error::Protocol("no room for the header of a reply"));
         }
-        Ok(len)
+        Ok(Outcome::Used(len))
     }
 
     /// Copies the request's body out of guest memory and calls the operation.
-    fn perform(&mut self, header: InHeader, chain: &mut Chain, output: &mut Output) -> Served {
+    fn perform(
+        &mut self,
+        header: InHeader,
+        begun: Option<Unfinished>,
+        chain: &mut Chain,
+        output: &mut Output,
+    ) -> Served {
         let operation = operation(header.opcode).ok_or(Errno(libc::ENOSYS))?;
         if !self.session.is_open() && header.opcode != opcode::INIT {
             return Err(Errno(libc::ENOTCONN));
@@ -63,7 +76,7 @@ impl Server {
         self.inodes.begin();
         body.resize(chain.readable.len(), 0);
         chain.readable.read(&mut body);
-        let mut request = Request { header, body: &body, data };
+        let mut request = Request { header, done: begun.map_or(0, |begun| begun.done), body: &body, data };
         let result = self.warm(&header).and_then(|()| operation(self, &mut request, output));
         self.body = body;
         result

@@ -21,8 +21,11 @@
 //!   never follows a symbolic link, nor a path, of the guest's.
 //! * Objects are opened for I/O only through `/proc/self/fd` of such a descriptor, and only regular
 //!   files and directories: FIFOs, sockets and devices belong to the guest's own kernel.
-//! * Both tables are bounded, so are all buffers; sizes that the guest names are capped first. A guest
+//! * All tables are bounded, so are all buffers, and locks, which the host's kernel keeps; sizes that the guest names are capped first. A guest
 //!   may know more files than there are descriptors (see `cold`).
+//! * Between two requests, and between the pieces of one that may take long (`FALLOCATE`), the worker looks at other events: no
+//!   guest keeps it from stopping. Only `FSYNC`, `SYNCFS` and the freeing of a file by `UNLINK`, `RELEASE` or `SETATTR` take as long
+//!   as the host's file system takes.
 //!
 //! Permissions inside the guest are checked by the guest's kernel (virtiofs always mounts with
 //! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`). What

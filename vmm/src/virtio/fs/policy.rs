@@ -35,6 +35,8 @@ pub struct Policy {
     pub set_id: bool,
     /// Users and groups that exist: in a user namespace those that are mapped.
     pub known: Ids,
+    /// Users and groups that new files may have.
+    pub makers: Ids,
     /// Users and groups that it may give files, and whose files are its own.
     pub own: Ids,
 }
@@ -65,6 +67,7 @@ impl Policy {
             keeps_set_id: true,
             set_id: true,
             known: Ids::all(),
+            makers: Ids::all(),
             own: Ids::all(),
         }
     }
@@ -77,12 +80,13 @@ impl Policy {
         keeps_set_id: false,
         set_id: false,
         known: Ids { uids: IdSet::NONE, gids: IdSet::NONE },
+        makers: Ids { uids: IdSet::NONE, gids: IdSet::NONE },
         own: Ids { uids: IdSet::NONE, gids: IdSet::NONE },
     };
 
     /// Checks that the guest may make something that belongs to this user and group.
     pub(super) fn check_maker(&self, uid: u32, gid: u32) -> Served {
-        permit(self.own.uids.contains(uid) && self.own.gids.contains(gid))
+        permit(self.makers.uids.contains(uid) && self.makers.gids.contains(gid))
     }
 
     /// Checks that the guest may make a node of this kind and, for a device, number.

@@ -37,6 +37,8 @@ pub(super) type Served<T = ()> = Result<T, Errno>;
 pub(super) struct Request<'a, 'm> {
     /// The header, read once and checked.
     pub header: InHeader,
+    /// How many bytes of it are done already, see [`super::server::Unfinished`].
+    pub done: u64,
     /// What follows the header, copied out of guest memory; of a `WRITE` only its fixed part.
     pub body: &'a [u8],
     /// The data of a `WRITE`, still in guest memory.

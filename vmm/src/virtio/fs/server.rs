@@ -44,6 +44,15 @@ pub(super) struct Root {
     pub policy: Policy,
 }
 
+/// A request that is done in pieces, so that it does not keep the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unfinished {
+    /// Number of the request.
+    pub unique: u64,
+    /// Bytes that are done.
+    pub done: u64,
+}
+
 /// All state of the device that is not virtio's.
 pub(super) struct Server {
     /// What the root directory holds; a number that none has now is `None`.
@@ -69,6 +78,8 @@ pub(super) struct Server {
     pub node_maker: Option<Box<dyn MakeNode>>,
     /// The body of the present request, copied out of guest memory.
     pub body: Vec<u8>,
+    /// A request that goes on when its chain is served again, and how far it has come.
+    pub unfinished: Option<Unfinished>,
     /// Number of requests by opcode.
     pub counters: Arc<Counters>,
 }
@@ -104,6 +115,7 @@ impl Server {
             identity: None,
             node_maker: None,
             body: Vec::new(),
+            unfinished: None,
             counters: Arc::default(),
         };
         for share in shares {
@@ -175,6 +187,7 @@ impl Server {
             self.inodes.closed(nodeid);
         }
         self.locks.clear();
+        self.unfinished = None;
         self.inodes.forget_all();
         self.sent = Sent::default();
         self.listings = Listings::default();

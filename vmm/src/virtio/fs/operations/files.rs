@@ -11,7 +11,7 @@ use crate::virtio::fs::fuse::{
     WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
-use crate::virtio::fs::server::Server;
+use crate::virtio::fs::server::{Server, Unfinished};
 use crate::virtio::fs::sys;
 use crate::virtio::fs::table::handles::Handle;
 use crate::virtio::fs::table::inode::Inode;
@@ -28,6 +28,11 @@ const PASSED: OFlags = OFlags::RDWR
     .union(OFlags::NOATIME);
 /// Most bytes that one `COPY_FILE_RANGE` copies: others wait meanwhile.
 const COPY_MAX: u64 = 64 << 20;
+/// Most bytes that one step of `FALLOCATE` allocates or frees.
+const SPACE_MAX: u64 = 64 << 20;
+/// What `FALLOCATE` may ask for.
+const SPACE: FallocateFlags =
+    FallocateFlags::KEEP_SIZE.union(FallocateFlags::PUNCH_HOLE).union(FallocateFlags::ZERO_RANGE);
 /// File systems where `close` reports nothing that `write` didn't: `FLUSH` would be a wasted request.
 /// ext4, xfs, btrfs, tmpfs, overlayfs, f2fs (`linux/magic.h`).
 const SILENT_CLOSE: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0xf2f5_2010];
@@ -249,15 +254,39 @@ impl Server {
         output.put(&LseekOut { offset })
     }
 
-    /// `FALLOCATE`.
+    /// `FALLOCATE`, [`SPACE_MAX`] bytes at a time. What moves the rest of a file cannot be done in pieces, and Linux asks for none
+    /// of it.
     pub fn fallocate(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: FallocateIn = request.take()?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
+        if !SPACE.contains(mode) {
+            return Err(Errno(libc::EOPNOTSUPP));
+        }
         let file = self.handles.file(args.fh)?;
         self.drop_suid_for(request, args.fh)?;
-        rustix::fs::fallocate(file, mode, args.offset, args.length)?;
+        // Checked before anything is done, as the host would.
+        let end = args.offset.checked_add(args.length).filter(|&end| i64::try_from(end).is_ok());
+        let end = end.ok_or(Errno(libc::EFBIG))?;
+        let offset = args.offset.saturating_add(request.done).min(end);
+        let length = (end - offset).min(SPACE_MAX.max(self.hole_at(args.fh, mode, offset)));
+        rustix::fs::fallocate(file, mode, offset, length)?;
         self.changed_open(args.fh);
+        if offset + length < end {
+            self.unfinished = Some(Unfinished { unique: request.header.unique, done: request.done + length });
+        }
         Ok(())
+    }
+
+    /// Where something is to be freed, how many bytes there are nothing: freeing them takes no time, and they may be many.
+    fn hole_at(&self, fh: u64, mode: FallocateFlags, offset: u64) -> u64 {
+        if !mode.contains(FallocateFlags::PUNCH_HOLE) {
+            return 0;
+        }
+        match self.handles.file(fh).and_then(|file| sys::seek(file, offset, libc::SEEK_DATA)) {
+            Ok(data) => data.saturating_sub(offset),
+            Err(Errno(libc::ENXIO)) => u64::MAX,
+            Err(_) => 0,
+        }
     }
 
     /// `COPY_FILE_RANGE`: at most [`COPY_MAX`] bytes a time.

@@ -16,7 +16,7 @@ use crate::virtio::fs::fuse::{LK_FLOCK, LkIn, LkOut};
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::sys;
-use crate::virtio::fs::table::locks::Owner;
+use crate::virtio::fs::table::locks::{Owner, Range, Ranges};
 
 impl Server {
     /// `GETLK`: what is in the way of a lock.
@@ -53,8 +53,17 @@ impl Server {
         if unlock && !self.locks.owners.contains_key(&key) {
             return Ok(());
         }
-        let file = self.owners_file(key, &args)?;
-        let done = control(file, libc::F_OFD_SETLK, &mut lock);
+        self.add_owner(key, &args)?;
+        let owner = self.locks.owners.get(&key).ok_or(Errno(libc::ENOLCK))?;
+        let ranges = owner.ranges.with(&Range { bytes: args.start..=args.end, kind: args.typ });
+        // Unlocking the middle of a range makes two of it.
+        if !self.locks.has_room_for(ranges.len().saturating_sub(owner.ranges.len())) {
+            return Err(Errno(libc::ENOLCK));
+        }
+        let done = control(owner.file.as_fd(), libc::F_OFD_SETLK, &mut lock);
+        if let (Ok(()), Some(owner)) = (done, self.locks.owners.get_mut(&key)) {
+            owner.ranges = ranges;
+        }
         if unlock && args.start == 0 && lock.l_len == 0 {
             self.locks.owners.remove(&key);
         }
@@ -81,20 +90,19 @@ impl Server {
         self.handles.nodeid(fh).ok_or(Errno(libc::EBADF))
     }
 
-    /// The open file of an owner, made with its first lock.
-    fn owners_file(&mut self, key: (u64, u64), args: &LkIn) -> Served<BorrowedFd<'_>> {
+    /// Makes an owner, who has an open file of its own, with its first lock.
+    fn add_owner(&mut self, key: (u64, u64), args: &LkIn) -> Served {
         if !self.locks.owners.contains_key(&key) {
             if self.locks.owners.len() >= self.locks.limit {
                 return Err(Errno(libc::ENOLCK));
             }
             let file = self.own_file(key.0, args.fh)?;
-            self.locks.owners.insert(key, Owner { file, fh: args.fh, pid: args.pid });
+            self.locks.owners.insert(key, Owner { file, fh: args.fh, pid: args.pid, ranges: Ranges::default() });
         }
-        let owner = self.locks.owners.get_mut(&key).ok_or(Errno(libc::ENOLCK))?;
-        if args.typ != libc::F_UNLCK as u32 {
+        if let (true, Some(owner)) = (args.typ != libc::F_UNLCK as u32, self.locks.owners.get_mut(&key)) {
             (owner.fh, owner.pid) = (args.fh, args.pid);
         }
-        Ok(owner.file.as_fd())
+        Ok(())
     }
 
     /// Opens a handle's file once more; for reading and writing where possible, since later locks of either kind are set on it.

@@ -44,6 +44,9 @@ pub fn path(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
+/// Most times that a device may come back to a request.
+const LONGEST: usize = 64;
+
 /// What a test's guest keeps unless the test says otherwise.
 pub const CACHE: Cache = Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: false };
 
@@ -94,6 +97,43 @@ impl Guest {
 
     /// Puts bytes into the ring as one chain; gives back what the device wrote.
     pub fn raw(&mut self, request: &[u8], room: usize) -> Result<Vec<u8>, Error> {
+        self.offer(request, room);
+        self.event(Event::Queue(1))?;
+        let used = self.finish(LONGEST)?;
+        assert_eq!(used, self.available, "the request was not given back");
+        let place = USED + 4 + u64::from((used.wrapping_sub(1)) % SIZE) * 8;
+        let length: u32 = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
+        let mut reply = vec![0; length as usize];
+        self.memory.read_slice(&mut reply, GuestAddress(WRITABLE)).unwrap();
+        Ok(reply)
+    }
+
+    /// Has the device go on, as long as there is something that it comes back to, so often at most; returns how many requests
+    /// were given back so far.
+    pub fn finish(&mut self, times: usize) -> Result<u16, Error> {
+        for _ in 0..times {
+            if self.used() == self.available {
+                break;
+            }
+            self.event(Event::Fd(0, libc::EPOLLIN as u32))?;
+        }
+        Ok(self.used())
+    }
+
+    fn used(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    /// Makes the last chain available once more.
+    pub fn offer_again(&mut self) {
+        let place = AVAILABLE + 4 + u64::from(self.available % SIZE) * 2;
+        self.memory.write_obj(0u16, GuestAddress(place)).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.memory.write_obj(self.available, GuestAddress(AVAILABLE + 2)).unwrap();
+    }
+
+    /// Puts bytes into the ring as one chain.
+    pub fn offer(&mut self, request: &[u8], room: usize) {
         self.memory.write_slice(request, GuestAddress(READABLE)).unwrap();
         let mut index = 0u64;
         let pieces = |base: u64, length: usize, flags: u16| {
@@ -116,29 +156,17 @@ impl Guest {
             self.memory.write_obj(index as u16, GuestAddress(base + 14)).unwrap();
         }
         assert!(index <= u64::from(SIZE), "the test's request has too many descriptors");
-        let place = AVAILABLE + 4 + u64::from(self.available % SIZE) * 2;
-        self.memory.write_obj(0u16, GuestAddress(place)).unwrap();
-        self.available = self.available.wrapping_add(1);
-        self.memory.write_obj(self.available, GuestAddress(AVAILABLE + 2)).unwrap();
-        let mut context = Context { memory: &self.memory, rings: &mut self.rings, watcher: &mut Silent };
-        self.device.handle(Event::Queue(1), &mut context)?;
-        let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
-        assert_eq!(used, self.available, "the request was not given back");
-        let place = USED + 4 + u64::from((used.wrapping_sub(1)) % SIZE) * 8;
-        let length: u32 = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
-        let mut reply = vec![0; length as usize];
-        self.memory.read_slice(&mut reply, GuestAddress(WRITABLE)).unwrap();
-        Ok(reply)
+        self.offer_again();
     }
 
     /// Has the device handle an event.
-    pub fn event(&mut self, event: Event) {
+    pub fn event(&mut self, event: Event) -> Result<(), Error> {
         let mut context = Context { memory: &self.memory, rings: &mut self.rings, watcher: &mut Silent };
-        self.device.handle(event, &mut context).unwrap();
+        self.device.handle(event, &mut context)
     }
 
-    /// One request with room for `room` bytes after the reply's header: its body, or an errno.
-    pub fn request(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Result<Vec<u8>, i32> {
+    /// The bytes of a request.
+    pub fn message(&self, code: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
         let len = (40 + body.len()) as u32;
         let header = InHeader {
             len,
@@ -150,7 +178,12 @@ impl Guest {
             pid: self.pid,
             ..Default::default()
         };
-        let reply = self.raw(&[header.as_bytes(), body].concat(), 16 + room).unwrap();
+        [header.as_bytes(), body].concat()
+    }
+
+    /// One request with room for `room` bytes after the reply's header: its body, or an errno.
+    pub fn request(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Result<Vec<u8>, i32> {
+        let reply = self.raw(&self.message(code, nodeid, body), 16 + room).unwrap();
         if reply.is_empty() {
             return Ok(reply);
         }

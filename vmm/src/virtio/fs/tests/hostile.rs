@@ -248,3 +248,42 @@ fn handles_are_bounded() {
     guest.open(file, libc::O_RDONLY).unwrap();
     assert!(Fs::with_limits(shares(&["a", "b"]), 1, 1).is_err());
 }
+
+/// Every number of a request, known or not, with every length at which something could be cut, on what is there and what is not.
+#[test]
+fn every_request_can_be_cut_short_and_made_long() {
+    const LENGTHS: [usize; 18] = [0, 1, 3, 4, 7, 8, 16, 24, 31, 32, 40, 48, 64, 88, 104, 128, 5000, 66_560];
+    let (outside, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(at(&outside, "secret"), "secret").unwrap();
+    fs::create_dir(at(&directory, "s")).unwrap();
+    symlink(outside.path(), at(&directory, "s/out")).unwrap();
+    let new = |directory: &tempfile::TempDir| {
+        Guest::of(Fs::new("test", vec![share("s", &at(directory, "s"), false)]).unwrap())
+    };
+    let mut guest = new(&directory);
+    let patterns: [&[u8]; 4] = [b"\0", b"\xff", b"../a/../\0", b"\x01\0\0\0\0\0\0\0"];
+    for code in (0..60).chain([4096, 1 << 31, u32::MAX]).filter(|&code| code != opcode::SYNCFS) {
+        let root = guest.lookup(1, "s").unwrap().nodeid;
+        for (nodeid, length) in
+            [root, root + 1, 0, 1, u64::MAX].into_iter().flat_map(|id| LENGTHS.map(|length| (id, length)))
+        {
+            for pattern in patterns {
+                let body: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+                let answer = guest.request(code, nodeid, &body, 200);
+                let well_known = opcode::name(code) != opcode::name(u32::MAX);
+                assert!(well_known || answer == Err(libc::ENOSYS), "{code}: {answer:?}");
+            }
+        }
+        if code == opcode::INIT || code == opcode::DESTROY {
+            guest.init(u64::MAX);
+        }
+    }
+    assert_eq!(fs::read_to_string(at(&outside, "secret")).unwrap(), "secret");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["s"], "nothing beside the share");
+    let server = guest.device.server();
+    assert!(server.inodes.len() < 100 && server.handles.len() < 5000 && server.unfinished.is_none());
+    assert!(server.locks.is_empty());
+    guest.lookup(1, "s").unwrap();
+}

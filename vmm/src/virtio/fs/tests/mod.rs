@@ -1,5 +1,6 @@
 //! The device as a guest's kernel sees it: requests through a real ring, over a directory of the host.
 
+mod bounds;
 mod coherence;
 mod guest;
 mod hostile;

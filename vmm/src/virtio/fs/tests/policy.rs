@@ -26,6 +26,7 @@ fn plain() -> Policy {
         keeps_set_id: false,
         set_id: true,
         known: Ids::all(),
+        makers: ids(&[1000], &[2000, 3000]),
         own: ids(&[1000], &[2000, 3000]),
     }
 }
@@ -34,7 +35,7 @@ fn plain() -> Policy {
 fn mapped() -> Policy {
     let some = || IdSet::of([100_000..=165_535]);
     let some = || Ids { uids: some(), gids: some() };
-    Policy { device_nodes: false, known: some(), own: some(), ..Policy::unrestricted() }
+    Policy { device_nodes: false, known: some(), makers: some(), own: some(), ..Policy::unrestricted() }
 }
 
 fn guest(policy: Policy) -> (Guest, tempfile::TempDir, u64) {
@@ -283,6 +284,17 @@ fn a_user_namespace_reaches_its_own_ids_only() {
 }
 
 #[test]
+fn who_makes_something_need_not_own_it() {
+    let (mut guest, directory, root) = guest(Policy { makers: ids(&[0], &[0]), set_id: false, ..plain() });
+    let made = guest.create(root, "n", libc::O_RDWR, 0o4755).unwrap().0;
+    assert_eq!((made.attr.uid, made.attr.mode & 0o7777), (0, 0o755));
+    assert_eq!(chmod(&mut guest, made.nodeid, 0o777).unwrap_err(), libc::EPERM);
+    assert_eq!(give(&mut guest, made.nodeid, 1000, u32::MAX).unwrap_err(), libc::EPERM);
+    let node = file(&mut guest, &directory, root, (0, 0), 0o600);
+    assert_eq!(chmod(&mut guest, node, 0o666).unwrap_err(), libc::EPERM);
+}
+
+#[test]
 fn a_share_has_its_own_policy_and_it_can_change() {
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let shares = vec![
@@ -309,7 +321,7 @@ fn set_policies(guest: &mut Guest, policies: Vec<(String, Policy)>) -> Result<()
     let sharing = guest.device.sharing();
     let asking = std::thread::spawn(move || sharing.set_policies(policies));
     while !asking.is_finished() {
-        guest.event(crate::virtio::Event::Fd(0, libc::EPOLLIN as u32));
+        guest.event(crate::virtio::Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
     }
     asking.join().unwrap()
 }
@@ -366,7 +378,7 @@ fn sets_of_ids_are_what_their_ranges_say() {
     let made = |ranges: &[(u32, u32)]| IdSet::of(ranges.iter().map(|&(first, last)| first..=last));
     let set = made(&[(10, 19), (5, 5), (20, 29), (15, 17), (40, 39), (100, u32::MAX)]);
     assert_eq!(set, made(&[(5, 5), (10, 29), (100, u32::MAX)]));
-    let own = |uids| Policy { own: Ids { uids, gids: IdSet::all() }, ..plain() };
+    let own = |uids| Policy { makers: Ids { uids, gids: IdSet::all() }, ..plain() };
     let inside: Vec<u32> = (0..50).filter(|&id| own(set.clone()).check_maker(id, 0).is_ok()).collect();
     assert_eq!(inside, [vec![5], (10..30).collect()].concat());
     for (id, inside) in [(99, false), (100, true), (u32::MAX - 1, true), (u32::MAX, false)] {

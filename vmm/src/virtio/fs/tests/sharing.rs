@@ -11,7 +11,7 @@ fn ask<T: Send + 'static>(guest: &mut Guest, ask: impl FnOnce(Sharing) -> T + Se
     let sharing = guest.device.sharing();
     let asking = std::thread::spawn(move || ask(sharing));
     while !asking.is_finished() {
-        guest.event(Event::Fd(0, libc::EPOLLIN as u32));
+        guest.event(Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
     }
     asking.join().unwrap()
 }
