@@ -383,6 +383,7 @@ fn vm_virtualisation_is_there_where_it_is_allowed() {
     };
     assert!(!seen(&mut scene.container()));
     let nested = ["kvm_amd", "kvm_intel"].map(|module| format!("/sys/module/{module}/parameters/nested"));
-    let offered = nested.iter().any(|file| matches!(std::fs::read_to_string(file).unwrap_or_default().trim(), "1" | "Y"));
+    let offered =
+        nested.iter().any(|file| matches!(std::fs::read_to_string(file).unwrap_or_default().trim(), "1" | "Y"));
     assert_eq!(seen(scene.container().annotate("io.runvm.nested", "true")), offered);
 }

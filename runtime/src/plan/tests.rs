@@ -100,7 +100,10 @@ fn bind(source: &str, destination: &str) -> Value {
 #[test]
 fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
-    assert_eq!(plan.machine, MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned() });
+    assert_eq!(
+        plan.machine,
+        MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned() }
+    );
     assert_eq!(plan.network, NetworkPlan::New);
     let rootfs = SharePlan {
         name: "rootfs".to_owned(),
@@ -435,7 +438,8 @@ fn network_and_ports_are_those_of_the_first_container() {
     assert!(!resolver(&own) && resolver(&plan(&bundle(config()), &facts, &with_network).unwrap()));
     let mut annotated = config();
     set(&mut annotated, "/annotations", json!({"io.runvm.net": "host", "io.runvm.ports": "8080:80"}));
-    let error = plan(&bundle(annotated), &facts, &allowing(&["io.runvm.net", "io.runvm.ports"])).unwrap_err().to_string();
+    let error =
+        plan(&bundle(annotated), &facts, &allowing(&["io.runvm.net", "io.runvm.ports"])).unwrap_err().to_string();
     assert!(error.contains("unknown network \"host\""), "{error}");
 }
 

@@ -37,12 +37,7 @@ pub struct MachinePlan {
 ///
 /// # Errors
 /// An annotation is no number, out of range, or not allowed.
-pub fn plan(
-    spec: &Spec,
-    facts: &Facts,
-    allowed: Allowed<'_>,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<MachinePlan> {
+pub fn plan(spec: &Spec, facts: &Facts, allowed: Allowed<'_>, notes: &mut Vec<String>) -> anyhow::Result<MachinePlan> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let (limit, host_mib) = (resources.and_then(memory_limit), facts.host_memory >> 20);
     // Without a limit a container may use all that its host has.
