@@ -87,8 +87,8 @@ const RUNTIME: &Rooms = &[
     // Effects on the host, each by itself.
     ("host/cgroup", &["plan/"]),
     ("host/console", &["ipc"]),
-    ("host/disks", &["host/file_id", "ipc", "log", "plan/"]),
     ("host/file_id", &["plan/"]),
+    ("host/disks", &["host/file_id", "ipc", "log", "plan/"]),
     ("host/hooks", &["plan/", "signals"]),
     ("host/passt", &["host/cgroup", "ipc", "plan/"]),
     ("host/publish", &["ipc", "plan/"]),
