@@ -226,7 +226,7 @@ fn machine_spec(setup: VmSetup) -> anyhow::Result<MachineSpec> {
         initrd: setup.initrd,
         cmdline: setup.plan.cmdline,
         console: console()?,
-        nested: false,
+        nested: setup.plan.nested,
         on_thread: confine::on_thread(),
     })
 }
