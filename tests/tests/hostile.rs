@@ -129,6 +129,28 @@ fn vm_requests_for_files_that_lie() {
 }
 
 #[test]
+fn vm_a_kernel_has_no_more_rights_over_a_volume_than_its_container() {
+    let scene = Scene::new();
+    let bystanders = Bystanders::new(&scene);
+    let volume = scene.dir().join("volume");
+    fs::create_dir_all(&volume).unwrap();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut container = attacker(&scene, "rights");
+    container.mount("bind", &volume, "/volume", &["bind", "nosuid", "nodev"]);
+    container.set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    container.set("/process/capabilities", json!({"bounding": [], "effective": [], "permitted": []}));
+    let outcome = container.run();
+    // Once for the root file system and once for the volume, each refused.
+    assert!(said(&outcome, "node") < 0, "{outcome:?}");
+    for folder in [&volume, &container.rootfs()] {
+        assert!(!folder.join("node").exists(), "{}", folder.display());
+        let Ok(made) = fs::symlink_metadata(folder.join("setuid")) else { continue };
+        assert!(made.mode() & 0o6000 == 0, "mode {:o}", made.mode());
+    }
+    bystanders.end();
+}
+
+#[test]
 fn vm_an_agent_that_answers_rubbish() {
     let scene = Scene::new();
     let bystanders = Bystanders::new(&scene);
