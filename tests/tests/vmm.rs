@@ -69,7 +69,7 @@ fn vm_a_stopped_machine_gives_its_state() {
 #[test]
 fn vm_guests_see_virtualisation_only_where_it_is_meant() {
     let scene = Scene::new();
-    let script = "mount -t proc proc /proc; echo $(grep -E -w -c 'svm|vmx' /proc/cpuinfo) that-virtualise >/dev/console; reboot -f";
+    let script = "mount -t proc proc /proc; echo $(grep -E -c '^flags.* (svm|vmx)( |$)' /proc/cpuinfo) that-virtualise >/dev/console; reboot -f";
     let initrd = initrd(&scene, script);
     let seen = |options: &[&str]| {
         number_before(&boot(&initrd, &[&["--console"], options].concat()).success().stdout, "that-virtualise")
