@@ -263,10 +263,12 @@ impl Incoming {
         }
         self.filled += got.bytes;
         self.measure()?;
-        if self.lengths.is_some_and(|[_, _, named]| self.descriptors.len() > named) {
-            return Err(io::Error::new(ErrorKind::InvalidData, "a message came with more descriptors than it says"));
+        let there = self.descriptors.len();
+        match self.lengths {
+            // More are not waited for.
+            Some([_, _, named]) if there > named => Err(miscounted(named, there)),
+            _ => Ok(got.bytes > 0 && self.filled < self.bytes.len()),
         }
-        Ok(got.bytes > 0 && self.filled < self.bytes.len())
     }
 
     /// Makes room for the rest, once the lengths are there.
@@ -298,11 +300,15 @@ impl Incoming {
             None if came == 0 => Ok(None),
             Some([head, _, named]) if came == wanted => match self.descriptors.len() {
                 there if there == named => Ok(Some(Frame { bytes: self.bytes, head, descriptors: self.descriptors })),
-                there => wrong(format!("a message of {named} descriptors came with {there}")),
+                there => Err(miscounted(named, there)),
             },
             _ => wrong(format!("a message ended after {came} of {wanted} bytes: who sent it was killed")),
         }
     }
+}
+
+fn miscounted(named: usize, there: usize) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("a message of {named} descriptors came with {there}"))
 }
 
 #[cfg(test)]
