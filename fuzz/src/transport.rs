@@ -103,7 +103,7 @@ pub fn target(data: &[u8]) {
             }
             5 => {
                 activations += 1;
-                set_up(&mut transport, 1 << (input.byte() % 17));
+                set_up(&mut transport, 1 << (input.byte() % 16));
             }
             6 => {
                 activations += 1;

@@ -45,8 +45,12 @@ pub struct Global {
     /// Ignore cgroup permission errors (true, false or auto)
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub rootless: Option<String>,
-    /// Let annotations of bundles set up a network and publish ports, even if users or images chose them
-    #[arg(long)]
+    /// Annotations of bundles that may give a container more, even if users or images chose them: io.runvm.kernel,
+    /// io.runvm.nested, io.runvm.net, io.runvm.ports, io.runvm.memory-mib and io.runvm.vcpus, or * for all
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub allow_annotations: Vec<String>,
+    /// The earlier name for two of them
+    #[arg(long, hide = true)]
     pub allow_net_annotations: bool,
     /// Create containers even where the host cannot take every right over itself from their monitors
     #[arg(long)]
@@ -363,6 +367,12 @@ pub fn version() -> String {
 }
 
 impl Global {
+    /// The annotations that are allowed.
+    pub fn allowed_annotations(&self) -> Vec<String> {
+        let net = ["io.runvm.net", "io.runvm.ports"].into_iter().filter(|_| self.allow_net_annotations);
+        self.allow_annotations.iter().cloned().chain(net.map(str::to_owned)).collect()
+    }
+
     /// The directory that holds the state of all containers.
     pub fn root(&self) -> PathBuf {
         let default = || {

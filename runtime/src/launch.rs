@@ -97,13 +97,14 @@ fn make_plan(global: &Global, args: &CreateArgs) -> anyhow::Result<(Bundle, Plan
 }
 
 fn options(global: &Global, args: &CreateArgs) -> plan::Options {
-    let wants_resolver = args.net.is_some() || global.allow_net_annotations;
+    let allowed_annotations = global.allowed_annotations();
+    let wants_resolver = args.net.is_some() || !allowed_annotations.is_empty();
     plan::Options {
         id: args.id.clone(),
         systemd_cgroup: global.systemd_cgroup,
         user_network: args.net.is_some(),
         publish: args.publish.clone(),
-        allow_net_annotations: global.allow_net_annotations,
+        allowed_annotations,
         // Without one, or with one that cannot be read, there are no settings to be taken from it.
         resolv_conf: wants_resolver
             .then(|| std::fs::read_to_string("/etc/resolv.conf").ok())

@@ -21,6 +21,7 @@ pub struct Container<'a> {
     pub spec: Value,
     bundle: PathBuf,
     created: bool,
+    allowed: Option<&'static str>,
 }
 
 /// What `create` leaves: a process, and the far ends of its streams.
@@ -52,7 +53,7 @@ impl<'a> Container<'a> {
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("overlay", bundle.join("rootfs"), "overlay", MountFlags::empty(), options.as_c_str())
             .expect("mount an overlay");
-        Self { scene, id: id.to_owned(), spec: spec::default(id), bundle, created: false }
+        Self { scene, id: id.to_owned(), spec: spec::default(id), bundle, created: false, allowed: None }
     }
 
     /// The bundle's folder.
@@ -84,6 +85,12 @@ impl<'a> Container<'a> {
         self
     }
 
+    /// Sets an annotation, and allows it as the host's administrator does.
+    pub fn annotate(&mut self, name: &'static str, value: &str) -> &mut Self {
+        self.allowed = Some(name);
+        self.set("/annotations", json!({name: value}))
+    }
+
     /// Adds a mount to config.json.
     pub fn mount(&mut self, kind: &str, source: &Path, destination: &str, options: &[&str]) -> &mut Self {
         let mount = json!({"destination": destination, "type": kind, "source": source, "options": options});
@@ -112,6 +119,9 @@ impl<'a> Container<'a> {
     /// The same with another binary.
     pub fn command_at(&self, binary: &Path, verb: &str) -> Command {
         let mut command = self.scene.runtime_at(binary);
+        if let Some(name) = self.allowed {
+            command.args(["--allow-annotations", name]);
+        }
         command.arg(verb);
         if matches!(verb, "create" | "run") {
             self.write();

@@ -371,10 +371,12 @@ fn vm_a_kernel_by_its_name() {
     fs::create_dir(guest.file("kernels")).unwrap();
     fs::write(guest.file("kernels/other"), kernel).unwrap();
     container.set("/annotations", json!({"io.runvm.kernel": "other"})).args(&["uname", "-r"]);
+    scene.refused(&run_with(&guest, &container, PATIENCE), &["--allow-annotations io.runvm.kernel"]);
+    container.annotate("io.runvm.kernel", "other");
     let outcome = run_with(&guest, &container, PATIENCE);
     assert!(outcome.code == 0 && outcome.stdout.ends_with("-other\n"), "{outcome:?}");
     for name in ["none", "..", "a/b", ""] {
-        container.set("/annotations", json!({"io.runvm.kernel": name}));
+        container.annotate("io.runvm.kernel", name);
         scene.refused(&run_with(&guest, &container, PATIENCE), &["io.runvm.kernel", name]);
     }
 }

@@ -59,7 +59,8 @@ impl<'a> Bystanders<'a> {
 fn attacker<'a>(scene: &'a Scene, attack: &str) -> Container<'a> {
     let mut container = scene.container();
     container
-        .set("/annotations", json!({"io.runvm.kernel": format!("hostile-{attack}"), "io.runvm.memory-mib": "256"}));
+        .annotate("io.runvm.kernel", &format!("hostile-{attack}"))
+        .set("/annotations/io.runvm.memory-mib", json!("256"));
     container
 }
 

@@ -16,7 +16,7 @@ const STOCK: &str = "stock";
 /// A container on the kernel without patches.
 fn on_stock(scene: &Scene) -> Container<'_> {
     let mut container = scene.container();
-    container.set("/annotations", json!({"io.runvm.kernel": STOCK}));
+    container.annotate("io.runvm.kernel", STOCK);
     container
 }
 

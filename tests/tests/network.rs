@@ -235,7 +235,7 @@ fn vm_a_nic_has_one_pair_of_queues_for_any_number_of_cpus() {
         let mut server = Command::new("busybox");
         let mut server = server.args(["httpd", "-f", "-p", "5001", "-h"]).arg(scene.dir()).spawn().unwrap();
         let mut container = in_namespace(&scene, &namespace);
-        container.set("/annotations", json!({"io.runvm.vcpus": cpus}));
+        container.annotate("io.runvm.vcpus", cpus);
         let created = container.idle();
         process::wait_until("all CPUs", || container.exec_sh("grep -c ^processor /proc/cpuinfo").stdout.trim() == cpus);
         assert_eq!(container.exec_sh(QUEUES).stdout, "rx-0 tx-0 ");

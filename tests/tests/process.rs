@@ -239,7 +239,7 @@ fn vm_io_priority() {
 fn vm_an_exec_has_the_containers_place_or_its_own() {
     let scene = Scene::new();
     let mut container = scene.container();
-    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    container.annotate("io.runvm.vcpus", "2");
     container.set("/process/scheduler", json!({"policy": "SCHED_BATCH", "nice": 9}));
     container.set("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}));
     let up = container.idle();
@@ -266,7 +266,7 @@ fn vm_an_exec_has_the_containers_place_or_its_own() {
 fn vm_other_cpus_come_up_after_the_start() {
     let scene = Scene::new();
     let mut container = scene.container();
-    container.set("/annotations", json!({"io.runvm.vcpus": "2"}));
+    container.annotate("io.runvm.vcpus", "2");
     let up = container.idle();
     // A little later, so that a process that does little needn't share the one CPU with that work.
     let script = "until [ $(nproc) = 2 ]; do sleep 0.1; done; cat /sys/devices/system/cpu/online";
@@ -372,4 +372,18 @@ fn vm_no_two_machines_are_alike() {
     for line in [0, 2, 3] {
         assert_ne!(one[line], two[line]);
     }
+}
+
+#[test]
+fn vm_virtualisation_is_there_where_it_is_allowed() {
+    let scene = Scene::new();
+    let seen = |container: &mut tests::Container| {
+        let outcome = container.sh("grep -E -w -c 'svm|vmx' /proc/cpuinfo").run();
+        outcome.line() != "0"
+    };
+    assert!(!seen(&mut scene.container()));
+    let nested = ["kvm_amd", "kvm_intel"].map(|module| format!("/sys/module/{module}/parameters/nested"));
+    let offered =
+        nested.iter().any(|file| matches!(std::fs::read_to_string(file).unwrap_or_default().trim(), "1" | "Y"));
+    assert_eq!(seen(scene.container().annotate("io.runvm.nested", "true")), offered);
 }

@@ -212,7 +212,10 @@ fn vm_annotations_take_the_administrators_leave() {
     container.set("/annotations", json!({"io.runvm.net": "user", "io.runvm.ports": "18080:80,18081:80/tcp"}));
     container.write();
     let mut command = scene.runtime();
-    command.args(["--allow-net-annotations", "run", "--detach", "--bundle"]).arg(container.bundle()).arg(&container.id);
+    command
+        .args(["--allow-annotations", "io.runvm.net,io.runvm.ports", "run", "--detach", "--bundle"])
+        .arg(container.bundle())
+        .arg(&container.id);
     command::run(&mut command).success();
     for port in [18080, 18081] {
         let page =

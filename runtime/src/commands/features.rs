@@ -21,7 +21,15 @@ pub fn run() -> anyhow::Result<()> {
             "intelRdt": {"enabled": false},
         },
         "annotations": {"io.runvm.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": ["io.runvm.memory-mib", "io.runvm.sockets", "io.runvm.vcpus"],
+        "potentiallyUnsafeConfigAnnotations": [
+            "io.runvm.kernel",
+            "io.runvm.memory-mib",
+            "io.runvm.nested",
+            "io.runvm.net",
+            "io.runvm.ports",
+            "io.runvm.sockets",
+            "io.runvm.vcpus",
+        ],
     });
     println!("{}", serde_json::to_string_pretty(&features)?);
     Ok(())

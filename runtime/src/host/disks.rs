@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vmm::virtio::block;
 
+use super::file_id;
 use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
@@ -51,24 +52,36 @@ pub fn open(plans: &[DiskPlan]) -> anyhow::Result<Vec<Disk>> {
 }
 
 fn open_one(plan: &DiskPlan) -> anyhow::Result<Disk> {
-    let open = |access| rustix::fs::open(&plan.source, access | OFlags::CLOEXEC, Mode::empty());
+    let place = rustix::fs::open(&plan.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open it")?;
+    check(&place, plan)?;
+    let path = file_id::path(&place);
+    let open = |access| rustix::fs::open(&path, access | OFlags::CLOEXEC, Mode::empty());
     let writable = if plan.read_only { Err(Errno::ROFS) } else { open(OFlags::RDWR) };
     let (file, read_only) = match writable {
         Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => (open(OFlags::RDONLY).context("open it")?, true),
         writable => (writable.context("open it")?, false),
     };
-    let found = rustix::fs::fstat(&file)?;
-    let number = (major(found.st_rdev), minor(found.st_rdev));
-    let read_only = match (FileType::from_raw_mode(found.st_mode), plan.device) {
-        (FileType::BlockDevice, Some(device)) if device == number => read_only || is_read_only(&file)?,
-        (FileType::RegularFile, None) => lock(&file, read_only).map(|()| read_only)?,
-        (_, Some(_)) => bail!("it has been replaced by another file"),
-        (_, None) => bail!("not a regular file; pass block devices with --device"),
+    let read_only = match plan.device {
+        Some(_) => read_only || is_read_only(&file)?,
+        None => lock(&file, read_only).map(|()| read_only)?,
     };
     if read_only && !plan.read_only {
         log::debug(&format!("{plan} can only be read"));
     }
     Ok(Disk { serial: plan.serial.clone(), file: file.into(), read_only })
+}
+
+/// Refuses what is not the node or image of the plan, before anything is done with it.
+fn check(place: &OwnedFd, plan: &DiskPlan) -> anyhow::Result<()> {
+    if let Some(image) = plan.image {
+        return file_id::check(place, image, &plan.source);
+    }
+    let found = rustix::fs::fstat(place)?;
+    let number = (major(found.st_rdev), minor(found.st_rdev));
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::BlockDevice if plan.device == Some(number) => Ok(()),
+        _ => bail!("{} has been replaced by another file meanwhile: try again", plan.source.display()),
+    }
 }
 
 /// Two kernels that write to one image destroy what is on it. The lock is held as long as somebody has the descriptor.

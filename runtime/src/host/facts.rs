@@ -1,16 +1,20 @@
 //! Gathers the facts for planning: the only look at the host before anything is made.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::bundle::Bundle;
-use crate::host::sockets;
+use crate::host::{file_id, sockets};
 use crate::plan::facts::{
-    DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
+    DiskFact, Facts, FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::state::{self, Life, State};
@@ -108,18 +112,25 @@ fn parse_memory(meminfo: &str) -> Option<u64> {
 }
 
 fn source(path: &Path) -> SourceFact {
-    let looked = path.canonicalize().and_then(|canonical| std::fs::metadata(&canonical).map(|data| (canonical, data)));
-    let (canonical, metadata) = match looked {
+    let (opened, canonical, stat) = match look(path) {
         Ok(found) => found,
-        Err(error) => return missing(path, &error),
+        Err(error) => return missing(path, &error.into()),
     };
-    let system = rustix::fs::statfs(&canonical).ok();
+    let system = rustix::fs::fstatfs(&opened).ok();
     let magic = system.as_ref().map_or(0, |system| system.f_type);
     let file_system = file_system(&canonical, magic);
     let on_tmpfs = system.filter(|system| system.f_type == libc::TMPFS_MAGIC);
     let tmpfs_size =
         on_tmpfs.map(|system| system.f_blocks.saturating_mul(u64::try_from(system.f_bsize).unwrap_or_default()));
-    SourceFact { canonical, kind: kind(&metadata), file_system, tmpfs_size }
+    SourceFact { canonical, id: file_id::of(&stat), kind: kind(&stat), file_system, tmpfs_size }
+}
+
+/// What a path leads to: open as a place, its path without symlinks, and its attributes.
+fn look(path: &Path) -> rustix::io::Result<(OwnedFd, PathBuf, Stat)> {
+    let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let canonical = rustix::fs::readlink(file_id::path(&opened), Vec::new())?;
+    let stat = rustix::fs::fstat(&opened)?;
+    Ok((opened, OsString::from_vec(canonical.into_bytes()).into(), stat))
 }
 
 fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
@@ -132,28 +143,26 @@ fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
     };
     SourceFact {
         canonical: path.to_owned(),
+        id: FileId::default(),
         kind: SourceKind::Missing(why),
         file_system: FileSystemKind::Ordinary,
         tmpfs_size: None,
     }
 }
 
-fn kind(metadata: &std::fs::Metadata) -> SourceKind {
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        SourceKind::Directory
-    } else if kind.is_char_device() {
-        let device = metadata.rdev();
-        SourceKind::CharDevice { major: libc::major(device), minor: libc::minor(device) }
-    } else if kind.is_block_device() {
-        SourceKind::BlockDevice
-    } else if kind.is_socket() {
-        let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-        SourceKind::Socket(SocketFact { mode, uid, gid, carries_messages: false })
-    } else if kind.is_fifo() {
-        SourceKind::Fifo
-    } else {
-        SourceKind::File
+fn kind(stat: &Stat) -> SourceKind {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => SourceKind::Directory,
+        FileType::CharacterDevice => {
+            SourceKind::CharDevice { major: libc::major(stat.st_rdev), minor: libc::minor(stat.st_rdev) }
+        }
+        FileType::BlockDevice => SourceKind::BlockDevice,
+        FileType::Socket => {
+            let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+            SourceKind::Socket(SocketFact { mode, uid, gid, carries_messages: false })
+        }
+        FileType::Fifo => SourceKind::Fifo,
+        _ => SourceKind::File,
     }
 }
 

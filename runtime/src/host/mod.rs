@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod console;
 pub mod disks;
 pub mod facts;
+pub mod file_id;
 pub mod hooks;
 pub mod monitor_namespaces;
 pub mod network_helper;

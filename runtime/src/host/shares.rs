@@ -16,6 +16,7 @@ use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 use vmm::virtio::fs;
 
+use super::file_id;
 use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{CachePlan, FileRights, IdRanges, SharePlan, ShareRole, Tree};
@@ -80,12 +81,13 @@ pub fn policy(role: ShareRole, rights: &FileRights) -> fs::Policy {
 /// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does.
 ///
 /// # Errors
-/// The path that cannot be opened, or the mount that cannot have its ids mapped.
+/// The path that cannot be opened, or leads to another file by now, or the mount that cannot have its ids mapped.
 pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<Share>> {
     let open = |plan: &SharePlan| {
-        let root = open_one(plan)?.into();
+        let root = open_one(plan)?;
+        file_id::check(&root, plan.id, &plan.source)?;
         let SharePlan { read_only, cache, role, .. } = *plan;
-        anyhow::Ok(Share { name: plan.name.clone(), read_only, cache, role, root })
+        anyhow::Ok(Share { name: plan.name.clone(), read_only, cache, role, root: root.into() })
     };
     plans.iter().map(open).collect()
 }
@@ -197,4 +199,35 @@ fn user_namespace(maps: &[String; 2]) -> anyhow::Result<OwnedFd> {
     drop(done);
     let _ = nix::sys::wait::waitpid(child, None);
     namespace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_judged_is_what_is_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("volume");
+        std::fs::create_dir(&source).unwrap();
+        let id = file_id::of(&rustix::fs::stat(&source).unwrap());
+        for tree in [Tree::Live, Tree::Copy { recursive: true, ids: None }] {
+            let plan = SharePlan {
+                name: "m0".to_owned(),
+                source: source.clone(),
+                id,
+                read_only: false,
+                cache: CachePlan::VOLUME,
+                tree,
+                role: ShareRole::default(),
+            };
+            assert!(open(std::slice::from_ref(&plan)).is_ok());
+            std::fs::rename(&source, dir.path().join("moved")).unwrap();
+            std::os::unix::fs::symlink("/etc", &source).unwrap();
+            let error = format!("{:#}", open(&[plan]).unwrap_err());
+            assert!(error.contains("has been replaced by another file"), "{error}");
+            std::fs::remove_file(&source).unwrap();
+            std::fs::rename(dir.path().join("moved"), &source).unwrap();
+        }
+    }
 }

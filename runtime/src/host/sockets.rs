@@ -8,12 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rustix::fs::{FileType, Mode, OFlags};
+use anyhow::Context;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::file_id;
 use crate::ipc::Descriptor;
 use crate::plan::SocketPlan;
 
@@ -23,15 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Opens each as a place, following symlinks in the path the bundle gave, as mount(2) does.
 ///
 /// # Errors
-/// One that cannot be opened, or is another kind of file by now.
+/// One that cannot be opened, or is another file by now.
 pub fn open(plans: &[SocketPlan]) -> anyhow::Result<Vec<Descriptor>> {
     let open = |plan: &SocketPlan| {
         let opened = place(&plan.source);
         let fd = opened.with_context(|| format!("open {} for the container", plan.source.display()))?;
-        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-            FileType::Socket => Ok(fd.into()),
-            _ => bail!("{} is not a socket any more", plan.source.display()),
-        }
+        file_id::check(&fd, plan.id, &plan.source)?;
+        Ok(fd.into())
     };
     plans.iter().map(open).collect()
 }
@@ -105,7 +104,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let first = UnixListener::bind(&path).unwrap();
-        let plan = SocketPlan { source: path.clone() };
+        let id = file_id::of(&rustix::fs::stat(&path).unwrap());
+        let plan = SocketPlan { source: path.clone(), id };
         let opened = open(std::slice::from_ref(&plan)).unwrap().remove(0);
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         let _second = UnixListener::bind(&path).unwrap();
@@ -123,8 +123,7 @@ mod tests {
         drop(first);
         let error = std::thread::spawn(move || dial(&proc, &opened).unwrap_err()).join().unwrap();
         assert!(format!("{error:#}").contains("refused"), "{error:#}");
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "").unwrap();
-        assert!(open(&[plan]).is_err());
+        let error = format!("{:#}", super::open(&[plan]).unwrap_err());
+        assert!(error.contains("has been replaced by another file"), "{error}");
     }
 }

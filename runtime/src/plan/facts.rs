@@ -55,12 +55,28 @@ pub enum DiskFact {
 pub struct SourceFact {
     /// The path without symlinks; the path as given when nothing is there.
     pub canonical: PathBuf,
+    /// Which file it is.
+    pub id: FileId,
     /// Kind of the file.
     pub kind: SourceKind,
     /// Kind of the file system that it is on.
     pub file_system: FileSystemKind,
     /// Size in bytes of the tmpfs that it is on.
     pub tmpfs_size: Option<u64>,
+}
+
+/// Which file of the host a path led to when it was looked at; all 0 for none. What is opened later must be the same one: the
+/// plan was made for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileId {
+    /// Device number of its file system.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Type, as in `st_mode`.
+    pub kind: u32,
+    /// Device number of a device node.
+    pub node: u64,
 }
 
 /// Kind of a file.

@@ -42,6 +42,7 @@ use oci_spec::runtime::Spec;
 use protocol::CreateContainerRequest;
 
 use crate::bundle::Bundle;
+use annotations::Allowed;
 use facts::Facts;
 use vm::{Sandbox, Surroundings};
 
@@ -109,13 +110,14 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     let mut notes = Vec::new();
     validate::id(&options.id)?;
     validate::bundle(bundle, &mut notes)?;
-    annotations::check(&bundle.spec)?;
+    let allowed = Allowed::of(&options.allowed_annotations)?;
+    annotations::check(&bundle.spec, allowed)?;
     let spec = &bundle.spec;
     let sandbox = vm::sandbox(spec, facts)?;
     let surroundings = Surroundings { facts, sandbox: sandbox.as_ref() };
     let machine = match &sandbox {
         Some(sandbox) => sandbox.machine.clone(),
-        None => vm::plan(spec, facts, &mut notes)?,
+        None => vm::plan(spec, facts, allowed, &mut notes)?,
     };
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();

@@ -11,8 +11,8 @@ pub struct Options {
     pub user_network: bool,
     /// Values of `--publish`.
     pub publish: Vec<String>,
-    /// Whether `--allow-net-annotations` is given.
-    pub allow_net_annotations: bool,
+    /// Values of `--allow-annotations`.
+    pub allowed_annotations: Vec<String>,
     /// Content of the host's /etc/resolv.conf; empty if there is none.
     pub resolv_conf: String,
 }

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::plan::facts::{FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind};
+use crate::plan::facts::{FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind};
 
 const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
 
 fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf, SourceFact) {
-    (path.into(), SourceFact { canonical: path.into(), kind, file_system, tmpfs_size: None })
+    (path.into(), SourceFact { canonical: path.into(), id: FileId::default(), kind, file_system, tmpfs_size: None })
 }
 
 fn socket(carries_messages: bool) -> SourceKind {
@@ -100,11 +100,15 @@ fn bind(source: &str, destination: &str) -> Value {
 #[test]
 fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
-    assert_eq!(plan.machine, MachinePlan { memory_mib: 3072, vcpus: 4, cmdline: "maxcpus=1".to_owned() });
+    assert_eq!(
+        plan.machine,
+        MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned() }
+    );
     assert_eq!(plan.network, NetworkPlan::New);
     let rootfs = SharePlan {
         name: "rootfs".to_owned(),
         source: "/b/rootfs".into(),
+        id: FileId::default(),
         read_only: false,
         cache: CachePlan::ROOT,
         tree: Tree::Live,
@@ -157,9 +161,10 @@ fn what_breaks_the_rules_is_named() {
         ("/hooks", json!({"startContainer": [{"path": "/x"}]}), "startContainer hooks"),
         ("/annotations", json!({"io.runvm.nope": "1"}), "unknown annotation io.runvm.nope"),
         ("/annotations", json!({"io.runvm.vcpus": "0"}), "io.runvm.vcpus: \"0\" is not a number from 1 to 64"),
-        ("/annotations", json!({"io.runvm.kernel": "../x"}), "io.runvm.kernel: \"../x\" is not a file name"),
         ("/annotations", json!({"io.runvm.timeline": "yes"}), "io.runvm.timeline: \"yes\" is neither true nor false"),
         ("/annotations", json!({"io.runvm.memory-mib": "2G"}), "io.runvm.memory-mib: \"2G\" is not a number"),
+        ("/annotations", json!({"io.runvm.memory-mib": "16001"}), "16001 is more than the 16000 that host and limits"),
+        ("/annotations", json!({"io.runvm.vcpus": "5"}), "io.runvm.vcpus: 5 is more than the 4 that host and limits"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "host network is not possible in a VM"),
         ("/linux/namespaces", json!([{"type": "network"}, {"type": "network"}]), "duplicated network namespace"),
         (
@@ -242,7 +247,7 @@ fn sockets_are_passed_on_where_the_annotation_says_so() {
     mounts.as_array_mut().unwrap().extend(bind("/vol", "/vol").as_array().unwrap().clone());
     set(&mut allowed, "/mounts", mounts);
     let plan = plan_with(allowed.clone(), &facts()).unwrap();
-    assert_eq!(plan.sockets, [SocketPlan { source: "/s".into() }]);
+    assert_eq!(plan.sockets, [SocketPlan { source: "/s".into(), id: FileId::default() }]);
     assert_eq!(plan.shares.len(), 2);
     let (mount, socket) = (&plan.container.mounts[0], &plan.container.mounts[0].socket);
     assert_eq!(
@@ -433,14 +438,49 @@ fn network_and_ports_are_those_of_the_first_container() {
     assert!(!resolver(&own) && resolver(&plan(&bundle(config()), &facts, &with_network).unwrap()));
     let mut annotated = config();
     set(&mut annotated, "/annotations", json!({"io.runvm.net": "host", "io.runvm.ports": "8080:80"}));
-    let allowed = Options { allow_net_annotations: true, ..options() };
-    let error = plan(&bundle(annotated.clone()), &facts, &allowed).unwrap_err().to_string();
+    let error =
+        plan(&bundle(annotated), &facts, &allowing(&["io.runvm.net", "io.runvm.ports"])).unwrap_err().to_string();
     assert!(error.contains("unknown network \"host\""), "{error}");
-    assert!(error_of(annotated).contains("not allowed by the host's administrator"));
 }
 
-fn error_of(config: Value) -> String {
-    plan_with(config, &facts()).unwrap_err().to_string()
+fn allowing(names: &[&str]) -> Options {
+    Options { allowed_annotations: names.iter().map(|name| (*name).to_owned()).collect(), ..options() }
+}
+
+#[test]
+fn what_gives_more_of_the_host_takes_the_administrators_word() {
+    let plan = |annotations: &Value, names: &[&str]| {
+        let mut config = config();
+        set(&mut config, "/linux/resources", json!({"memory": {"limit": 1 << 30}, "cpu": {"quota": 200_000}}));
+        set(&mut config, "/annotations", annotations.clone());
+        let spec = serde_json::from_value(config).unwrap();
+        let bundle = Bundle { dir: "/b".into(), spec, unknown_capabilities: vec![] };
+        super::plan(&bundle, &facts(), &allowing(names)).map_err(|error| format!("{error:#}"))
+    };
+    let reserved = [
+        ("io.runvm.kernel", "stock"),
+        ("io.runvm.nested", "true"),
+        ("io.runvm.net", "user"),
+        ("io.runvm.ports", "8080:80"),
+        ("io.runvm.memory-mib", "3073"),
+        ("io.runvm.vcpus", "3"),
+    ];
+    for (name, value) in reserved {
+        let annotations = json!({name: value});
+        for others in [&[][..], &["io.runvm.cache"]] {
+            let error = plan(&annotations, others).unwrap_err();
+            assert!(error.contains(&format!("--allow-annotations {name}")), "{error}");
+        }
+        plan(&annotations, &["io.runvm.cache", name]).unwrap();
+        plan(&annotations, &["*"]).unwrap();
+    }
+    let free = json!({"io.runvm.memory-mib": "3072", "io.runvm.vcpus": "2", "io.runvm.cache": "none"});
+    assert!(!plan(&free, &[]).unwrap().machine.nested);
+    assert!(plan(&json!({"io.runvm.nested": "true"}), &["*"]).unwrap().machine.nested);
+    let error = plan(&json!({"io.runvm.kernel": "../x"}), &["*"]).unwrap_err();
+    assert!(error.contains("io.runvm.kernel: \"../x\" is not a file name"), "{error}");
+    let error = plan(&json!({}), &["io.runvm.nope"]).unwrap_err();
+    assert!(error.starts_with("--allow-annotations io.runvm.nope: known are io.runvm.cache, "), "{error}");
 }
 
 #[test]
@@ -537,8 +577,8 @@ fn limits_size_the_vm_and_reach_the_guests_cgroup() {
     assert_eq!(plan.container.cgroup_files.len(), 2);
     let plan = with("/linux/resources", json!({"unified": {"memory.max": "4294967296"}})).unwrap();
     assert_eq!(plan.machine.memory_mib, 4224);
-    let plan = with("/annotations", json!({"io.runvm.memory-mib": "96", "io.runvm.vcpus": "9"})).unwrap();
-    assert_eq!((plan.machine.memory_mib, plan.machine.vcpus), (96, 9));
+    let plan = with("/annotations", json!({"io.runvm.memory-mib": "96", "io.runvm.vcpus": "2"})).unwrap();
+    assert_eq!((plan.machine.memory_mib, plan.machine.vcpus), (96, 2));
 }
 
 #[test]
@@ -736,7 +776,7 @@ fn full_config() -> Value {
     });
     config["linux"]["resources"] = json!({
         "memory": {"limit": 100_000_000, "swap": 200_000_000, "reservation": 5, "swappiness": 60, "disableOOMKiller": true},
-        "cpu": {"shares": 5, "quota": 5000, "period": 10_000, "burst": 6, "cpus": "0-1", "mems": "0", "idle": 0,
+        "cpu": {"shares": 5, "quota": 20_000, "period": 10_000, "burst": 6, "cpus": "0-1", "mems": "0", "idle": 0,
                 "realtimeRuntime": 1, "realtimePeriod": 2},
         "pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}], "unified": {"io.max": "8:0 rbps=1"},
         "devices": [{"allow": false, "access": "rwm"},

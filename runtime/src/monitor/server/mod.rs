@@ -48,6 +48,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(3);
 /// seconds that engines wait.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// Time between two questions for OOM kills, which add up meanwhile: each answer is a line of `events`.
+const OOM_PAUSE: Duration = Duration::from_millis(100);
+
 /// Exit code of what was sent SIGKILL, whatever the guest says.
 const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
@@ -246,6 +249,7 @@ impl Server {
             let Ok(more) = self.agent.wait_oom(kills).await else { return };
             self.oom_kills.send_replace(more);
             self.inbox.put(Event::OutOfMemory);
+            tokio::time::sleep(OOM_PAUSE).await;
         }
     }
 

@@ -130,7 +130,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let opened = sockets::open(&[crate::plan::SocketPlan { source: path }]).unwrap();
+        let id = crate::host::file_id::of(&rustix::fs::stat(&path).unwrap());
+        let opened = sockets::open(&[crate::plan::SocketPlan { source: path, id }]).unwrap();
         let dialer = Arc::new(Dialer { descriptors: Arc::new(sockets::own_descriptors().unwrap()), sockets: opened });
         let resolver = Rc::new(Announcement::new(None));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

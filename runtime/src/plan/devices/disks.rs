@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxDevice, Spec};
 use protocol::Device;
 
 use super::rules::{DeviceNumber, Kind, MKNOD, READ, Rule, Rules, WRITE};
-use crate::plan::facts::DiskFact;
+use crate::plan::facts::{DiskFact, FileId};
 use crate::plan::vm::Surroundings;
 use crate::plan::{annotations, guest_path};
 
@@ -38,6 +38,8 @@ pub struct DiskPlan {
     pub source: PathBuf,
     /// Major and minor number of the node; none for an image.
     pub device: Option<(u32, u32)>,
+    /// The image; none for a node.
+    pub image: Option<FileId>,
     /// Whether the container may only read.
     pub read_only: bool,
 }
@@ -57,6 +59,8 @@ impl fmt::Display for DiskPlan {
 pub struct Image {
     /// Path on the host.
     pub source: PathBuf,
+    /// The file that is there.
+    pub id: FileId,
     /// Path of the disk's node in the container.
     pub path: String,
     /// Whether the container may only read.
@@ -138,9 +142,9 @@ impl<'a> Disks<'a> {
     /// # Errors
     /// The VM exists already, or it has too many disks.
     pub fn image(&mut self, image: Image) -> anyhow::Result<Device> {
-        let Image { source, path, read_only } = image;
+        let Image { source, id, path, read_only } = image;
         self.check_room().with_context(|| format!("annotation {}: {path}", annotations::DISKS))?;
-        let disk = self.add(DiskPlan { serial: self.next_serial(), source, device: None, read_only });
+        let disk = self.add(DiskPlan { serial: self.next_serial(), source, device: None, image: Some(id), read_only });
         Ok(Device { path, kind: "b".to_owned(), mode: IMAGE_MODE, disk, ..Default::default() })
     }
 
@@ -195,6 +199,6 @@ impl<'a> Disks<'a> {
         let part = |number: i64| u32::try_from(number).context("its device number is invalid");
         let (major, minor) = (part(number.0)?, part(number.1)?);
         let read_only = !self.rules.allow(DeviceNumber { kind: Kind::Block, major, minor }, WRITE);
-        Ok(DiskPlan { serial: self.next_serial(), source, device: Some((major, minor)), read_only })
+        Ok(DiskPlan { serial: self.next_serial(), source, device: Some((major, minor)), image: None, read_only })
     }
 }

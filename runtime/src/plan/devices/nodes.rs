@@ -111,7 +111,7 @@ fn message(device: &LinuxDevice, path: String) -> Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::facts::{DiskFact, Facts};
+    use crate::plan::facts::{DiskFact, Facts, FileId};
 
     fn planned(
         device: &str,
@@ -164,7 +164,12 @@ mod tests {
     /// What becomes of so many images, with these rules.
     fn images(count: usize, rules: &str) -> anyhow::Result<(CreateContainerRequest, Vec<DiskPlan>)> {
         let json = format!(r#"{{"linux":{{"resources":{{"devices":[{rules}]}}}}}}"#);
-        let image = |n| Image { source: format!("/srv/{n}").into(), path: format!("/dev/{n}"), read_only: n == 1 };
+        let image = |n| Image {
+            source: format!("/srv/{n}").into(),
+            id: FileId::default(),
+            path: format!("/dev/{n}"),
+            read_only: n == 1,
+        };
         let (mut request, spec) = (CreateContainerRequest::new(), serde_json::from_str(&json).unwrap());
         let images = (0..count).map(image).collect();
         let facts = facts(&[]);

@@ -40,9 +40,9 @@ impl fmt::Display for PortPlan {
 /// Plans the published ports of options and annotation.
 ///
 /// # Errors
-/// A port is malformed, there are too many, or the annotation is not allowed.
+/// A port is malformed, or there are too many.
 pub fn plan(spec: &Spec, options: &Options) -> anyhow::Result<Vec<PortPlan>> {
-    let annotation = annotations::network(spec, annotations::PORTS, options.allow_net_annotations)?;
+    let annotation = annotations::get(spec, annotations::PORTS);
     let mut ports = Vec::new();
     for text in options.publish.iter().map(String::as_str) {
         ports.extend(parse(text).with_context(|| format!("--publish {text}"))?);

@@ -25,9 +25,9 @@ pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// Whether option or annotation asks for a user-mode network.
 ///
 /// # Errors
-/// The annotation is not allowed, or names an unknown network.
+/// The annotation names an unknown network.
 pub fn is_wanted(spec: &Spec, options: &Options) -> anyhow::Result<bool> {
-    match annotations::network(spec, annotations::NET, options.allow_net_annotations)? {
+    match annotations::get(spec, annotations::NET) {
         None => Ok(options.user_network),
         Some("user") => Ok(true),
         Some(other) => bail!("annotation {}: unknown network {other:?}: known is user", annotations::NET),

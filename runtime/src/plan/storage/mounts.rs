@@ -92,6 +92,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
     Ok(SharePlan {
         name: "rootfs".to_owned(),
         source: fact.canonical.clone(),
+        id: fact.id,
         read_only: false,
         cache: CachePlan::ROOT,
         tree: Tree::Live,
@@ -181,9 +182,11 @@ impl<'a> Planner<'a> {
 
     fn image(&self, mount: &Mount, path: String, read_only: bool) -> anyhow::Result<Image> {
         let fact = self.source(mount)?.1;
-        let source = fact.canonical.clone();
+        let (source, id) = (fact.canonical.clone(), fact.id);
         match &fact.kind {
-            SourceKind::File if fact.file_system == FileSystemKind::Ordinary => Ok(Image { source, path, read_only }),
+            SourceKind::File if fact.file_system == FileSystemKind::Ordinary => {
+                Ok(Image { source, id, path, read_only })
+            }
             SourceKind::Missing(why) => bail!("bind source: stat {}: {why}", source.display()),
             _ => bail!("{} is not a regular file, so it cannot be a disk image", source.display()),
         }
@@ -228,28 +231,29 @@ impl<'a> Planner<'a> {
             return Ok(guest);
         }
         if let (true, SourceKind::Socket(node)) = (self.sockets_allowed, &fact.kind) {
-            let socket = self.socket(&path, &fact.canonical, node)?;
+            let socket = self.socket(&path, fact, node)?;
             return Ok(protocol::Mount { socket: Some(socket).into(), ..guest_mounts::bind(destination, options) });
         }
         check_data(&path, fact)?;
         let source_is_dir = fact.kind == SourceKind::Directory;
         let cache = self.caches.take(destination, CachePlan::VOLUME);
-        let (source, name) = (fact.canonical.clone(), String::new());
+        let (source, id, name) = (fact.canonical.clone(), fact.id, String::new());
         let role = ShareRole { nosuid: options.flags & libc::MS_NOSUID != 0, gets_devices: false };
         let read_only = options.read_only();
-        let share = self.share(SharePlan { name, source, read_only, cache, tree: Tree::of(options, ids), role });
+        let tree = Tree::of(options, ids);
+        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role });
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }
 
     /// Adds a socket; the guest knows it by its index in the list.
-    fn socket(&mut self, given: &Path, canonical: &Path, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
+    fn socket(&mut self, given: &Path, fact: &SourceFact, node: &SocketFact) -> anyhow::Result<protocol::Socket> {
         if node.carries_messages {
             let given = given.display();
             bail!(
                 "{given} is a datagram or seqpacket socket of the host: only stream sockets can be connected from a VM"
             );
         }
-        self.sockets.push(SocketPlan { source: canonical.to_owned() });
+        self.sockets.push(SocketPlan { source: fact.canonical.clone(), id: fact.id });
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
     }
 

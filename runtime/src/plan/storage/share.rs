@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::CachePlan;
 use super::mount_options::MountOptions;
+use crate::plan::facts::FileId;
 
 /// A directory or file of the host that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct SharePlan {
     pub name: String,
     /// Path on the host.
     pub source: PathBuf,
+    /// The file that is there.
+    pub id: FileId,
     /// Whether the guest may only read.
     pub read_only: bool,
     /// What the guest may cache.
@@ -63,4 +66,6 @@ impl Tree {
 pub struct SocketPlan {
     /// Path on the host.
     pub source: PathBuf,
+    /// The socket that is there.
+    pub id: FileId,
 }

@@ -5,7 +5,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::pod;
-use crate::plan::annotations;
+use crate::plan::annotations::{self, Allowed};
 use crate::plan::facts::Facts;
 use crate::plan::limits::{DEFAULT_PERIOD, cpu_list, memory_limit, needed_mib};
 
@@ -27,6 +27,8 @@ pub struct MachinePlan {
     pub memory_mib: u32,
     /// Number of virtual CPUs.
     pub vcpus: u8,
+    /// Whether the guest may run virtual machines itself.
+    pub nested: bool,
     /// Arguments for the kernel besides the usual ones.
     pub cmdline: String,
 }
@@ -34,24 +36,30 @@ pub struct MachinePlan {
 /// Plans the size of a VM for one container.
 ///
 /// # Errors
-/// An annotation is no number or out of range.
-pub fn plan(spec: &Spec, facts: &Facts, notes: &mut Vec<String>) -> anyhow::Result<MachinePlan> {
+/// An annotation is no number, out of range, or not allowed.
+pub fn plan(spec: &Spec, facts: &Facts, allowed: Allowed<'_>, notes: &mut Vec<String>) -> anyhow::Result<MachinePlan> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let memory = match annotations::number(spec, annotations::MEMORY, LEAST_ASKED_MIB..=MOST_MIB)? {
+    let (limit, host_mib) = (resources.and_then(memory_limit), facts.host_memory >> 20);
+    // Without a limit a container may use all that its host has.
+    let most = || match limit {
+        None => host_mib.clamp(LEAST_MIB, MOST_MIB),
+        limit => memory_mib(limit, host_mib, &mut Vec::new()),
+    };
+    let memory = match annotations::number(spec, annotations::MEMORY, LEAST_ASKED_MIB..=MOST_MIB, most, allowed)? {
         Some(mib) => mib,
         // The host backs what is used: a pod's may be as large as its host.
-        None if pod::is_of_pod(spec) => (facts.host_memory >> 20).clamp(LEAST_MIB, MOST_MIB),
-        None => memory_mib(resources.and_then(memory_limit), facts.host_memory >> 20, notes),
+        None if pod::is_of_pod(spec) => host_mib.clamp(LEAST_MIB, MOST_MIB),
+        None => memory_mib(limit, host_mib, notes),
     };
-    let vcpus = match annotations::number(spec, annotations::VCPUS, 1..=u64::from(MOST_VCPUS))? {
-        Some(count) => count,
-        None => u64::from(vcpus(resources, facts.host_cpus)),
-    };
+    let usual = || u64::from(vcpus(resources, facts.host_cpus));
+    let count = annotations::number(spec, annotations::VCPUS, 1..=u64::from(MOST_VCPUS), usual, allowed)?;
+    let vcpus = count.unwrap_or_else(usual);
     let memory_mib = u32::try_from(memory).context("memory of the VM")?;
     let vcpus = u8::try_from(vcpus).context("virtual CPUs of the VM")?;
     // The agent brings the other CPUs up once the container's process runs.
     let cmdline = if vcpus > 1 { "maxcpus=1" } else { "" }.to_owned();
-    Ok(MachinePlan { memory_mib, vcpus, cmdline })
+    let nested = annotations::switch(spec, annotations::NESTED)?;
+    Ok(MachinePlan { memory_mib, vcpus, nested, cmdline })
 }
 
 /// Memory of the VM: the usual size, or what the limit needs if that is more, and never more than the host has.
