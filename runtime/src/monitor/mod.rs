@@ -30,7 +30,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use protocol::CreateContainerRequest;
 
 use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
@@ -142,7 +141,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
         root.root = view.root()?;
     }
     let (files, shares) = SharePolicies::new(shares, file_rights)?;
-    let nodes = may_make_nodes(&request).then(node_maker::start).transpose()?;
+    let nodes = node_maker::start()?;
     let vm = BuiltVm::new(setup, request.container_id.clone(), Parts { shares, disks, nodes }, label.timeline)?;
     confine::leave_the_host(command, view.enter()?, label.insecure)?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
@@ -162,13 +161,6 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let host_side = HostSide { network: Some(network), files };
     let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
-}
-
-/// Whether the bundle grants CAP_MKNOD.
-fn may_make_nodes(request: &CreateContainerRequest) -> bool {
-    const MKNOD: u64 = 1 << 27;
-    let capabilities = request.process.as_ref().and_then(|process| process.capabilities.as_ref());
-    capabilities.is_none_or(|capabilities| capabilities.bounding & MKNOD != 0)
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {

@@ -58,14 +58,19 @@ pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>, insecure: bool
         _ => bail!("the command ended before the monitor had left the host"),
     }
     fix_capabilities().context("fix the monitor's capabilities")?;
+    empty_bounding_set();
     keep(FILES).context("drop the monitor's capabilities")
 }
 
-/// From now on changing the file-system user keeps capabilities, and nothing brings others.
+/// From now on changing the file-system user keeps capabilities, and uid 0 brings none.
 pub fn fix_capabilities() -> rustix::io::Result<()> {
     let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_SETUID_FIXUP;
     let locks = CapabilitiesSecureBits::NO_ROOT_LOCKED | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
-    rustix::thread::set_capabilities_secure_bits(bits | locks | CapabilitiesSecureBits::KEEP_CAPS_LOCKED)?;
+    rustix::thread::set_capabilities_secure_bits(bits | locks | CapabilitiesSecureBits::KEEP_CAPS_LOCKED)
+}
+
+/// Has no program that is executed bring capabilities.
+fn empty_bounding_set() {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         // The first number that the kernel has no capability for ends it.
@@ -75,7 +80,6 @@ pub fn fix_capabilities() -> rustix::io::Result<()> {
     }
     // A kernel without ambient capabilities gives none.
     let _ = rustix::thread::clear_ambient_capability_set();
-    Ok(())
 }
 
 /// Drops all capabilities of the calling thread but these, for good.

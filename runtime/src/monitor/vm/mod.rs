@@ -66,8 +66,8 @@ pub struct Parts {
     pub shares: Vec<fs::Share>,
     /// Disks.
     pub disks: Vec<Disk>,
-    /// Who makes device nodes, if the container may have some made.
-    pub nodes: Option<Box<dyn MakeNode>>,
+    /// Who makes device nodes.
+    pub nodes: Box<dyn MakeNode>,
 }
 
 /// A VM that is built and has no threads yet.
@@ -90,9 +90,7 @@ impl BuiltVm {
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
         let mut files = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
-        if let Some(maker) = nodes {
-            files.make_nodes_with(maker);
-        }
+        files.make_nodes_with(nodes);
         let (requests, sharing) = (files.counters(), files.sharing());
         let own: [Box<dyn Device>; OWN_DEVICES] =
             [Box::new(vsock_device), Box::new(files), Box::new(Rng), Box::new(Balloon)];
