@@ -222,7 +222,10 @@ def repeat(command):
 
 def starts(name, count, netns=None):
     with Bundle(name, ["true"], netns) as bundle:
-        found = each(name, repeat(bundle.run()), count)
+        try:
+            found = each(name, repeat(bundle.run()), count)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"{error}{bundle.said()}")
         found["FUSE requests"] = bundle.requests() / performed(count)
     return found
 
