@@ -64,6 +64,10 @@ const EVERY: &[Call] = &[
     // Lines of the log, and wake-ups of other threads.
     any(Sysno::write),
     any(Sysno::close),
+    // A lock that is held for a moment: the standard library's channels wait so on several processors.
+    any(Sysno::sched_yield),
+    // The time, on hosts whose clock a process cannot read by itself.
+    any(Sysno::clock_gettime),
     // After a signal: the kick of a vCPU.
     any(Sysno::rt_sigreturn),
     any(Sysno::restart_syscall),
@@ -144,8 +148,16 @@ const FS: &[Call] = &[
     ),
 ];
 
-const NET: &[Call] =
-    &[one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, TUNSETOFFLOAD]), any(Sysno::readv), any(Sysno::writev), any(Sysno::poll)];
+const NET: &[Call] = &[
+    one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, TUNSETOFFLOAD]),
+    any(Sysno::readv),
+    any(Sysno::writev),
+    // Whether the tap has room, as C libraries and rustix ask.
+    any(Sysno::poll),
+    any(Sysno::ppoll),
+    // The pace at which the tap's offloads change.
+    any(Sysno::clock_nanosleep),
+];
 
 const BLOCK: &[Call] = &[
     one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, BLKDISCARD]),
