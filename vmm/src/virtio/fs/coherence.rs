@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::sys::{self, Stat};
+use super::sys::{self, SetId, Stat};
 use super::table::inode::Inode;
 
 /// What the guest may keep of a share.
@@ -47,6 +47,7 @@ impl Inode {
     /// Notes that the guest gets these attributes, or has made them so itself.
     pub(super) fn reported(&mut self, stat: &Stat) {
         self.known = change_time(stat);
+        self.set_id = SetId::of(stat);
     }
 
     /// Notes that the guest has changed the object in a way that nobody can tell, or has taken its last name, so that there is

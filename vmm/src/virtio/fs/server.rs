@@ -15,6 +15,7 @@ use super::nodes::MakeNode;
 use super::policy::Policy;
 use super::request::{Errno, NAME_MAX, Served};
 use super::session::Session;
+use super::sys::SetId;
 use super::table::handles::{Handle, Handles};
 use super::table::inode::Inode;
 use super::table::inodes::Inodes;
@@ -224,6 +225,11 @@ impl Server {
     /// What the guest may do to what a handle is of.
     pub fn policy_of_open(&self, fh: u64) -> &Policy {
         self.policy_of(self.handles.share(fh).unwrap_or(usize::MAX))
+    }
+
+    /// Setuid and setgid bits of an object, as the guest knows them.
+    pub fn set_id(&self, nodeid: u64) -> SetId {
+        self.inodes.peek(nodeid).map_or_else(|_| SetId::default(), |inode| inode.set_id)
     }
 
     /// Notes that the guest has changed an object: the guest's kernel knows that the attributes are others now.

@@ -38,6 +38,22 @@ pub(super) fn permissions(stat: &Stat) -> u32 {
     u32::from(stat.stx_mode) & 0o7777
 }
 
+/// Setuid and setgid bits of a mode, in a byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SetId(u8);
+
+impl SetId {
+    /// Those of attributes.
+    pub fn of(stat: &Stat) -> Self {
+        Self(((u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID)) >> 8) as u8)
+    }
+
+    /// As they are in a mode.
+    pub fn bits(self) -> u32 {
+        u32::from(self.0) << 8
+    }
+}
+
 /// Permission bits for a call.
 pub(super) fn mode(bits: u32) -> Mode {
     Mode::from_bits_retain(bits & 0o7777)
@@ -112,6 +128,19 @@ pub(super) fn drop_suid(file: BorrowedFd) -> Served {
         rustix::fs::fchmod(file, mode(bits & !dropped))?;
     }
     Ok(())
+}
+
+/// Changes a file's content for somebody who keeps these setuid and setgid bits of its mode. The host asks for CAP_FSETID in its
+/// own user namespace, and drops them where this process is in another.
+pub(super) fn keeping_set_id<T>(file: BorrowedFd, kept: SetId, change: impl FnOnce() -> Served<T>) -> Served<T> {
+    let changed = change()?;
+    if kept != SetId::default() {
+        let there = permissions(&stat(file)?);
+        if kept.bits() & !there != 0 {
+            rustix::fs::fchmod(file, mode(there | kept.bits()))?;
+        }
+    }
+    Ok(changed)
 }
 
 /// Whether a file can only be appended to (`chattr +a` on the host).

@@ -11,7 +11,7 @@ use crate::virtio::fs::fuse::{
 };
 use crate::virtio::fs::request::{NAME_MAX, Output, Request, Served};
 use crate::virtio::fs::server::Server;
-use crate::virtio::fs::sys::{self, Stat};
+use crate::virtio::fs::sys::{self, SetId, Stat};
 use crate::virtio::fs::table::handles::Handle;
 use crate::virtio::fs::table::inode::Inode;
 
@@ -170,10 +170,13 @@ impl Server {
                 (&opened, self.policy_of(inode.share()))
             }
         };
-        if args.valid & fattr::KILL_SUIDGID != 0 || policy.drops_set_id() {
+        let kept = if args.valid & fattr::KILL_SUIDGID != 0 || policy.drops_set_id() {
             sys::drop_suid(file.as_fd())?;
-        }
-        Ok(rustix::fs::ftruncate(file, args.size)?)
+            SetId::default()
+        } else {
+            self.set_id(nodeid)
+        };
+        sys::keeping_set_id(file.as_fd(), kept, || Ok(rustix::fs::ftruncate(file, args.size)?))
     }
 
     /// `STATFS`.

@@ -12,7 +12,7 @@ use crate::virtio::fs::fuse::{
 };
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::{Server, Unfinished};
-use crate::virtio::fs::sys;
+use crate::virtio::fs::sys::{self, SetId};
 use crate::virtio::fs::table::handles::Handle;
 use crate::virtio::fs::table::inode::Inode;
 use crate::virtio::io;
@@ -73,8 +73,13 @@ impl Server {
             return self.reopen(inode, flags | append);
         }
         let drops = open_flags & OPEN_KILL_SUIDGID != 0 || self.policy_of(inode.share()).drops_set_id();
-        if !flags.contains(OFlags::TRUNC) || !drops {
+        if !flags.contains(OFlags::TRUNC) {
             return self.reopen(inode, flags);
+        }
+        if !drops {
+            let file = self.reopen(inode, flags)?;
+            sys::keeping_set_id(file.as_fd(), inode.set_id, || Ok(()))?;
+            return Ok(file);
         }
         let file = self.reopen(inode, flags - OFlags::TRUNC)?;
         sys::drop_suid(file.as_fd())?;
@@ -203,12 +208,11 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let file = self.handles.file(args.fh)?;
-        if args.write_flags & WRITE_KILL_SUIDGID != 0 || self.policy_of_open(args.fh).drops_set_id() {
-            sys::drop_suid(file)?;
-        }
+        let kept = self.kept_set_id(args.fh, args.write_flags & WRITE_KILL_SUIDGID == 0)?;
         let append = args.flags & libc::O_APPEND as u32 != 0 && args.write_flags & WRITE_CACHE == 0;
         let flags = if append { libc::RWF_APPEND } else { 0 };
-        let size = io::write(file, &mut request.data, args.offset, flags)? as u32;
+        let write = || Ok(io::write(file, &mut request.data, args.offset, flags)? as u32);
+        let size = sys::keeping_set_id(file, kept, write)?;
         self.changed_open(args.fh);
         output.put(&WriteOut { size, padding: 0 })
     }
@@ -263,13 +267,17 @@ impl Server {
             return Err(Errno(libc::EOPNOTSUPP));
         }
         let file = self.handles.file(args.fh)?;
-        self.drop_suid_for(request, args.fh)?;
+        let kept = self.kept_set_id(args.fh, request.header.uid == 0)?;
         // Checked before anything is done, as the host would.
         let end = args.offset.checked_add(args.length).filter(|&end| i64::try_from(end).is_ok());
         let end = end.ok_or(Errno(libc::EFBIG))?;
+        if args.length > SPACE_MAX && sys::seek(file, end, libc::SEEK_SET).is_err() {
+            // Larger than the file system's files can be: the host, asked for all of it, would have allocated nothing.
+            return Err(Errno(libc::EFBIG));
+        }
         let offset = args.offset.saturating_add(request.done).min(end);
         let length = (end - offset).min(SPACE_MAX.max(self.hole_at(args.fh, mode, offset)));
-        rustix::fs::fallocate(file, mode, offset, length)?;
+        sys::keeping_set_id(file, kept, || Ok(rustix::fs::fallocate(file, mode, offset, length)?))?;
         self.changed_open(args.fh);
         if offset + length < end {
             self.unfinished = Some(Unfinished { unique: request.header.unique, done: request.done + length });
@@ -296,19 +304,24 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let (from, to) = (self.handles.file(args.fh_in)?, self.handles.file(args.fh_out)?);
-        self.drop_suid_for(request, args.fh_out)?;
+        let kept = self.kept_set_id(args.fh_out, request.header.uid == 0)?;
         let (mut at_from, mut at_to) = (args.off_in, args.off_out);
         let length = args.len.min(COPY_MAX) as usize;
-        let size = rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32;
+        let copy = || Ok(rustix::fs::copy_file_range(from, Some(&mut at_from), to, Some(&mut at_to), length)? as u32);
+        let size = sys::keeping_set_id(to, kept, copy)?;
         self.changed_open(args.fh_out);
         output.put(&WriteOut { size, padding: 0 })
     }
 
-    /// Drops setuid and setgid before a change of content, which the guest's kernel leaves to us (`HANDLE_KILLPRIV_V2`) without
-    /// saying, as it does for writes, whether the caller may keep them: root may, where the policy lets it.
-    fn drop_suid_for(&self, request: &Request, fh: u64) -> Served {
-        let keeps = request.header.uid == 0 && !self.policy_of_open(fh).drops_set_id();
-        if keeps { Ok(()) } else { sys::drop_suid(self.handles.file(fh)?) }
+    /// Drops setuid and setgid before a change of content, unless the caller may keep them and the policy lets it; returns those
+    /// that are kept. Root may: for other changes than writes the guest's kernel leaves that to us (`HANDLE_KILLPRIV_V2`) without
+    /// saying more.
+    fn kept_set_id(&self, fh: u64, caller_keeps: bool) -> Served<SetId> {
+        if caller_keeps && !self.policy_of_open(fh).drops_set_id() {
+            return Ok(self.handles.nodeid(fh).map_or_else(SetId::default, |nodeid| self.set_id(nodeid)));
+        }
+        sys::drop_suid(self.handles.file(fh)?)?;
+        Ok(SetId::default())
     }
 }
 

@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::virtio::Error;
 use crate::virtio::fs::request::NAME_MAX;
 use crate::virtio::fs::session::Session;
+use crate::virtio::fs::sys::SetId;
 use crate::virtio::fs::table::inode::{Anchor, Inode, Key};
 use crate::virtio::fs::table::slab::Slots;
 
@@ -293,6 +294,8 @@ impl Reader<'_> {
             opened_at: record.opened_at.get(),
             known: record.known.get(),
             kind,
+            // Known again with the object's next attributes.
+            set_id: SetId::default(),
             used: Cell::new(0),
             pinned,
         };

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::sys::Stat;
+use crate::virtio::fs::sys::{SetId, Stat};
 
 /// First nodeid of the table: nodeid 0 means none, and 1 is the device's root directory.
 pub const FIRST_ID: u64 = 2;
@@ -74,6 +74,8 @@ pub struct Inode {
     pub known: i64,
     /// `S_IFREG`, `S_IFDIR`, …
     pub kind: u32,
+    /// Setuid and setgid bits of the attributes that the guest was told last.
+    pub set_id: SetId,
     /// Number of the request that used the object last.
     pub used: Cell<u32>,
     /// Whether the object is a share's root, which stays in the table, and hot, whatever the guest forgets.

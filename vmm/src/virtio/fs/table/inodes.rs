@@ -16,7 +16,7 @@ use super::index::Index;
 use super::inode::{Anchor, FIRST_ID, Inode, Key};
 use super::slab::Slab;
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::sys::{self, Stat};
+use crate::virtio::fs::sys::{self, SetId, Stat};
 
 /// The table of inodes.
 pub struct Inodes {
@@ -125,8 +125,9 @@ impl Inodes {
     fn insert(&mut self, anchor: Anchor, stat: &Stat, parent: u64, share: u16, lookups: u64) -> Served<u64> {
         let (key, hot) = (Key::new(stat, share), matches!(anchor, Anchor::Hot(_)));
         let (born, kind, used) = (sys::birth_time(stat), sys::kind(stat), Cell::new(self.now));
-        let (opens, opened_at, known) = (0, 0, 0);
-        let inode = Inode { anchor, key, parent, born, lookups, opens, opened_at, known, kind, used, pinned: false };
+        let (opens, opened_at, known, set_id) = (0, 0, 0, SetId::of(stat));
+        let inode =
+            Inode { anchor, key, parent, born, lookups, opens, opened_at, known, kind, set_id, used, pinned: false };
         let entry = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))?;
         self.hot += usize::from(hot);
         self.index.set(entry, &self.slab);
