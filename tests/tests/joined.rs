@@ -358,10 +358,10 @@ fn vm_what_cannot_be_shared_is_refused() {
         &mut neighbour(&scene, 1, &["ipc"]),
         &["cannot join ipc namespace /proc/1/ns/ipc", "does not belong to a container"],
     );
-    for name in ["memory-mib", "vcpus", "kernel"] {
+    for name in ["io.runvm.memory-mib", "io.runvm.vcpus", "io.runvm.kernel"] {
         let mut container = neighbour(&scene, one.pid, &["ipc"]);
-        container.set("/annotations", json!({format!("io.runvm.{name}"): "1"}));
-        refused(&mut container, &[&format!("annotation io.runvm.{name}"), "which exists already", &first.id]);
+        container.annotate(name, "1");
+        refused(&mut container, &[&format!("annotation {name}"), "which exists already", &first.id]);
     }
     let mut container = neighbour(&scene, one.pid, &["ipc"]);
     container.set("/linux/resources/blockIO", json!({"weight": 100}));
