@@ -212,6 +212,9 @@ class Session(Bundle):
         if not answered:
             raise hung(f"{self.name} has not answered")
         if self.process.stdout.readline() != f"done {count}\n".encode():
+            if "the guest stopped (reset)" in self.said():
+                # What the emulator does to a guest now and then: an interrupt where none may come.
+                raise hung(f"{self.name} was reset")
             sys.exit(f"{operation} {count}: the container has not done it{self.said()}")
 
 
