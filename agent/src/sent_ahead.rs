@@ -5,7 +5,7 @@ use protobuf::Message;
 use protocol::{MAX_SENT_AHEAD, SendAheadRequest};
 use std::sync::{Mutex, PoisonError};
 
-/// What has come of the next such request.
+/// The bytes received so far of one request that is sent ahead.
 #[derive(Default)]
 pub struct SentAhead(Mutex<Vec<u8>>);
 

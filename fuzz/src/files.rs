@@ -114,7 +114,7 @@ pub fn device(place: &Place) -> Fs {
     Fs::new("fuzz", vec![share("w", &place.writable, false), share("r", &place.read_only, true)]).unwrap()
 }
 
-/// What replies named: nodes and open files alike.
+/// Numbers from replies: of nodes, and of open files.
 struct Known(Vec<u64>);
 
 impl Known {

@@ -1,6 +1,6 @@
 //! Bytes of the fuzzer's, taken one after the other; zeros where there are no more.
 
-/// What is left.
+/// The bytes of an input that have not been taken.
 pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

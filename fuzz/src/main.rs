@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use libfuzzer_sys::fuzz_target;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// What is given the bytes that the fuzzer makes up.
+/// A function that takes an input of the fuzzer.
 type Target = fn(&[u8]);
 
 const TARGETS: [(&str, Target); 9] = [

@@ -34,12 +34,12 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// One that the device reads.
+    /// A buffer that the device reads.
     pub fn readable(at: u64, length: usize) -> Self {
         Self { at, length: length as u32, flags: 0 }
     }
 
-    /// One that the device writes.
+    /// A buffer that the device writes.
     pub fn writable(at: u64, length: usize) -> Self {
         Self { at, length: length as u32, flags: WRITE }
     }

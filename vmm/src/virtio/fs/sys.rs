@@ -130,17 +130,31 @@ pub(super) fn drop_suid(file: BorrowedFd) -> Served {
     Ok(())
 }
 
-/// Changes a file's content for somebody who keeps these setuid and setgid bits of its mode. The host asks for CAP_FSETID in its
-/// own user namespace, and drops them where this process is in another.
-pub(super) fn keeping_set_id<T>(file: BorrowedFd, kept: SetId, change: impl FnOnce() -> Served<T>) -> Served<T> {
-    let changed = change()?;
-    if kept != SetId::default() {
+/// Changes a file's content for somebody who keeps its setuid and setgid bits. The host asks for CAP_FSETID in its own user
+/// namespace, and drops them where this process is in another. `known` says whether there can be any.
+pub(super) fn keeping_set_id<T>(file: BorrowedFd, known: SetId, change: impl FnOnce() -> Served<T>) -> Served<T> {
+    let before = present_set_id(file, known)?;
+    // Also a change that failed may have dropped them.
+    let changed = change();
+    restore_set_id(file, before)?;
+    changed
+}
+
+/// The setuid and setgid bits that an object has, looked for only where the guest knows of some: somebody on the host may have
+/// taken them away since.
+pub(super) fn present_set_id(object: BorrowedFd, known: SetId) -> Served<SetId> {
+    if known == SetId::default() { Ok(known) } else { Ok(SetId::of(&stat(object)?)) }
+}
+
+/// Gives a file back the setuid and setgid bits that it had.
+pub(super) fn restore_set_id(file: BorrowedFd, before: SetId) -> Served {
+    if before != SetId::default() {
         let there = permissions(&stat(file)?);
-        if kept.bits() & !there != 0 {
-            rustix::fs::fchmod(file, mode(there | kept.bits()))?;
+        if before.bits() & !there != 0 {
+            rustix::fs::fchmod(file, mode(there | before.bits()))?;
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Whether a file can only be appended to (`chattr +a` on the host).

@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread makes, and why.
 //!
-//! Nobody executes programs, mounts, traces, opens by handle, makes namespaces or executable memory. What depends on more than
-//! the number of the call is compared: requests of ioctl(2), flags of clone(2), kinds of sockets.
+//! Nobody executes programs, mounts, traces, opens by handle, makes threads, namespaces or executable memory. Where a call does
+//! many things, its arguments are compared: requests of ioctl(2), commands of fcntl(2), protections of memory.
 
 use syscalls::Sysno;
 

@@ -77,8 +77,9 @@ impl Server {
             return self.reopen(inode, flags);
         }
         if !drops {
+            let before = sys::present_set_id(inode.fd()?, inode.set_id)?;
             let file = self.reopen(inode, flags)?;
-            sys::keeping_set_id(file.as_fd(), inode.set_id, || Ok(()))?;
+            sys::restore_set_id(file.as_fd(), before)?;
             return Ok(file);
         }
         let file = self.reopen(inode, flags - OFlags::TRUNC)?;
