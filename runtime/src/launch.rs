@@ -209,19 +209,20 @@ impl Launch {
         }
         drop((label, parcel));
         let mut volumes = Vec::new();
-        loop {
-            match ipc::receive(monitor).context("the monitor's answer")? {
-                Some(Reply::LeftHost { needs_ids, volumes: left }) => {
-                    volumes = left;
-                    self.admit(needs_ids, monitor)?;
-                }
-                Some(Reply::Started) => {
-                    monitor_namespaces::place(self.state.pid, &volumes);
-                    return Ok(());
-                }
-                Some(Reply::Failed(why)) => bail!("{why}"),
-                _ => break,
+        let mut answer = ipc::receive(monitor).context("the monitor's answer")?;
+        // Once: from then on the monitor is not to be trusted.
+        if let Some(Reply::LeftHost { needs_ids, volumes: left }) = answer {
+            volumes = left;
+            self.admit(needs_ids, monitor)?;
+            answer = ipc::receive(monitor).context("the monitor's answer")?;
+        }
+        match answer {
+            Some(Reply::Started) => {
+                monitor_namespaces::place(self.state.pid, &volumes);
+                return Ok(());
             }
+            Some(Reply::Failed(why)) => bail!("{why}"),
+            _ => {}
         }
         let status = self.child.as_mut().map(Process::wait).transpose().context("wait for the monitor")?;
         let how = status.map_or_else(String::new, |status| format!(" ({status})"));

@@ -109,9 +109,9 @@ mod tests {
         let opened = open(std::slice::from_ref(&plan)).unwrap().remove(0);
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         let _second = UnixListener::bind(&path).unwrap();
-        let proc = own_descriptors().unwrap();
+        let descriptors = own_descriptors().unwrap();
         let client = std::thread::spawn(move || {
-            let mut client = dial(&proc, &opened).unwrap();
+            let mut client = dial(&descriptors, &opened).unwrap();
             client.write_all(b"hello").unwrap();
             drop(client);
             (proc, opened)
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(text, "hello");
         let (proc, opened) = client.join().unwrap();
         drop(first);
-        let error = std::thread::spawn(move || dial(&proc, &opened).unwrap_err()).join().unwrap();
+        let error = std::thread::spawn(move || dial(&descriptors, &opened).unwrap_err()).join().unwrap();
         assert!(format!("{error:#}").contains("refused"), "{error:#}");
         let error = format!("{:#}", super::open(&[plan]).unwrap_err());
         assert!(error.contains("has been replaced by another file"), "{error}");

@@ -1,8 +1,8 @@
 //! Makes device nodes for the thread that serves files.
 //!
-//! Only the host's own root may make nodes of real devices, and the monitor leaves the host's user namespace. So
-//! it forks before: a small process, which can do nothing else, gets a directory and a
-//! name, and answers with the number of an error. It ends with the monitor.
+//! Only the host's own root may make nodes of real devices, and the monitor leaves the host's user namespace. So it forks
+//! before: a small process, which can do nothing else, gets a directory and a name, and answers with the number of an error.
+//! It ends with the monitor.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, ErrorKind, IoSliceMut};

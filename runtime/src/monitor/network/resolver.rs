@@ -1,8 +1,8 @@
 //! Questions of a container's processes to the resolver of its network, by UDP.
 //!
 //! The guest sends the questions down one stream, each with a tag. The monitor asks them with sockets of the namespace in
-//! whose loopback the resolver listens, which the network helper gives it. Each question has a socket of its own for as long as it may be answered, so nobody can
-//! answer another's.
+//! whose loopback the resolver listens, which the network helper gives it. Each question has a socket of its own for as long
+//! as it may be answered, so nobody can answer another's.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;

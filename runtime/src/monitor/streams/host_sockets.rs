@@ -33,7 +33,7 @@ pub struct Sockets {
 
 /// What the threads that connect have in common.
 struct Dialer {
-    /// Directory /descriptors, which the monitor does not see any more once it is confined.
+    /// The directory of this process's descriptors, which has no path any more once the monitor is confined.
     descriptors: Arc<OwnedFd>,
     sockets: Vec<Descriptor>,
 }
