@@ -114,12 +114,12 @@ mod tests {
             let mut client = dial(&descriptors, &opened).unwrap();
             client.write_all(b"hello").unwrap();
             drop(client);
-            (proc, opened)
+            (descriptors, opened)
         });
         let mut text = String::new();
         first.accept().unwrap().0.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        let (proc, opened) = client.join().unwrap();
+        let (descriptors, opened) = client.join().unwrap();
         drop(first);
         let error = std::thread::spawn(move || dial(&descriptors, &opened).unwrap_err()).join().unwrap();
         assert!(format!("{error:#}").contains("refused"), "{error:#}");
