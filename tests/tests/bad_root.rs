@@ -35,7 +35,7 @@ impl Drop for Root<'_> {
 #[test]
 fn a_root_that_is_read_only() {
     let scene = Scene::new();
-    let root = Root::mount(&scene, "size=1m");
+    let root = Root::mount(&scene, "mode=755,size=1m");
     let mut container = scene.container();
     root.read_only();
     scene.refused(&container.run(), &["ead-only file system"]);
@@ -52,7 +52,7 @@ fn a_root_that_is_read_only() {
 #[test]
 fn vm_a_root_that_is_full() {
     let scene = Scene::new();
-    let root = Root::mount(&scene, "size=64k");
+    let root = Root::mount(&scene, "mode=755,size=64k");
     let mut container = scene.container();
     let ballast = scene.root().join("ballast");
     let fill = || {
