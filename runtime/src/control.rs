@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory;
 use crate::host::monitor_namespaces::Volume;
-use crate::ipc;
+use crate::ipc::{self, Descriptor};
 use crate::state::Status;
 use crate::streams::Streams;
 
@@ -49,8 +49,8 @@ pub enum Request {
     /// Start another process.
     Exec(Box<Exec>),
     /// Create a container in this VM: the next message is its parcel. The connection stands for its process, as that of
-    /// an exec does.
-    Join,
+    /// an exec does. With it may come a process that makes device nodes.
+    Join(Option<Descriptor>),
     /// Answer when a container that joined this VM is detached from it.
     WaitDetached(String),
     /// On the connection of a process: send it a signal.

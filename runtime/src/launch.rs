@@ -189,6 +189,7 @@ impl Launch {
         Ok(Label {
             target,
             print_timeline: plan.timeline || log.debug,
+            makes_nodes: parcel.makes_nodes(),
             insecure: false,
             log,
             cgroups: self.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default(),

@@ -14,6 +14,7 @@ mod artifacts;
 mod bundle;
 mod cli;
 mod commands;
+mod confinement;
 mod control;
 mod directory;
 mod exec_proxy;
@@ -46,6 +47,10 @@ pub fn main() -> ExitCode {
     // of the monitor's start.
     if let Some(socket) = host::spawn::is_monitor() {
         return finish(monitor::main(socket));
+    }
+    #[cfg(feature = "owned")]
+    if let Some(code) = confinement::control() {
+        return code;
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

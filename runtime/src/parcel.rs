@@ -83,6 +83,8 @@ pub struct Label {
     pub timeline: Timeline,
     /// Whether to print the timeline when the container ends.
     pub print_timeline: bool,
+    /// Whether the container may make device nodes on the host's file systems.
+    pub makes_nodes: bool,
     /// Whether the process may keep rights over the host where the host cannot confine it.
     pub insecure: bool,
 }
@@ -153,6 +155,14 @@ impl Parcel {
             control,
             streams,
         })
+    }
+
+    /// Whether the guest may make device nodes in some share, at some time.
+    pub fn makes_nodes(&self) -> bool {
+        let policies = |share: &Share| {
+            [shares::setup_policy(share.role, &self.file_rights), shares::policy(share.role, &self.file_rights)]
+        };
+        self.shares.iter().flat_map(policies).any(|policy| policy.device_nodes)
     }
 
     /// Part of the parcel that the container's process on the host shows.

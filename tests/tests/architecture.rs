@@ -104,16 +104,18 @@ const RUNTIME: &Rooms = &[
     ("host/facts", &["bundle", "host/file_id", "host/sockets", "plan/", "state"]),
     ("host/spawn", &["control", "ipc", "signals", "streams"]),
     ("host", &[]),
-    ("network", &["directory", "host/passt", "ipc", "log", "plan/", "state"]),
+    // What every process of the runtime gives up, whichever it is.
+    ("confinement", &["cli", "log"]),
+    ("network", &["confinement", "directory", "host/passt", "ipc", "log", "plan/", "state"]),
     ("host/network_helper", &["host/spawn", "ipc", "log", "network"]),
     ("status", &["control", "ipc", "state"]),
     ("sandbox", &["control", "log", "state", "status"]),
     ("exec_proxy", &["control", "host/console", "ipc", "signals", "streams"]),
     ("monitor/lifecycle", &["state"]),
-    ("monitor/oom_trigger", &["directory", "log"]),
+    ("monitor/oom_trigger", &["log"]),
     (
         "monitor/confine",
-        &["cli", "control", "directory", "host/monitor_namespaces", "host/shares", "ipc", "log", "parcel", "plan/"],
+        &["confinement", "control", "directory", "host/monitor_namespaces", "host/shares", "ipc", "log", "parcel"],
     ),
     ("monitor/node_maker", &["ipc", "log", "monitor/confine"]),
     ("monitor/host_process", &["control", "host/console", "ipc"]),
@@ -135,11 +137,12 @@ const RUNTIME: &Rooms = &[
     ("monitor/streams/connections", &["monitor/vm"]),
     (
         "monitor/network",
-        &["host/publish", "ipc", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"],
+        &["confinement", "host/publish", "ipc", "log", "monitor/streams/connections", "monitor/vm", "network", "plan/"],
     ),
     (
         "monitor/streams",
         &[
+            "confinement",
             "host/console",
             "host/sockets",
             "ipc",
@@ -151,10 +154,11 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("monitor/pod", &["log", "monitor/inbox", "monitor/lifecycle", "monitor/vm", "network"]),
+    ("monitor/pod", &["log", "monitor/inbox", "monitor/lifecycle", "monitor/node_maker", "monitor/vm", "network"]),
     (
         "monitor/server",
         &[
+            "confinement",
             "control",
             "ipc",
             "log",
@@ -204,7 +208,7 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
+    ("monitor", &["confinement", "host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
     (
         "launch",
         &[
@@ -246,7 +250,7 @@ const RUNTIME: &Rooms = &[
         ],
     ),
     ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
-    ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
+    ("lib", &["cli", "commands", "confinement", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
 const VMM: &Rooms = &[

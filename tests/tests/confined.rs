@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tests::Scene;
-use tests::process::{field, namespace, status_field};
+use tests::process::{self, field, namespace, status_field};
 
 /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID and SETFCAP.
 const FILES: &str = "00000000800000df";
+
+/// DAC_OVERRIDE.
+const CONNECT: &str = "0000000000000002";
+const NONE: &str = "0000000000000000";
 
 /// Numbers of a file system and a file in it.
 fn identity(path: impl AsRef<Path>) -> Option<(u64, u64)> {
@@ -51,17 +55,19 @@ fn vm_the_monitor() {
     let kept = threads(pid, "NoNewPrivs");
     assert!(kept.len() > 4 && kept.iter().all(|(_, value)| value == "1"), "{kept:?}");
 
-    // The guest reaches these threads without anybody in between: each has a filter, and no right but to the files it serves.
+    // Each has a filter; and no right but to the files that it serves, or to connect to sockets of the host.
+    let filtered = threads(pid, "Seccomp");
+    assert!(filtered.len() >= 8 && filtered.iter().all(|(_, mode)| mode == "2"), "{filtered:?}");
     let served = |name: &str| name.starts_with("vcpu") || name.starts_with("virtio-");
-    let filtered = threads(pid, "Seccomp").into_iter().filter(|(name, _)| served(name)).collect::<Vec<_>>();
-    assert!(filtered.len() >= 5 && filtered.iter().all(|(_, mode)| mode == "2"), "{filtered:?}");
-    let capable = threads(pid, "CapPrm").into_iter().filter(|(name, _)| served(name));
-    let capable: Vec<_> = capable.filter(|(_, set)| set != "0000000000000000").collect();
-    assert_eq!(capable, [("virtio-fs".to_owned(), FILES.to_owned())]);
+    let rights = threads(pid, "CapPrm");
+    let capable: Vec<_> = rights.iter().filter(|(name, set)| served(name) && set != NONE).collect();
+    assert_eq!(capable, [&("virtio-fs".to_owned(), FILES.to_owned())]);
+    let others: Vec<_> = rights.iter().filter(|(name, set)| !served(name) && set != CONNECT).collect();
+    assert!(others.is_empty(), "{others:?}");
     // And those rights are over nothing of the host's.
     assert_ne!(namespace(pid, "user"), namespace("self", "user"));
     let bounds = threads(pid, "CapBnd");
-    assert!(bounds.iter().all(|(_, set)| set == "0000000000000000"), "{bounds:?}");
+    assert!(bounds.iter().all(|(_, set)| set == NONE), "{bounds:?}");
 
     // Processes of the host are out of sight, so they get no signals.
     assert_ne!(namespace(pid, "pid"), namespace("self", "pid"));
@@ -78,4 +84,47 @@ fn vm_the_monitor() {
     };
     assert!(!open.iter().any(host), "{open:?}");
     container.end(&up);
+}
+
+#[test]
+fn vm_a_join_proxy_has_no_rights_and_few_calls() {
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let one = first.idle();
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", one.pid)})));
+    let two = second.idle();
+    let of = |line: &str| threads(two.pid, line).into_iter().map(|(_, value)| value).collect::<Vec<_>>();
+    assert_eq!(
+        (of("Seccomp"), of("CapPrm"), of("CapBnd")),
+        (vec!["2".to_owned()], vec![NONE.to_owned()], vec![NONE.to_owned()])
+    );
+    assert_ne!(namespace(two.pid, "user"), namespace("self", "user"));
+    assert_eq!(second.end(&two), 137);
+    assert_eq!(first.end(&one), 137);
+}
+
+/// A process that makes device nodes is there where a container may make some, and comes with one that joins and may.
+#[test]
+fn vm_device_nodes_are_made_where_the_bundle_allows() {
+    let makers = || process::descendants().into_values().filter(|what| what.starts_with("node-maker")).count();
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let one = first.idle();
+    assert_eq!(makers(), 0);
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", one.pid)})));
+    for set in ["bounding", "effective", "permitted"] {
+        let pointer = format!("/process/capabilities/{set}");
+        second.spec.pointer_mut(&pointer).unwrap().as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+    }
+    second.set("/linux/resources", json!({"devices": [{"allow": true, "access": "rwm"}]}));
+    let two = second.idle();
+    assert_eq!(makers(), 1);
+    second.exec_sh("mknod /node c 1 3 && mknod /whiteout c 0 0").success();
+    let made = fs::symlink_metadata(second.rootfs().join("node")).unwrap();
+    assert_eq!((made.rdev(), made.uid()), (rustix::fs::makedev(1, 3), 0));
+    assert_eq!(second.end(&two), 137);
+    assert_eq!(makers(), 0);
+    assert_eq!(first.end(&one), 137);
 }

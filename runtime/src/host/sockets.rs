@@ -48,19 +48,17 @@ pub fn carries_messages(path: &Path) -> bool {
     connects(SocketType::DGRAM) || connects(SocketType::SEQPACKET)
 }
 
-/// The directory of this process's descriptors, from which no way leads up; [`dial`] works by it where /proc is not mounted.
+/// The directory of this process's descriptors, from which no way leads up; [`dial`] works in it where /proc is not mounted.
 pub fn own_descriptors() -> anyhow::Result<OwnedFd> {
     vmm::virtio::fs::own_descriptors().context("open /proc/self/fd")
 }
 
-/// Connects to an open socket. Waits a while for room in its queue. For a thread that has no use for a working
-/// directory: it gets one of its own.
+/// Connects to an open socket. Waits a while for room in its queue. For a thread whose working directory is that of
+/// [`own_descriptors`].
 ///
 /// # Errors
 /// Nobody listens, or not for streams, or there was no room.
-pub fn dial(descriptors: &OwnedFd, socket: impl AsFd) -> anyhow::Result<UnixStream> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare the working directory")?;
-    rustix::process::fchdir(descriptors).context("go to /proc/self/fd")?;
+pub fn dial(socket: impl AsFd) -> anyhow::Result<UnixStream> {
     let address = socket.as_fd().as_raw_fd().to_string();
     Ok(connect(&address, SocketType::STREAM, SocketFlags::empty())?.into())
 }
@@ -77,10 +75,16 @@ fn connect(address: &str, kind: SocketType, flags: SocketFlags) -> rustix::io::R
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    /// Has the calling thread, and no other, work in that directory.
+    pub fn go_to_descriptors() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        rustix::process::fchdir(own_descriptors().unwrap()).unwrap();
+    }
 
     #[test]
     fn kinds_are_told() {
@@ -109,19 +113,23 @@ mod tests {
         let opened = open(std::slice::from_ref(&plan)).unwrap().remove(0);
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         let _second = UnixListener::bind(&path).unwrap();
-        let descriptors = own_descriptors().unwrap();
         let client = std::thread::spawn(move || {
-            let mut client = dial(&descriptors, &opened).unwrap();
+            go_to_descriptors();
+            let mut client = dial(&opened).unwrap();
             client.write_all(b"hello").unwrap();
             drop(client);
-            (descriptors, opened)
+            opened
         });
         let mut text = String::new();
         first.accept().unwrap().0.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        let (descriptors, opened) = client.join().unwrap();
+        let opened = client.join().unwrap();
         drop(first);
-        let error = std::thread::spawn(move || dial(&descriptors, &opened).unwrap_err()).join().unwrap();
+        let refused = move || {
+            go_to_descriptors();
+            dial(&opened).unwrap_err()
+        };
+        let error = std::thread::spawn(refused).join().unwrap();
         assert!(format!("{error:#}").contains("refused"), "{error:#}");
         let error = format!("{:#}", super::open(&[plan]).unwrap_err());
         assert!(error.contains("has been replaced by another file"), "{error}");

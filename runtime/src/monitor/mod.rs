@@ -27,10 +27,10 @@ pub mod vm;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
+use crate::confinement;
 use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
 use crate::log;
@@ -41,6 +41,7 @@ use inbox::Inbox;
 use network::Opening;
 use network::helper::NetworkHelper;
 use network::published_ports::Ports;
+use node_maker::NodeMaker;
 use oom_trigger::HostOomTrigger;
 use pod::{Pod, join_proxy};
 use server::{Channels, HostSide, OomNotifier, Server, control_socket};
@@ -61,12 +62,16 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     };
     confine::harden()?;
     confine::leave_the_hosts_mounts()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let nodes = label.makes_nodes.then(node_maker::start).transpose()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Those that wait for devices and sockets of the host.
+    runtime.enable_all().on_thread_start(|| confinement::name_thread("blocking"));
+    let runtime = runtime.build().context("start tokio")?;
     let tasks = tokio::task::LocalSet::new();
     let code = tasks.block_on(&runtime, async {
         match label.target {
-            VmTarget::Joined(_) => join_proxy::live(label, parcel, command).await,
-            VmTarget::Own(_) => live(label, parcel, command).await,
+            VmTarget::Joined(_) => join_proxy::live(label, parcel, command, nodes).await,
+            VmTarget::Own(_) => live(label, parcel, command, NodeMaker::of(nodes)).await,
         }
     });
     // Threads and devices end with the process; the exit status must not wait for them.
@@ -85,10 +90,10 @@ fn receive(command: &UnixStream) -> anyhow::Result<Option<(Label, Frame)>> {
 }
 
 /// From the go signal to the exit code.
-async fn live(label: Label, parcel: Frame, command: UnixStream) -> u8 {
+async fn live(label: Label, parcel: Frame, command: UnixStream, nodes: NodeMaker) -> u8 {
     let print_timeline = label.print_timeline;
     let created = match parcel.open() {
-        Ok(parcel) => create(label, parcel, &command).await,
+        Ok(parcel) => create(label, parcel, &command, nodes).await,
         Err(error) => Err(error),
     };
     let heard = host_process::answer(&command, &created);
@@ -109,7 +114,7 @@ struct Container {
     terminal: Option<OwnedFd>,
 }
 
-async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::Result<Container> {
+async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeMaker) -> anyhow::Result<Container> {
     let Parcel {
         container: mut request,
         mut shares,
@@ -128,12 +133,12 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     // Before this process leaves the host's.
-    let descriptors = Arc::new(sockets::own_descriptors()?);
+    let descriptors = sockets::own_descriptors()?;
     let VmTarget::Own(setup) = label.target else { bail!("the parcel is for another container's VM") };
     // It works while the guest boots.
     let network = network.context("a container without a network helper")?;
     let (helper, beginning) = NetworkHelper::begin(network, NICS)?;
-    let (sockets, ports) = (Sockets::new(&descriptors, dialed, Some(helper.clone())), Ports::new(ports)?);
+    let (sockets, ports) = (Sockets::new(dialed, Some(helper.clone())), Ports::new(ports)?);
     let resolver = sockets.resolver();
     let opening = Opening { helper, beginning, stays: setup.network_stays, passt: user_network, resolver };
     let view = View::new(label.mounts)?;
@@ -141,13 +146,16 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
         root.root = view.root()?;
     }
     let (files, shares) = SharePolicies::new(shares, file_rights)?;
-    let nodes = node_maker::start()?;
-    let vm = BuiltVm::new(setup, request.container_id.clone(), Parts { shares, disks, nodes }, label.timeline)?;
-    confine::leave_the_host(command, view.enter()?, label.insecure)?;
-    oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
+    let vm = BuiltVm::new(
+        setup,
+        request.container_id.clone(),
+        Parts { shares, disks, nodes: Box::new(nodes.clone()) },
+        label.timeline,
+    )?;
+    leave(command, view, label.insecure, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
     let vm = vm.start()?;
-    confine::drop_rights().context("drop the main thread's rights")?;
+    confine::confine_main().context("confine the main thread")?;
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
@@ -157,10 +165,24 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     vm.mark("network set up");
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
-    let pod = Rc::new(Pod::new(vm, descriptors, inbox.clone()));
+    let pod = Rc::new(Pod::new(vm, nodes, inbox.clone()));
     let host_side = HostSide { network: Some(network), files };
     let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
+}
+
+/// Leaves everything of the host but what is open.
+fn leave(
+    command: &UnixStream,
+    view: View,
+    insecure: bool,
+    descriptors: OwnedFd,
+    oom_trigger: Option<&HostOomTrigger>,
+) -> anyhow::Result<()> {
+    confine::leave_the_host(command, view.enter()?, insecure)?;
+    rustix::process::fchdir(descriptors).context("go to /proc/self/fd")?;
+    oom_trigger.into_iter().for_each(HostOomTrigger::be_as_usual);
+    Ok(())
 }
 
 async fn serve(container: Container, print_timeline: bool) -> u8 {

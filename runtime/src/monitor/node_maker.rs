@@ -1,14 +1,16 @@
 //! Makes device nodes for the thread that serves files.
 //!
 //! Only the host's own root may make nodes of real devices, and the monitor leaves the host's user namespace. So it forks
-//! before: a small process, which can do nothing else, gets a directory and a name, and answers with the number of an error.
-//! It ends with the monitor.
+//! before, where a container may make such nodes: a small process, which can do nothing else, gets a directory and a name, and
+//! answers with the number of an error. It ends with the monitor. Where no container of the VM may make nodes there is none,
+//! until one joins that may: its join proxy brings it along.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -16,20 +18,43 @@ use vmm::virtio::fs::{MakeNode, Node};
 
 use super::confine;
 use crate::ipc;
+use crate::log::{self, Level};
 
 /// Mode, umask, uid, gid: 32 bits each; the device: 64.
 const NUMBERS: usize = 24;
+/// Said where the container had no right to device nodes when it was created, and a process that was executed later has.
+const NONE: &str = "a device node is not made: create the container with CAP_MKNOD, not only a process of it";
 /// Most bytes of a name, with the zero at its end.
 const NAME: usize = 256;
 
-/// The connection to the process.
-struct NodeMaker(UnixStream);
+/// The connections to such processes.
+#[derive(Clone, Default)]
+pub struct NodeMaker(Arc<Mutex<Vec<UnixStream>>>);
 
-/// Starts the process. To be called while this one has one thread, and all its rights.
+impl NodeMaker {
+    /// Has nodes made by the process that is there.
+    pub fn of(process: Option<OwnedFd>) -> Self {
+        let maker = Self::default();
+        maker.take_on(process);
+        maker
+    }
+
+    /// Has nodes made by this process, as long as it is there.
+    pub fn take_on(&self, process: Option<OwnedFd>) {
+        self.processes().extend(process.map(UnixStream::from));
+    }
+
+    fn processes(&self) -> MutexGuard<'_, Vec<UnixStream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the process; gives the connection to it. To be called while this one has one thread, all its rights and little memory,
+/// which is copied.
 ///
 /// # Errors
 /// There can be no more processes.
-pub fn start() -> anyhow::Result<Box<dyn MakeNode>> {
+pub fn start() -> anyhow::Result<OwnedFd> {
     let (ours, theirs) = ipc::pair()?;
     // SAFETY: this process has one thread, so the child may do what it likes.
     match unsafe { libc::fork() } {
@@ -39,27 +64,39 @@ pub fn start() -> anyhow::Result<Box<dyn MakeNode>> {
             // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
             unsafe { libc::_exit(0) }
         }
-        _ => Ok(Box::new(NodeMaker(ours.into()))),
+        _ => Ok(ours),
     }
 }
 
 impl MakeNode for NodeMaker {
     fn make(&self, node: &Node<'_>) -> io::Result<()> {
-        let numbers = [node.mode, node.umask, node.uid, node.gid].map(u32::to_ne_bytes).concat();
-        let request = [&numbers, &node.device.to_ne_bytes()[..], node.name.to_bytes_with_nul()].concat();
-        if ipc::send_fds(&self.0, &request, &[node.directory])? != request.len() {
-            return Err(ErrorKind::BrokenPipe.into());
+        let mut processes = self.processes();
+        while let Some(process) = processes.last() {
+            match ask(process, node) {
+                // A join proxy's ends with it.
+                Err(_) => drop(processes.pop()),
+                Ok(0) => return Ok(()),
+                Ok(error) => return Err(io::Error::from_raw_os_error(error)),
+            }
         }
-        let mut answer = [0; 4];
-        // It came with one call, and is read with one that the thread may make.
-        if rustix::io::read(&self.0, &mut answer)? != answer.len() {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        match i32::from_ne_bytes(answer) {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
+        log::repeated(Level::Warning, NONE);
+        Err(io::Error::from_raw_os_error(libc::EPERM))
     }
+}
+
+/// Has a process make a node; gives the number of an error.
+fn ask(process: &UnixStream, node: &Node<'_>) -> io::Result<i32> {
+    let numbers = [node.mode, node.umask, node.uid, node.gid].map(u32::to_ne_bytes).concat();
+    let request = [&numbers, &node.device.to_ne_bytes()[..], node.name.to_bytes_with_nul()].concat();
+    if ipc::send_fds(process, &request, &[node.directory])? != request.len() {
+        return Err(ErrorKind::BrokenPipe.into());
+    }
+    let mut answer = [0; 4];
+    // It came with one call, and is read with one that the thread may make.
+    if rustix::io::read(process, &mut answer)? != answer.len() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    Ok(i32::from_ne_bytes(answer))
 }
 
 /// The process: keeps nothing of the monitor's but the socket.
@@ -74,6 +111,7 @@ fn serve(socket: OwnedFd) -> io::Result<()> {
         std::mem::forget(socket);
         std::os::fd::BorrowedFd::borrow_raw(KEPT)
     };
+    rustix::thread::set_name(c"node-maker")?;
     // What a user types at the container's terminal is not for this process.
     rustix::process::setsid()?;
     confine::make_nodes_only()?;

@@ -8,26 +8,29 @@
 //! How soon a process is killed stands in a file of its own in /proc, and a process inherits it. So the monitor, which sees
 //! no /proc, keeps its own file open. It has the highest score while it makes that process, and a low one after that: what it
 //! has mapped of files counts as well, and the limit does not. To lower the score takes a right over the host that the monitor
-//! gives up; Linux lets a process return to what it was once given.
+//! gives up; Linux lets a process return to what it was once given. The cgroup's files are open, too: nothing else of it can be
+//! reached later.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, WaitOptions};
 
-use crate::directory::{self, read, write};
 use crate::log;
 
 /// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.
 const MARGIN: u64 = 4 << 20;
 
-/// How long the host's kernel may take to kill.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the host's kernel may take to kill, in seconds: then the process ends by itself.
+const ALARM: libc::c_uint = 2;
+/// How long that end is waited for.
+const PATIENCE: Duration = Duration::from_secs(ALARM as u64 + 1);
 const PAUSE: Duration = Duration::from_millis(2);
 
 const PAGE: usize = 4096;
@@ -39,11 +42,32 @@ const WORST: &[u8] = b"1000";
 /// Killed when there is nobody else.
 const LAST: &[u8] = b"-999";
 
+/// Longest text of a cgroup's file that is read.
+const TEXT: usize = 64;
+
 /// The container's memory cgroup on the host.
 pub struct HostOomTrigger {
-    cgroup: OwnedFd,
     score: Score,
+    memory: Limit,
+    /// None where the kernel does not account for swap.
+    swap: Option<Limit>,
+    /// Whether all processes of the cgroup are killed together.
+    group: Option<CgroupFile>,
     legacy: bool,
+}
+
+/// A limit of a cgroup.
+struct Limit {
+    most: CgroupFile,
+    used: CgroupFile,
+    /// Bytes beyond what is in use that the lowered limit leaves.
+    margin: u64,
+}
+
+/// An open file of a cgroup.
+struct CgroupFile {
+    name: &'static str,
+    file: File,
 }
 
 /// Has the host notice that the guest's kernel killed a process; only logs that where the host limits no memory.
@@ -85,12 +109,51 @@ impl Score {
     }
 }
 
+impl CgroupFile {
+    /// Opens it for reading, and for writing if so wished.
+    fn open(cgroup: &Path, name: &'static str, writable: bool) -> io::Result<Self> {
+        Ok(Self { name, file: File::options().read(true).write(writable).open(cgroup.join(name))? })
+    }
+
+    fn read(&self) -> io::Result<String> {
+        let mut text = [0; TEXT];
+        let length = self.file.read_at(&mut text, 0)?;
+        Ok(String::from_utf8_lossy(text.get(..length).unwrap_or_default()).trim().to_owned())
+    }
+
+    fn number(&self) -> anyhow::Result<u64> {
+        let text = self.read().with_context(|| format!("read {}", self.name))?;
+        text.parse().with_context(|| format!("{} is {text:?}", self.name))
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        self.file.write_all_at(text.as_bytes(), 0).with_context(|| format!("write {text} to {}", self.name))
+    }
+}
+
+impl Limit {
+    /// None where the kernel has no such limit.
+    fn open(cgroup: &Path, most: &'static str, used: &'static str, margin: u64) -> anyhow::Result<Option<Self>> {
+        let open = || -> io::Result<Self> {
+            Ok(Self {
+                most: CgroupFile::open(cgroup, most, true)?,
+                used: CgroupFile::open(cgroup, used, false)?,
+                margin,
+            })
+        };
+        match open() {
+            Ok(limit) => Ok(Some(limit)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("open {most} of cgroup {}", cgroup.display())),
+        }
+    }
+}
+
 /// Files that were written, and are put back when this is dropped.
 struct Changed<'a>(Vec<Change<'a>>);
 
 struct Change<'a> {
-    directory: &'a OwnedFd,
-    file: &'static str,
+    file: &'a CgroupFile,
     before: String,
     /// Content after that, as the kernel gives it back.
     now: String,
@@ -100,10 +163,21 @@ impl HostOomTrigger {
     /// Takes the one of these cgroups that limits memory; none where the host limits none.
     pub fn find(cgroups: &[PathBuf]) -> anyhow::Result<Option<Self>> {
         let has = |file: &'static str| move |path: &&PathBuf| path.join(file).exists();
-        let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
-        let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
-        let cgroup = directory::open_apart(path).with_context(|| format!("open cgroup {}", path.display()))?;
-        Ok(Some(Self { cgroup, score: Score::open()?, legacy: legacy.is_some() }))
+        let v1 = cgroups.iter().find(has("memory.limit_in_bytes"));
+        let Some(path) = v1.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
+        let (legacy, limit) = (v1.is_some(), |most, used, margin| Limit::open(path, most, used, margin));
+        let (memory, swap) = match legacy {
+            true => (
+                limit("memory.limit_in_bytes", "memory.usage_in_bytes", MARGIN)?,
+                limit("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", MARGIN)?,
+            ),
+            false => {
+                (limit("memory.max", "memory.current", MARGIN)?, limit("memory.swap.max", "memory.swap.current", 0)?)
+            }
+        };
+        let Some(memory) = memory else { return Ok(None) };
+        let group = CgroupFile::open(path, "memory.oom.group", true).ok();
+        Ok(Some(Self { score: Score::open()?, memory, swap, group, legacy }))
     }
 
     /// Gives the process the score that it had before [`HostOomTrigger::find`]; to be called once it has no rights over the host.
@@ -116,7 +190,7 @@ impl HostOomTrigger {
         if !self.score.falls {
             bail!("the container's process may not lower its {SCORE}, and would be killed itself");
         }
-        let used = number(&self.cgroup, if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
+        let used = self.memory.used.number()?;
         let size = usize::try_from(used.saturating_add(4 * MARGIN)).context("the memory in use")?;
         let killed = self.kill(size).await;
         self.score.be_as_usual();
@@ -135,26 +209,20 @@ impl HostOomTrigger {
     }
 
     fn lower<'a>(&'a self, changed: &mut Changed<'a>) -> anyhow::Result<()> {
-        // The limit of memory and swap together cannot be less than that of memory.
-        let limits: &[(&str, &str, u64)] = match self.legacy {
-            true => &[
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", MARGIN),
-                ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", MARGIN),
-            ],
-            false => &[("memory.swap.max", "memory.swap.current", 0), ("memory.max", "memory.current", MARGIN)],
-        };
-        if read(&self.cgroup, "memory.oom.group").is_ok_and(|group| group == "1") {
+        if let Some(group) = &self.group
+            && group.read().is_ok_and(|together| together == "1")
+        {
             // Or all would be killed together.
-            changed.set(&self.cgroup, "memory.oom.group", "0")?;
+            changed.set(group, "0")?;
         }
-        for &(limit, usage, margin) in limits {
-            let limited = read(&self.cgroup, limit).map(|text| text.parse().unwrap_or(u64::MAX));
-            match (limited, number(&self.cgroup, usage)) {
-                (Ok(limited), Ok(used)) if limited <= used.saturating_add(margin) => {}
-                (Ok(_), Ok(used)) => changed.set(&self.cgroup, limit, &used.saturating_add(margin).to_string())?,
-                // A kernel that does not account for swap.
-                (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
-                (Err(error), _) | (_, Err(error)) => return Err(error).with_context(|| format!("read {usage}")),
+        // On version 1 the limit of memory and swap together cannot be less than that of memory.
+        let (memory, swap) = (Some(&self.memory), self.swap.as_ref());
+        let limits = if self.legacy { [memory, swap] } else { [swap, memory] };
+        for Limit { most, used, margin } in limits.into_iter().flatten() {
+            let limited = most.read().with_context(|| format!("read {}", most.name))?.parse().unwrap_or(u64::MAX);
+            let wanted = used.number()?.saturating_add(*margin);
+            if limited > wanted {
+                changed.set(most, &wanted.to_string())?;
             }
         }
         Ok(())
@@ -162,44 +230,41 @@ impl HostOomTrigger {
 }
 
 impl<'a> Changed<'a> {
-    fn set(&mut self, directory: &'a OwnedFd, file: &'static str, value: &str) -> anyhow::Result<()> {
-        let before = read(directory, file).with_context(|| format!("read {file}"))?;
-        write(directory, file, value).with_context(|| format!("write {value} to {file}"))?;
-        let now = read(directory, file).with_context(|| format!("read {file}"))?;
-        self.0.push(Change { directory, file, before, now });
+    fn set(&mut self, file: &'a CgroupFile, value: &str) -> anyhow::Result<()> {
+        let read = || file.read().with_context(|| format!("read {}", file.name));
+        let before = read()?;
+        file.write(value)?;
+        let now = read()?;
+        self.0.push(Change { file, before, now });
         Ok(())
     }
 }
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        for Change { directory, file, before, now } in self.0.drain(..).rev() {
+        for Change { file, before, now } in self.0.drain(..).rev() {
             // Somebody else has changed it meanwhile, and means it.
-            if read(directory, file).is_ok_and(|found| found != now) {
+            if file.read().is_ok_and(|found| found != now) {
                 continue;
             }
-            if let Err(error) = write(directory, file, &before) {
-                log::warning(&format!("write {before} to {file} again: {error}"));
+            if let Err(error) = file.write(&before) {
+                log::warning(&format!("{error:#}, as it was"));
             }
         }
     }
-}
-
-fn number(directory: &OwnedFd, file: &str) -> io::Result<u64> {
-    read(directory, file)?.parse().map_err(|_| ErrorKind::InvalidData.into())
 }
 
 /// A process that allocates memory when it is told to, and is the first one to be killed for it.
 struct Allocator {
     /// None once the process has been waited for.
     pid: Option<Pid>,
-    /// Has it begin.
-    begin: PipeWriter,
+    /// Has it begin; none once it has been told to.
+    begin: Option<UnixStream>,
 }
 
 /// Makes the process. It ends without having done anything when the result is dropped.
 fn spawn_allocator(score: &Score, size: usize) -> anyhow::Result<Allocator> {
-    let (wait, begin) = io::pipe()?;
+    let (wait, begin) = UnixStream::pair()?;
     // For a moment, and before any limit is lowered: the guest's memory belongs to this process.
     score.set(WORST)?;
     // SAFETY: the child, of a process with many threads, only makes the system calls of `allocate`, and ends there.
@@ -209,7 +274,7 @@ fn spawn_allocator(score: &Score, size: usize) -> anyhow::Result<Allocator> {
             drop(begin);
             allocate(wait.as_raw_fd(), size)
         }
-        pid => Ok(Allocator { pid: Pid::from_raw(pid), begin }),
+        pid => Ok(Allocator { pid: Pid::from_raw(pid), begin: Some(begin) }),
     };
     score.set(if score.falls { LAST } else { &score.usual })?;
     made.context("make a process to be killed")
@@ -222,6 +287,8 @@ fn allocate(wait: RawFd, size: usize) -> ! {
     unsafe {
         let mut byte = 0u8;
         if libc::read(wait, (&raw mut byte).cast(), 1) == 1 {
+            // Nobody has to kill it then.
+            libc::alarm(ALARM);
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let memory = libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
             if memory != libc::MAP_FAILED {
@@ -237,7 +304,9 @@ fn allocate(wait: RawFd, size: usize) -> ! {
 impl Allocator {
     /// Has it begin, and waits for its end; true if it was killed.
     async fn be_killed(mut self) -> anyhow::Result<bool> {
-        self.begin.write_all(b"y").context("have a process allocate memory")?;
+        if let Some(mut begin) = self.begin.take() {
+            begin.write_all(b"y").context("have a process allocate memory")?;
+        }
         let ended = async {
             loop {
                 match rustix::process::waitpid(self.pid, WaitOptions::NOHANG) {
@@ -256,9 +325,12 @@ impl Allocator {
 }
 
 impl Drop for Allocator {
+    /// Waits for a process that was not told to begin; one that was has ended, or will.
     fn drop(&mut self) {
-        if let Some(pid) = self.pid {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        if let Some(pid) = self.pid
+            && let Some(begin) = self.begin.take()
+        {
+            drop(begin);
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
         }
     }
@@ -285,11 +357,11 @@ mod tests {
             ("memory.swap.max", "0\n"),
             ("memory.swap.current", "0\n"),
         ];
-        let (_dir, found) = trigger(&files);
+        let (dir, found) = trigger(&files);
         let trigger = found.unwrap();
         let mut changed = Changed(Vec::new());
         trigger.lower(&mut changed).unwrap();
-        let read = |file: &str| read(&trigger.cgroup, file).unwrap();
+        let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).unwrap().trim().to_owned();
         assert_eq!((read("memory.max").get(..7), changed.0.len()), (Some("5194304"), 1));
         drop(changed);
         assert_eq!((read("memory.max").get(..3), read("memory.swap.max")), (Some("max"), "0".to_owned()));

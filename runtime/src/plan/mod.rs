@@ -55,9 +55,7 @@ pub use limits::{
 };
 pub use network::{NetworkPlan, PortPlan, user_network};
 pub use options::Options;
-pub use process::{
-    CAPABILITIES, add_capabilities, exec as exec_process, seccomp, seccomp::features as seccomp_features,
-};
+pub use process::{CAPABILITIES, add_capabilities, exec as exec_process, seccomp::features as seccomp_features};
 pub use storage::{
     CachePlan, FileRights, IdRanges, SharePlan, ShareRole, SocketPlan, Tree, bind_source, mount_option_names,
     rootfs_path,

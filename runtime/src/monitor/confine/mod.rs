@@ -2,11 +2,13 @@
 
 mod limits;
 mod rights;
-mod seccomp;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod view;
 
 pub use limits::harden;
 pub use rights::leave_the_host;
-pub use threads::{drop_rights, make_nodes_only, on_thread};
+pub use threads::{confine_main, confine_proxy, make_nodes_only, on_thread};
 pub use view::{View, leave_the_hosts_mounts};

@@ -4,8 +4,9 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
 use nix::sched::CloneFlags;
-use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
+use rustix::thread::CapabilitySet;
 
+use crate::confinement::{empty_bounding_set, fix_capabilities, keep};
 use crate::control::Reply;
 use crate::host::monitor_namespaces::Volume;
 use crate::{ipc, log};
@@ -60,34 +61,4 @@ pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>, insecure: bool
     fix_capabilities().context("fix the monitor's capabilities")?;
     empty_bounding_set();
     keep(FILES).context("drop the monitor's capabilities")
-}
-
-/// From now on changing the file-system user keeps capabilities, and uid 0 brings none.
-pub fn fix_capabilities() -> rustix::io::Result<()> {
-    let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_SETUID_FIXUP;
-    let locks = CapabilitiesSecureBits::NO_ROOT_LOCKED | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
-    rustix::thread::set_capabilities_secure_bits(bits | locks | CapabilitiesSecureBits::KEEP_CAPS_LOCKED)
-}
-
-/// Has no program that is executed bring capabilities.
-fn empty_bounding_set() {
-    for number in 0..u64::BITS {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        // The first number that the kernel has no capability for ends it.
-        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
-            break;
-        }
-    }
-    // A kernel without ambient capabilities gives none.
-    let _ = rustix::thread::clear_ambient_capability_set();
-}
-
-/// Drops all capabilities of the calling thread but these, for good.
-///
-/// # Errors
-/// The kernel's.
-pub fn keep(capabilities: CapabilitySet) -> rustix::io::Result<()> {
-    let there = rustix::thread::capabilities(None)?.permitted;
-    let (kept, none) = (there.intersection(capabilities), CapabilitySet::empty());
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
 }

@@ -6,19 +6,30 @@ use rustix::thread::CapabilitySet;
 use vmm::{OnThread, ThreadKind};
 
 use super::rights;
-use super::seccomp::{self, Kind};
+use super::tables::Kind;
+use crate::confinement::{fix_capabilities, keep};
 
 /// What each thread of a machine does before anything of the guest's reaches it.
 pub fn on_thread() -> OnThread {
     OnThread::new(confine)
 }
 
-/// Takes from the main thread what it does not need once the VM's threads are there.
+/// Takes from the main thread what it does not need once the VM's threads are there. Threads that it starts later have no more.
 ///
 /// # Errors
 /// The kernel's.
-pub fn drop_rights() -> io::Result<()> {
-    Ok(rights::keep(rights::MAIN)?)
+pub fn confine_main() -> io::Result<()> {
+    keep(rights::MAIN)?;
+    Kind::Main.filter().confine()
+}
+
+/// Takes from a join proxy what it does not need once the container's parcel is passed on.
+///
+/// # Errors
+/// The kernel's.
+pub fn confine_proxy() -> io::Result<()> {
+    keep(CapabilitySet::empty())?;
+    Kind::Proxy.filter().confine()
 }
 
 /// Makes the calling process, which has one thread, one that makes device nodes and nothing else.
@@ -26,20 +37,21 @@ pub fn drop_rights() -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn make_nodes_only() -> io::Result<()> {
-    rights::fix_capabilities()?;
-    rights::keep(rights::NODES)?;
-    seccomp::confine(Kind::Nodes)
+    fix_capabilities()?;
+    keep(rights::NODES)?;
+    Kind::Nodes.filter().confine()
 }
 
 fn confine(thread: ThreadKind) -> io::Result<()> {
     let capabilities = if thread == ThreadKind::Fs { rights::FILES } else { CapabilitySet::empty() };
-    rights::keep(capabilities)?;
-    seccomp::confine(match thread {
+    keep(capabilities)?;
+    let kind = match thread {
         ThreadKind::Vcpu => Kind::Vcpu,
         ThreadKind::Vsock => Kind::Vsock,
         ThreadKind::Fs => Kind::Fs,
         ThreadKind::Net => Kind::Net,
         ThreadKind::Block => Kind::Block,
         ThreadKind::Rng | ThreadKind::Balloon | ThreadKind::Other(_) => Kind::Small,
-    })
+    };
+    kind.filter().confine()
 }

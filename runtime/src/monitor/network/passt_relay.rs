@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::log;
+use crate::{confinement, log};
 
 /// Bytes of the length before a frame.
 const LENGTH: usize = 4;
@@ -31,6 +31,7 @@ const STACK: usize = 64 << 10;
 /// Relays until one of the two ends.
 pub fn start(tap: OwnedFd, stream: OwnedFd) -> anyhow::Result<()> {
     let run = move || {
+        confinement::name_thread("passt");
         let error = Relay::new(tap, stream).run().err();
         let why = error.map_or_else(|| "it has exited".to_owned(), |error| error.to_string());
         log::warning(&format!("the container has no network any more: passt: {why}"));

@@ -35,8 +35,8 @@ struct Joined {
 }
 
 /// From the go signal to the exit code.
-pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::UnixStream) -> u8 {
-    let joined = join(label, parcel, &command).await;
+pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::UnixStream, nodes: Option<OwnedFd>) -> u8 {
+    let joined = join(label, parcel, &command, nodes).await;
     let heard = host_process::answer(&command, &joined);
     drop(command);
     match joined {
@@ -47,7 +47,12 @@ pub async fn live(label: Label, parcel: Frame, command: std::os::unix::net::Unix
 }
 
 /// Hands everything over; returns when the container is created.
-async fn join(label: Label, parcel: Frame, command: &std::os::unix::net::UnixStream) -> anyhow::Result<Joined> {
+async fn join(
+    label: Label,
+    parcel: Frame,
+    command: &std::os::unix::net::UnixStream,
+    nodes: Option<OwnedFd>,
+) -> anyhow::Result<Joined> {
     let VmTarget::Joined(monitor) = label.target else { bail!("the parcel is for a VM that is to be made") };
     let monitor = std::os::unix::net::UnixStream::from(monitor.into_owned()?);
     let terminal = label.terminal.map(Descriptor::into_owned).transpose()?;
@@ -56,13 +61,13 @@ async fn join(label: Label, parcel: Frame, command: &std::os::unix::net::UnixStr
     }
     let oom_trigger = HostOomTrigger::find(&label.cgroups)?;
     let view = View::new(label.mounts)?;
-    ipc::send(&monitor, &Request::Join)?;
+    ipc::send(&monitor, &Request::Join(nodes.map(Into::into)))?;
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
     confine::leave_the_host(command, view.enter()?, label.insecure)?;
-    confine::drop_rights().context("drop rights")?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
+    confine::confine_proxy().context("confine the join proxy")?;
     monitor.set_nonblocking(true)?;
     let stream = UnixStream::from_std(monitor)?;
     created(&stream).await?;

@@ -10,7 +10,7 @@ use vmm::virtio::fs;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
-use crate::ipc;
+use crate::ipc::{self, Descriptor};
 use crate::log;
 use crate::monitor::inbox::Inbox;
 use crate::monitor::network::helper::NetworkHelper;
@@ -27,7 +27,13 @@ use crate::parcel::Parcel;
 const SHARES_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Creates a container in this VM and serves it until its end. When the connection closes, the container is killed.
-pub async fn join(pod: &Rc<Pod>, agent: &Agent, stream: &Rc<UnixStream>) -> anyhow::Result<Reply> {
+pub async fn join(
+    pod: &Rc<Pod>,
+    agent: &Agent,
+    stream: &Rc<UnixStream>,
+    nodes: Option<Descriptor>,
+) -> anyhow::Result<Reply> {
+    pod.nodes.take_on(nodes.map(Descriptor::into_owned).transpose()?);
     let parcel = ipc::receive_async(stream).await.context("take over what the container has of the host")?;
     let mut parcel: Parcel = parcel.context("the container's process ended before it said what the container is")?;
     if !(parcel.disks.is_empty() && parcel.ports.is_empty() && parcel.user_network.is_none()) {
@@ -72,7 +78,7 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     let control = control_socket(control)?;
     let begin = |socket| NetworkHelper::begin(socket, pod.vm.nics.pool.count());
     let (helper, beginning) = network.map(begin).transpose()?.unzip();
-    let sockets = Sockets::new(&pod.descriptors, sockets, helper.clone());
+    let sockets = Sockets::new(sockets, helper.clone());
     let network = match helper.zip(beginning) {
         Some((helper, beginning)) => {
             let opening = Opening { helper, beginning, stays: true, passt: None, resolver: sockets.resolver() };

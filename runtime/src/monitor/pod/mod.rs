@@ -7,9 +7,7 @@ pub mod joined;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -17,6 +15,7 @@ use tokio::sync::watch;
 
 use super::inbox::Inbox;
 use super::lifecycle::{Answer, Request, Signal};
+use super::node_maker::NodeMaker;
 use super::vm::Vm;
 use crate::log;
 
@@ -30,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Pod {
     /// The VM.
     pub vm: Rc<Vm>,
-    /// Directory /descriptors of the host, for containers that join.
-    pub descriptors: Arc<OwnedFd>,
+    /// Who makes device nodes.
+    pub nodes: NodeMaker,
     /// The container that the VM was made for.
     first: Inbox,
     /// Joined containers, by id; without an inbox while one is being made.
@@ -46,10 +45,10 @@ pub struct Pod {
 
 impl Pod {
     /// A VM with one container.
-    pub fn new(vm: Vm, descriptors: Arc<OwnedFd>, first: Inbox) -> Self {
+    pub fn new(vm: Vm, nodes: NodeMaker, first: Inbox) -> Self {
         Self {
             vm: Rc::new(vm),
-            descriptors,
+            nodes,
             first,
             joined: RefCell::default(),
             count: watch::Sender::new(0),

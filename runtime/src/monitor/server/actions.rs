@@ -11,7 +11,7 @@ use crate::control::Reply;
 use crate::monitor::inbox::Ticket;
 use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
 use crate::monitor::oom_trigger;
-use crate::{ipc, log};
+use crate::{confinement, ipc, log};
 
 /// How long the monitor may live after SIGKILL: longer than output, other containers and the guest's last writes may take.
 const LAST_RESORT: Duration = Duration::from_secs(60);
@@ -132,6 +132,7 @@ impl Server {
 /// Ends this process, whose VM's container was sent SIGKILL, in a while: even if its main thread hangs.
 fn end_at_last() {
     let end = || {
+        confinement::name_thread("last resort");
         std::thread::sleep(LAST_RESORT);
         // SAFETY: ends the process at once and touches no memory of it.
         unsafe { libc::_exit(KILLED.into()) }

@@ -58,7 +58,7 @@ impl Server {
                 self.wait_oom(stream, seen).await
             }
             Request::Exec(exec) => self.exec(stream, *exec, pass).await,
-            Request::Join => joined::join(&self.pod, &self.agent, stream).await,
+            Request::Join(nodes) => joined::join(&self.pod, &self.agent, stream, nodes).await,
             Request::WaitDetached(id) => {
                 self.pod.detached(&id).await;
                 Ok(Reply::Done)

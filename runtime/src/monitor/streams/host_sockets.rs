@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use vmm::virtio::vsock::Handle;
 
 use super::connections::{Connections, Room};
-use crate::host::sockets;
+use crate::host;
 use crate::ipc::Descriptor;
 use crate::log::{self, Level};
 use crate::monitor::network::helper::NetworkHelper;
@@ -25,25 +25,18 @@ use crate::monitor::vm::agent_client::Agent;
 
 /// The sockets of one container. When this is dropped its connections end.
 pub struct Sockets {
-    dialer: Arc<Dialer>,
+    sockets: Arc<Vec<Descriptor>>,
     connections: Rc<Connections>,
     /// Whether the container's network has a resolver.
     resolver: Rc<Announcement>,
 }
 
-/// What the threads that connect have in common.
-struct Dialer {
-    /// The directory of this process's descriptors, which has no path any more once the monitor is confined.
-    descriptors: Arc<OwnedFd>,
-    sockets: Vec<Descriptor>,
-}
-
 impl Sockets {
-    /// These, and the resolver if there will be one in the namespace of this helper.
-    pub fn new(descriptors: &Arc<OwnedFd>, sockets: Vec<Descriptor>, helper: Option<NetworkHelper>) -> Self {
-        let resolver = Rc::new(Announcement::new(helper));
-        let dialer = Arc::new(Dialer { descriptors: Arc::clone(descriptors), sockets });
-        Self { dialer, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
+    /// These, and the resolver if there will be one in the namespace of this helper. This process's working directory is to be
+    /// that of its descriptors.
+    pub fn new(sockets: Vec<Descriptor>, helper: Option<NetworkHelper>) -> Self {
+        let (sockets, resolver) = (Arc::new(sockets), Rc::new(Announcement::new(helper)));
+        Self { sockets, connections: Rc::new(Connections::new(MAX_SOCKET_CONNECTIONS)), resolver }
     }
 
     /// To be told once the container's network has a resolver.
@@ -53,7 +46,7 @@ impl Sockets {
 
     /// Connects whoever wants to be connected; until the container's end, or until this is dropped.
     pub async fn serve(self, vsock: Handle, agent: Agent) {
-        if self.dialer.sockets.is_empty() {
+        if self.sockets.is_empty() {
             self.resolver.made().await;
         }
         let mut answers = JoinSet::new();
@@ -75,7 +68,7 @@ impl Sockets {
                 continue;
             }
             let wanted = Wanted { vsock: vsock.clone(), request, room };
-            let dialed = dial(Arc::clone(&self.dialer), Rc::clone(&self.resolver), wanted.request.socket);
+            let dialed = dial(Arc::clone(&self.sockets), Rc::clone(&self.resolver), wanted.request.socket);
             answers.spawn_local(wanted.connect(dialed, Rc::clone(&self.connections)));
         }
     }
@@ -106,17 +99,15 @@ impl Wanted {
     }
 }
 
-async fn dial(dialer: Arc<Dialer>, resolver: Rc<Announcement>, number: u32) -> anyhow::Result<OwnedFd> {
+async fn dial(sockets: Arc<Vec<Descriptor>>, resolver: Rc<Announcement>, number: u32) -> anyhow::Result<OwnedFd> {
     if number == RESOLVER_STREAM {
         return resolver.connect().await;
     }
     let dial = move || {
-        let socket = usize::try_from(number).ok().and_then(|number| dialer.sockets.get(number));
-        let stream =
-            sockets::dial(&dialer.descriptors, socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?;
-        Ok(stream.into())
+        let socket = usize::try_from(number).ok().and_then(|number| sockets.get(number));
+        Ok(host::sockets::dial(socket.ok_or_else(|| anyhow!("the bundle mounts no such socket"))?)?.into())
     };
-    // It may take a while, and wants a working directory of its own.
+    // It may take a while.
     tokio::task::spawn_blocking(dial).await?
 }
 
@@ -131,11 +122,14 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let id = crate::host::file_id::of(&rustix::fs::stat(&path).unwrap());
-        let opened = sockets::open(&[crate::plan::SocketPlan { source: path, id }]).unwrap();
-        let dialer = Arc::new(Dialer { descriptors: Arc::new(sockets::own_descriptors().unwrap()), sockets: opened });
+        let opened = host::sockets::open(&[crate::plan::SocketPlan { source: path, id }]).unwrap();
+        let opened = Arc::new(opened);
         let resolver = Rc::new(Announcement::new(None));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let dialed = |number| runtime.block_on(dial(Arc::clone(&dialer), Rc::clone(&resolver), number));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .on_thread_start(host::sockets::tests::go_to_descriptors)
+            .build()
+            .unwrap();
+        let dialed = |number| runtime.block_on(dial(Arc::clone(&opened), Rc::clone(&resolver), number));
         assert!(dialed(0).is_ok());
         for number in [1, 2, u32::MAX - 2] {
             assert_eq!(dialed(number).unwrap_err().to_string(), "the bundle mounts no such socket");

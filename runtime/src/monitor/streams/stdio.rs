@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmm::virtio::vsock::Handle;
 
+use crate::confinement;
 use crate::host::console;
 use crate::streams::Streams;
 
@@ -138,9 +139,13 @@ impl Drop for Stdio {
     }
 }
 
-fn spawn(name: &str, pump: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+fn spawn(name: &'static str, pump: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-    thread.spawn(pump).map(|_| ()).with_context(|| format!("start the thread for {name}"))
+    let named = move || {
+        confinement::name_thread(name);
+        pump();
+    };
+    thread.spawn(named).map(|_| ()).with_context(|| format!("start the thread for {name}"))
 }
 
 /// Host to guest, until the host's end of file, or until the guest closes the stream. Reads nothing

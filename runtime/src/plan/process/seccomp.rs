@@ -18,9 +18,9 @@ use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 use protocol::SeccompFilter;
 use serde_json::json;
 
-pub use names::Architecture;
-pub use program::compile;
-pub use table::{Condition, Rule, Table, Test};
+use names::Architecture;
+use program::compile;
+use table::Table;
 
 /// `SECCOMP_FILTER_FLAG_LOG` of seccomp(2).
 const FLAG_LOG: u32 = 1 << 1;

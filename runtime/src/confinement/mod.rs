@@ -1,0 +1,25 @@
+//! How processes and threads of this runtime give up what they do not need: system calls, capabilities, traces of their memory.
+//!
+//! What each keeps is said where it is started: in `monitor/confine` and in `network/helper/confine`.
+
+mod calls;
+mod capabilities;
+mod filter;
+mod line;
+mod memory;
+#[cfg(feature = "owned")]
+mod owned;
+mod program;
+mod violation;
+
+#[cfg(test)]
+pub use calls::When;
+pub use calls::{Call, absent, any, one_of, unseen, without};
+pub use capabilities::{empty_bounding_set, fix_capabilities, keep};
+pub use filter::Filter;
+pub use line::name_thread;
+pub use memory::hide_memory;
+#[cfg(feature = "owned")]
+pub use owned::control;
+pub use program::Program;
+pub use violation::report as report_violations;
