@@ -1,8 +1,10 @@
 //! Lines of the log by a signal's handler: nothing in here allocates or locks.
 
 use std::cell::Cell;
+use std::fmt::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::SystemTime;
 
 use syscalls::Sysno;
 
@@ -41,11 +43,21 @@ pub struct Line {
     length: usize,
 }
 
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text);
+        Ok(())
+    }
+}
+
 impl Line {
     /// A line of this level.
     pub fn begin(level: &str) -> Self {
         let (mut line, json) = (Self { bytes: [0; LINE], length: 0 }, JSON.load(Ordering::Relaxed));
-        line.push(if json { r#"{"level":""# } else { "level=" });
+        line.push(if json { r#"{"time":""# } else { "time=\"" });
+        // Too long a line is cut.
+        let _ = write!(line, "{}", humantime::format_rfc3339_seconds(SystemTime::now()));
+        line.push(if json { r#"","level":""# } else { "\" level=" });
         line.push(level);
         line.push(if json { r#"","msg":""# } else { " msg=\"" });
         line

@@ -18,7 +18,7 @@ pub use calls::{Call, absent, any, one_of, unseen, without};
 pub use capabilities::{empty_bounding_set, fix_capabilities, keep};
 pub use filter::Filter;
 pub use line::name_thread;
-pub use memory::hide_memory;
+pub use memory::{bound_arenas, hide_memory};
 #[cfg(feature = "owned")]
 pub use owned::control;
 pub use program::Program;

@@ -15,5 +15,6 @@ pub fn harden() -> anyhow::Result<()> {
     let descriptors = Rlimit { current: most, maximum: most };
     rustix::process::setrlimit(Resource::Nofile, descriptors).context("raise RLIMIT_NOFILE to its hard limit")?;
     confinement::hide_memory()?;
+    confinement::bound_arenas()?;
     confinement::report_violations().context("have forbidden system calls reported")
 }

@@ -144,8 +144,7 @@ const NET: &[Call] = &[
     one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, TUNSETOFFLOAD]),
     any(Sysno::readv),
     any(Sysno::writev),
-    // Whether the tap has room, as C libraries and rustix ask.
-    any(Sysno::poll),
+    // Whether the tap has room.
     any(Sysno::ppoll),
     // The pace at which the tap's offloads change.
     any(Sysno::clock_nanosleep),
@@ -186,7 +185,7 @@ const MAIN: &[Call] = &[
     ),
     any(Sysno::readv),
     any(Sysno::writev),
-    any(Sysno::poll),
+    any(Sysno::ppoll),
     // The pace at which a tap's offloads change, and the last resort's patience.
     any(Sysno::clock_nanosleep),
     // Connections of commands, streams of the guest, published ports.
