@@ -18,7 +18,7 @@ mod confinement;
 mod control;
 mod directory;
 mod exec_proxy;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod guest_text;
 mod host;
