@@ -121,7 +121,7 @@ fn vm_device_nodes_are_made_where_the_bundle_allows() {
     second.set("/linux/resources", json!({"devices": [{"allow": true, "access": "rwm"}]}));
     let two = second.idle();
     assert_eq!(makers(), 1);
-    second.exec_sh("mknod /node c 1 3 && mknod /whiteout c 0 0").success();
+    second.exec_sh("mknod /node c 1 3").success();
     let made = fs::symlink_metadata(second.rootfs().join("node")).unwrap();
     assert_eq!((made.rdev(), made.uid()), (rustix::fs::makedev(1, 3), 0));
     assert_eq!(second.end(&two), 137);

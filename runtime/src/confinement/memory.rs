@@ -15,9 +15,9 @@ pub fn hide_memory() -> anyhow::Result<()> {
     rustix::thread::set_no_new_privs(true).context("forbid new privileges")
 }
 
-/// Most arenas of the allocator: threads share them. Without this bound the C library opens files to count the processors, as
-/// soon as there are more than these.
-const ARENAS: libc::c_int = 8;
+/// Arenas of the allocator: all threads share the one that grows by brk(2). To count processors for more of them, and to see
+/// whether one may shrink, the C library opens files.
+const ARENAS: libc::c_int = 1;
 
 /// Has the allocator open no files.
 ///
