@@ -188,8 +188,13 @@ fn container<'a>(scene: &'a Scene, disk: &Disk, namespace: &Netns) -> (Container
     let capabilities = json!(["CAP_MKNOD", "CAP_KILL", "CAP_SYS_ADMIN"]);
     let sets = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
     container.set("/process/capabilities", sets);
-    container.set("/linux/resources", json!({"devices": [{"allow": true, "access": "rwm"}]}));
     let (major, minor) = disk.number();
+    let rules = json!([
+        {"allow": false, "access": "rwm"},
+        {"allow": true, "type": "b", "access": "m"},
+        {"allow": true, "type": "b", "major": major, "minor": minor, "access": "rwm"},
+    ]);
+    container.set("/linux/resources", json!({"devices": rules}));
     container.set("/linux/devices", json!([{"path": "/dev/data", "type": "b", "major": major, "minor": minor}]));
     let mut created = container.sh(&format!("mknod /owned-disk b {major} {minor} && echo up; sleep 100000")).up();
     created.stdout.expect("up\n");

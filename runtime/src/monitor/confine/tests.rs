@@ -160,7 +160,7 @@ fn a_thread_of_the_main_thread_is_one_of_its_own() {
     assert!(confined(Kind::Main, other).0.contains("(setns)"));
 }
 
-/// What the area `rules` holds against what containers do.
+/// A list to be read: each kind of thread, what it may call, and why no test is known to see a call.
 #[test]
 fn the_list_is_that_of_the_tables() {
     let mut list = String::new();

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rustix::thread::CapabilitySet;
 use syscalls::Sysno;
 
-use crate::confinement::{self, Call, Filter, Program, any, one_of};
+use crate::confinement::{self, Call, Filter, Program, any, one_of, without};
 
 /// Directory without anything of use, for a host without a tun device.
 const NOTHING: &str = "/proc/self/fdinfo";
@@ -52,10 +52,10 @@ const CALLS: &[Call] = &[
     any(Sysno::pread64),
     any(Sysno::pwrite64),
     any(Sysno::write),
-    // Memory.
+    // Memory; never for code.
     any(Sysno::brk),
     any(Sysno::madvise),
-    any(Sysno::mmap),
+    without(Sysno::mmap, 2, libc::PROT_EXEC as u32),
     any(Sysno::mremap),
     any(Sysno::munmap),
     any(Sysno::getrandom),
