@@ -1,14 +1,15 @@
 //! The file system's server: requests that are nearly right, about what earlier replies named, with snapshots in between.
-//! Whatever they are, nothing outside of the shares changes, nor in a read-only one.
+//! Whatever they are, nothing outside of the shares changes, nor in a read-only one, and a share's policy holds.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use vmm::virtio::fs::{Cache, Fs, Policy, Share};
+use vmm::virtio::fs::{Cache, Fs, IdSet, Ids, Policy, Share};
 
 use crate::input::Input;
 use crate::rig::{BUFFERS, Buffer, Rig};
@@ -23,6 +24,10 @@ const REPLY: usize = 16;
 const INIT: u32 = 26;
 /// Where replies go.
 const ROOM: u64 = BUFFERS + 0x2_0000;
+/// Files of root where one can write.
+const ROOTS: usize = 4;
+/// The other user than root.
+const USER: u32 = 1000;
 const SECRET: &str = "nobody's business";
 const NAMES: [&[u8]; 20] = [
     b"w",
@@ -80,6 +85,7 @@ impl Place {
         Self { _folder: folder, root, writable, read_only }
     }
 
+    /// Makes what can be written to as it is at first: files of root.
     fn renew(&self) {
         let _ = fs::remove_dir_all(&self.writable);
         fs::create_dir_all(self.writable.join("d")).unwrap();
@@ -102,14 +108,46 @@ impl Place {
     }
 }
 
-/// A device with both shares.
-pub fn device(place: &Place) -> Fs {
+/// What a process with no way to be somebody else may do.
+fn strict() -> Policy {
+    let ids = || Ids { uids: IdSet::of([USER..=USER]), gids: IdSet::of([USER..=USER]) };
+    Policy {
+        device_nodes: false,
+        file_capabilities: false,
+        any_owner: false,
+        keeps_set_id: false,
+        set_id: false,
+        known: Ids::all(),
+        makers: ids(),
+        own: ids(),
+    }
+}
+
+/// Checks that a folder has nothing that the strict policy lets no guest make; adds the files of root.
+fn check_files(folder: &Path, of_root: &mut BTreeSet<u64>) {
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let (path, meta) = (entry.path(), entry.metadata().unwrap());
+        let kind = meta.file_type();
+        assert!(!kind.is_block_device() && (!kind.is_char_device() || meta.rdev() == 0), "{path:?} is a device node");
+        assert!(meta.mode() & 0o6000 == 0 || kind.is_dir(), "{path:?} has mode {:o}", meta.mode());
+        match (meta.uid(), meta.gid()) {
+            (0, 0) => drop(of_root.insert(meta.ino())),
+            owner => assert_eq!(owner, (USER, USER), "owner of {path:?}"),
+        }
+        if meta.is_dir() {
+            check_files(&path, of_root);
+        }
+    }
+}
+
+/// A device with both shares, of which one can be written to, within this policy.
+pub fn device(place: &Place, policy: &Policy) -> Fs {
     let share = |name: &str, path: &Path, read_only: bool| Share {
         name: name.to_owned(),
         root: rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(),
         read_only,
         cache: Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: !read_only },
-        policy: Policy::unrestricted(),
+        policy: policy.clone(),
     };
     Fs::new("fuzz", vec![share("w", &place.writable, false), share("r", &place.read_only, true)]).unwrap()
 }
@@ -176,35 +214,50 @@ fn ask(rig: &mut Rig<Fs>, request: &[u8], room: usize, known: &mut Known) {
 pub fn target(data: &[u8]) {
     Place::with(|place| {
         let mut input = Input::new(data);
-        let mut rig = Rig::new(device(place), 0);
-        let mut known = Known(vec![1]);
-        let flags = input.quad() | 1 << 30;
-        let mut init = [HEADER as u32 + 64, INIT].map(u32::to_le_bytes).concat();
-        init.extend([0; 32]);
-        init.extend([7, 41, 1 << 17, flags as u32, (flags >> 32) as u32].map(u32::to_le_bytes).concat());
-        init.resize(HEADER + 64, 0);
-        ask(&mut rig, &init, 64, &mut Known(vec![1]));
-        // Both shares are known from the start.
-        for name in [b"w\0", b"r\0"] {
-            let mut lookup = [HEADER as u32 + 2, 1].map(u32::to_le_bytes).concat();
-            lookup.extend([1u64, 1].map(u64::to_le_bytes).concat());
-            lookup.extend([0; 16]);
-            lookup.extend(name);
-            ask(&mut rig, &lookup, 128, &mut known);
-        }
-        for _ in 0..STEPS {
-            if input.is_empty() {
-                break;
-            }
-            match input.byte() % 16 {
-                0 => rig.save_and_restore(device(place)),
-                1 => rig.step(&mut input, || device(place)),
-                _ => {
-                    let request = request(&mut input, &known);
-                    let room = if input.byte() & 1 == 0 { 4096 } else { input.word().into() };
-                    ask(&mut rig, &request, room, &mut known);
-                }
-            }
+        let is_strict = input.byte() & 1 != 0;
+        let policy = if is_strict { strict() } else { Policy::unrestricted() };
+        drive(&mut input, || device(place, &policy));
+        if is_strict {
+            let mut of_root = BTreeSet::new();
+            check_files(&place.writable, &mut of_root);
+            assert!(of_root.len() <= ROOTS, "{of_root:?} belong to root");
         }
     });
+}
+
+/// Begins as a guest's kernel does: with INIT, and both shares known.
+fn begin(rig: &mut Rig<Fs>, flags: u64) -> Known {
+    let mut known = Known(vec![1]);
+    let mut init = [HEADER as u32 + 64, INIT].map(u32::to_le_bytes).concat();
+    init.extend([0; 32]);
+    init.extend([7, 41, 1 << 17, flags as u32, (flags >> 32) as u32].map(u32::to_le_bytes).concat());
+    init.resize(HEADER + 64, 0);
+    ask(rig, &init, 64, &mut Known(vec![1]));
+    for name in [b"w\0", b"r\0"] {
+        let mut lookup = [HEADER as u32 + 2, 1].map(u32::to_le_bytes).concat();
+        lookup.extend([1u64, 1].map(u64::to_le_bytes).concat());
+        lookup.extend([0; 16]);
+        lookup.extend(name);
+        ask(rig, &lookup, 128, &mut known);
+    }
+    known
+}
+
+fn drive(input: &mut Input, make: impl Fn() -> Fs) {
+    let mut rig = Rig::new(make(), 0);
+    let mut known = begin(&mut rig, input.quad() | 1 << 30);
+    for _ in 0..STEPS {
+        if input.is_empty() {
+            break;
+        }
+        match input.byte() % 16 {
+            0 => rig.save_and_restore(make()),
+            1 => rig.step(input, &make),
+            _ => {
+                let request = request(input, &known);
+                let room = if input.byte() & 1 == 0 { 4096 } else { input.word().into() };
+                ask(&mut rig, &request, room, &mut known);
+            }
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub fn target(data: &[u8]) {
                 while recv(&network, &mut room[..], RecvFlags::empty()).is_ok_and(|(_, length)| length > 0) {}
                 rig.poll();
             }
-            6 if input.byte() % 8 == 0 => {
+            6 if input.byte() < 32 => {
                 // The interface is removed.
                 network =
                     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap().0;

@@ -3,6 +3,7 @@
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm::interrupt::Interrupt;
 use vmm::virtio::driver::{Epoll, Silent, queue};
 use vmm::virtio::queue::Ring;
 use vmm::virtio::{Context, Device, Error, Event};
@@ -61,6 +62,7 @@ pub struct Rig<D: Device> {
     rings: Vec<Ring>,
     driven: Vec<Driven>,
     epoll: Epoll,
+    interrupt: Interrupt,
     features: u64,
     /// Whether it is activated, and no error has stopped it.
     works: bool,
@@ -69,6 +71,7 @@ pub struct Rig<D: Device> {
 thread_local! {
     static MEMORY_OF_ALL: GuestMemoryMmap =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+    static INTERRUPT_OF_ALL: Interrupt = Silent::interrupt();
 }
 
 impl<D: Device> Rig<D> {
@@ -78,7 +81,8 @@ impl<D: Device> Rig<D> {
         let memory = MEMORY_OF_ALL.with(GuestMemoryMmap::clone);
         memory.write_slice(&[0; MEMORY as usize], GuestAddress(0)).unwrap();
         let (driven, epoll) = (vec![Driven::default(); device.queue_sizes().len()], Epoll::new());
-        let mut rig = Self { device, memory, rings: Vec::new(), driven, epoll, features, works: false };
+        let interrupt = INTERRUPT_OF_ALL.with(Interrupt::clone);
+        let mut rig = Self { device, memory, rings: Vec::new(), driven, epoll, interrupt, features, works: false };
         rig.restart(features);
         rig
     }
@@ -121,7 +125,7 @@ impl<D: Device> Rig<D> {
             let base = RING * index as u64;
             let mut queue = queue(SIZE, [base, base + 0x1000, base + 0x2000]);
             queue.set_event_idx(features & 1 << 29 != 0);
-            Ring::new(queue, Silent::interrupt())
+            Ring::new(queue, self.interrupt.clone())
         };
         self.rings = (0..self.driven.len()).map(fresh).collect();
         self.activate();
@@ -136,7 +140,7 @@ impl<D: Device> Rig<D> {
             let _ = other.restore(&state);
         }
         self.device = other;
-        let queue = |ring: &Ring| Ring::new(Queue::try_from(ring.state()).unwrap(), Silent::interrupt());
+        let queue = |ring: &Ring| Ring::new(Queue::try_from(ring.state()).unwrap(), self.interrupt.clone());
         self.rings = self.rings.iter().map(queue).collect();
         self.activate();
     }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::{Block, Disk};
+use vmm::virtio::fs::Policy;
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
 use vmm::virtio::{Device, vsock};
@@ -16,7 +17,8 @@ use crate::rig::Rig;
 /// Most steps of one input.
 const STEPS: usize = 64;
 
-fn disk(read_only: bool) -> Block {
+/// A disk in memory.
+pub fn disk(read_only: bool) -> Block {
     let file: OwnedFd = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, 0x1_0000).unwrap();
     Block::new(Disk { file, serial: "fuzz".to_owned(), read_only }).unwrap()
@@ -42,6 +44,6 @@ pub fn target(data: &[u8]) {
         3 => drive(&mut input, || disk(true)),
         4 => drive(&mut input, || Net::new([2, 0, 0, 0, 0, 1]).unwrap().0),
         5 => drive(&mut input, || vsock::new(3).unwrap().0),
-        _ => Place::with(|place| drive(&mut input, || device(place))),
+        _ => Place::with(|place| drive(&mut input, || device(place, &Policy::unrestricted()))),
     }
 }

@@ -119,7 +119,7 @@ pub fn target(data: &[u8]) {
             }
             4 | 5 => host.step(&mut input),
             6 => rig.poll(),
-            _ if input.byte() % 8 == 0 => {
+            _ if input.byte() < 32 => {
                 let (other, others_host) = make();
                 rig.save_and_restore(other);
                 host = others_host;

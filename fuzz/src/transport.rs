@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::OnThread;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::driver::Silent;
+use vmm::virtio::fs::Policy;
 use vmm::virtio::mmio::Transport;
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
@@ -14,7 +15,9 @@ use vmm::virtio::worker::Wiring;
 use vmm::virtio::{Device, vsock};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::files::{self, Place};
 use crate::input::Input;
+use crate::rings::disk;
 
 const MEMORY: usize = 0x1_0000;
 /// Most steps of one input, and most that may activate the device: each costs two switches of threads.
@@ -26,12 +29,18 @@ const REGISTERS: [u64; 20] = [
     0xffc,
 ];
 
-fn device(kind: u8) -> Box<dyn Device> {
-    match kind % 4 {
-        0 => Box::new(Rng),
-        1 => Box::new(Balloon),
-        2 => Box::new(Net::new([2, 0, 0, 0, 0, 1]).unwrap().0),
-        _ => Box::new(vsock::new(3).unwrap().0),
+/// Devices; the file system is the last one.
+const KINDS: u8 = 6;
+const FS: u8 = KINDS - 1;
+
+fn device(kind: u8, place: Option<&Place>) -> Box<dyn Device> {
+    match (kind, place) {
+        (0, _) => Box::new(Rng),
+        (1, _) => Box::new(Balloon),
+        (2, _) => Box::new(Net::new([2, 0, 0, 0, 0, 1]).unwrap().0),
+        (3, _) => Box::new(vsock::new(3).unwrap().0),
+        (FS, Some(place)) => Box::new(files::device(place, &Policy::unrestricted())),
+        _ => Box::new(disk(false)),
     }
 }
 
@@ -56,38 +65,61 @@ fn set_up(transport: &mut Transport, size: u16) {
     writes.iter().for_each(|(offset, value)| transport.write(*offset, &value.to_le_bytes()));
 }
 
-/// Drives the registers of a device.
-pub fn target(data: &[u8]) {
-    let mut input = Input::new(data);
-    let kind = input.byte();
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    let faults = Arc::new(AtomicUsize::new(0));
-    let wiring = |device: &dyn Device| Wiring {
-        name: "fuzz".to_owned(),
-        memory: memory.clone(),
-        notified: device.queue_sizes().iter().map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())).collect(),
-        interrupt: Silent::interrupt(),
-        on_fault: Arc::new({
-            let faults = faults.clone();
-            move |_| {
+/// What a device is wired to: guest memory, events, and a count of faults.
+struct Wires {
+    memory: GuestMemoryMmap,
+    faults: Arc<AtomicUsize>,
+}
+
+impl Wires {
+    fn new() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self { memory, faults: Arc::default() }
+    }
+
+    fn wiring(&self, device: &dyn Device) -> Wiring {
+        let faults = self.faults.clone();
+        let event = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        Wiring {
+            name: "fuzz".to_owned(),
+            memory: self.memory.clone(),
+            notified: device.queue_sizes().iter().map(|_| event()).collect(),
+            interrupt: Silent::interrupt(),
+            on_fault: Arc::new(move |_| {
                 faults.fetch_add(1, Ordering::Relaxed);
-            }
-        }),
-    };
-    let make = || {
-        let device = device(kind);
-        let wiring = wiring(device.as_ref());
+            }),
+        }
+    }
+
+    fn transport(&self, device: Box<dyn Device>) -> Transport {
+        let wiring = self.wiring(device.as_ref());
         let mut transport = Transport::new(device, wiring);
         transport.spawn_thread(&OnThread::default()).unwrap();
         transport.await_thread().unwrap();
         transport
-    };
+    }
+}
+
+/// Chooses a device and drives its registers.
+pub fn target(data: &[u8]) {
+    let mut input = Input::new(data);
+    match input.byte() % KINDS {
+        FS => Place::with(|place| drive(&mut input, FS, Some(place))),
+        kind => drive(&mut input, kind, None),
+    }
+}
+
+fn drive(input: &mut Input, kind: u8, place: Option<&Place>) {
+    let wires = Wires::new();
+    let make = || wires.transport(device(kind, place));
     let (mut transport, mut activations) = (make(), 0);
     for _ in 0..STEPS {
         if input.is_empty() || activations >= RESETS {
             break;
         }
-        match input.byte() % 8 {
+        let choice = input.byte() % 8;
+        activations += usize::from(choice >= 5);
+        match choice {
             0..3 => {
                 let (offset, value) = (input.pick(&REGISTERS), input.long());
                 activations += usize::from(offset == 0x70);
@@ -99,24 +131,20 @@ pub fn target(data: &[u8]) {
             }
             4 => {
                 let (at, length) = (u64::from(input.word()), input.byte());
-                let _ = memory.write(input.bytes(length.into()), GuestAddress(at));
+                let _ = wires.memory.write(input.bytes(length.into()), GuestAddress(at));
             }
-            5 => {
-                activations += 1;
-                set_up(&mut transport, 1 << (input.byte() % 16));
-            }
+            5 => set_up(&mut transport, 1 << (input.byte() % 16)),
             6 => {
-                activations += 1;
                 transport.pause();
                 transport.resume();
             }
             _ => {
-                activations += 1;
                 transport.pause();
                 if let Ok(state) = transport.save() {
                     transport = make();
-                    // Of the same kind and saved by the same code.
-                    transport.restore(&state).unwrap();
+                    // Of the same kind and saved by the same code; files may have gone.
+                    let restored = transport.restore(&state);
+                    assert!(kind == FS || restored.is_ok(), "{restored:?}");
                     transport.resume();
                 }
             }
@@ -124,5 +152,5 @@ pub fn target(data: &[u8]) {
     }
     drop(transport);
     // A fault is said once for each activation, and no more.
-    assert!(faults.load(Ordering::Relaxed) <= activations + 1);
+    assert!(wires.faults.load(Ordering::Relaxed) <= activations + 1);
 }

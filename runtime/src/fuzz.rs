@@ -1,6 +1,7 @@
 //! What the fuzzer calls (docs/fuzzing.md): the places where bytes of others come in. Only in its build.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -20,15 +21,20 @@ use crate::commands::{events, ps};
 use crate::control::{Reply, Request};
 use crate::host::facts;
 use crate::ipc;
+use crate::monitor::network::datagrams::Tagged;
+use crate::monitor::network::passt_relay;
 use crate::monitor::vm::agent_client::Agent;
+use crate::network::messages as helper;
 use crate::parcel::{Label, Parcel};
 use crate::plan::facts::{
-    DiskFact, Facts, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
+    DiskFact, Facts, FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{self, Options};
 
 thread_local! {
     static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    /// What comes with messages.
+    static DESCRIPTORS: [File; 2] = ["/", "/dev/null"].map(|path| File::open(path).unwrap());
 }
 
 /// Bytes of an agent in the guest: the first says which call it answers, the others are what it sends.
@@ -75,29 +81,62 @@ fn show(reply: Reply) {
     }
 }
 
-/// Bytes of a process of the runtime's own: the first says which message is expected, the second how many descriptors come
-/// with them.
+/// Bytes of another process: the first says which message is expected, and whether the lengths before it are made right; the
+/// second how many descriptors come with it.
 pub fn messages(data: &[u8]) {
-    let Some((&[kind, descriptors], sent)) = data.split_first_chunk() else { return };
+    let Some((&[kind, descriptors], bytes)) = data.split_first_chunk() else { return };
+    let framed = if kind & 8 == 0 { None } else { framed(bytes, descriptors % 8) };
+    let sent = framed.as_deref().unwrap_or(bytes);
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let fds = vec![theirs.as_fd(); usize::from(descriptors % 8)];
-    // More than the socket takes is not sent.
-    let _ = ipc::send_fds(&theirs, sent, &fds);
-    drop(fds);
+    DESCRIPTORS.with(|kinds| {
+        let fds: Vec<_> = kinds.iter().cycle().map(File::as_fd).take(usize::from(descriptors % 8)).collect();
+        // More than the socket takes is not sent.
+        let _ = ipc::send_fds(&theirs, sent, &fds);
+    });
     drop(theirs);
-    match kind % 4 {
+    match kind % 8 {
         0 => drop(again::<Request>(&ours)),
         1 => drop(again::<Reply>(&ours)),
         2 => drop(again::<Label>(&ours)),
-        _ => drop(again::<Parcel>(&ours).map(unpack)),
+        3 => drop(again::<Parcel>(&ours).map(unpack)),
+        4 => drop(again::<helper::Request>(&ours)),
+        5 => drop(again::<helper::Reply>(&ours)),
+        6 => datagrams(ours),
+        _ => {
+            // Of what passt sends, all that is taken is frames and what is before them.
+            let mut taken = 0;
+            let whole = passt_relay::deliver(sent, |frame| taken += frame.len() + 4);
+            assert!(whole.is_err() || whole.is_ok_and(|whole| whole == taken && whole <= sent.len()));
+        }
     }
+}
+
+/// A message with the lengths that it has; its first byte is the length of the tail.
+fn framed(bytes: &[u8], descriptors: u8) -> Option<Vec<u8>> {
+    let (&tail, rest) = bytes.split_first()?;
+    let tail = rest.len().min(tail.into());
+    let lengths = [rest.len() - tail, tail, descriptors.into()];
+    Some(lengths.iter().flat_map(|&length| (length as u32).to_le_bytes()).chain(rest.iter().copied()).collect())
+}
+
+/// Datagrams of the guest's on one stream, for a published port and for the resolver.
+fn datagrams(stream: UnixStream) {
+    stream.set_nonblocking(true).unwrap();
+    RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let (mut stream, _) = tokio::net::UnixStream::from_std(stream).unwrap().into_split();
+            while let Ok(tagged) = Tagged::read(&mut stream).await {
+                assert!(tagged.to_bytes().ends_with(&tagged.datagram));
+            }
+        });
+    });
 }
 
 /// What the monitor does with a parcel before there is a VM.
 fn unpack(parcel: Parcel) {
     let _ = parcel.mounts();
-    parcel.shares.into_iter().for_each(|share| drop(share.into_device()));
+    parcel.shares.into_iter().for_each(|share| drop(share.into_device(&parcel.file_rights)));
     parcel.disks.into_iter().for_each(|disk| drop(disk.into_device()));
     drop(parcel.streams.into_files());
 }
@@ -121,7 +160,7 @@ pub fn config(data: &[u8]) {
         systemd_cgroup: choice & 1 != 0,
         user_network: choice & 2 != 0,
         publish: if choice & 4 != 0 { vec!["8080:80/udp".to_owned()] } else { Vec::new() },
-        allow_net_annotations: choice & 8 != 0,
+        allowed_annotations: if choice & 8 != 0 { vec!["*".to_owned()] } else { Vec::new() },
         ..Options::default()
     };
     if let Ok(plan) = plan::plan(&bundle, &made_up(&bundle, choice), &options) {
@@ -171,5 +210,11 @@ fn source(path: PathBuf) -> SourceFact {
         3 => FileSystemKind::Dev,
         _ => FileSystemKind::Ordinary,
     };
-    SourceFact { canonical: path, kind, file_system, tmpfs_size: (last % 5 == 0).then_some(1 << 20) }
+    SourceFact {
+        canonical: path,
+        id: FileId::default(),
+        kind,
+        file_system,
+        tmpfs_size: (last % 5 == 0).then_some(1 << 20),
+    }
 }

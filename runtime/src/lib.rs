@@ -17,7 +17,7 @@ mod commands;
 mod control;
 mod directory;
 mod exec_proxy;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod guest_text;
 mod host;

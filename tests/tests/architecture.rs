@@ -23,7 +23,7 @@ use graph::{Graph, Rooms};
 use source::Crate;
 
 /// Which crate of the workspace may use which others.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("runvm", &["vmm", "protocol", "device-filter", "initrd"]),
     ("vmm", &[]),
     ("agent", &["protocol", "device-filter"]),
@@ -34,6 +34,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("posix-cases", &[]),
     ("udp-echo", &[]),
     ("liar", &[]),
+    ("fuzz", &["runvm", "vmm"]),
 ];
 
 /// What must not get into a crate, however deep.
@@ -283,7 +284,21 @@ const RUNTIME: &Rooms = &[
             "streams",
         ],
     ),
-    ("fuzz", &["bundle", "commands", "control", "host/facts", "ipc", "monitor/vm", "parcel", "plan/"]),
+    (
+        "fuzz",
+        &[
+            "bundle",
+            "commands",
+            "control",
+            "host/facts",
+            "ipc",
+            "monitor/network",
+            "monitor/vm",
+            "network",
+            "parcel",
+            "plan/",
+        ],
+    ),
     ("lib", &["cli", "commands", "host/spawn", "log", "monitor", "timeline"]),
 ];
 /// Rooms of the virtual machine monitor. A device of `virtio` knows nothing above it.
@@ -520,7 +535,7 @@ fn is_pure(path: &[String]) -> bool {
 #[test]
 fn files_and_functions_stay_short() {
     let mut wrong = Vec::new();
-    for folder in ["runtime", "vmm", "agent", "initrd"] {
+    for folder in ["runtime", "vmm", "agent", "initrd", "fuzz"] {
         let source = read(folder);
         let files = source.lines.iter().filter(|(_, lines)| **lines > MAX_FILE);
         wrong.extend(files.map(|(file, lines)| format!("{folder}/src/{file} has {lines} lines, more than {MAX_FILE}")));

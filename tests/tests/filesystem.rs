@@ -330,6 +330,20 @@ fn mounts_below_a_bind_are_there_as_it_says() {
     assert!(mounts.0.join("there/mine").exists());
 }
 
+/// Once the guest no longer believes the name of a mount point, it looks it up again, and has to find the same directory there:
+/// Linux takes away what is mounted on another one.
+#[test]
+fn a_volume_stays_when_its_mount_point_is_looked_up_again() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let volume = scene.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    container.mount("bind", &volume, "/volume", &["bind"]);
+    let script = "cd /volume; for n in 1 2; do sleep 1.2; ls -d /volume; done
+        pwd -P; cd /; grep -c ' /volume ' /proc/self/mountinfo";
+    assert_eq!(container.sh(script).run().success().stdout, "/volume\n/volume\n/volume\n1\n");
+}
+
 #[test]
 fn binds_in_binds_and_over_files() {
     let scene = Scene::new();

@@ -62,7 +62,7 @@ pub mod virtio;
 
 pub use error::Error;
 pub use layout::VIRTIO_MAX as MAX_DEVICES;
-#[cfg(fuzzing)]
+#[cfg(feature = "driver")]
 pub use machine::last_words;
 pub use machine::{Machine, Running, Stopped, open_kvm, snapshot};
 pub use spec::{MAX_VCPUS, MachineSpec};

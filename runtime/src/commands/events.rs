@@ -1,8 +1,8 @@
 //! `runvm events`
 
-#[cfg(not(fuzzing))]
+#[cfg(not(feature = "fuzz"))]
 mod stats;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzz")]
 pub mod stats;
 
 use std::io::Write;

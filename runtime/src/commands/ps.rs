@@ -39,7 +39,7 @@ pub fn run(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
 }
 
 /// The table of every column that there is.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzz")]
 pub fn full_table(list: ListProcessesResponse) -> String {
     table(&columns::all(), list)
 }

@@ -16,7 +16,7 @@ mod confine;
 mod host_process;
 mod inbox;
 mod lifecycle;
-mod network;
+pub mod network;
 mod node_maker;
 mod oom_trigger;
 mod pod;

@@ -1,8 +1,8 @@
 //! Building a machine from its specification, and its life: start, pause, stop.
 
-#[cfg(not(fuzzing))]
+#[cfg(not(feature = "driver"))]
 mod last_words;
-#[cfg(fuzzing)]
+#[cfg(feature = "driver")]
 pub mod last_words;
 mod slots;
 pub mod snapshot;

@@ -70,7 +70,7 @@ static STARTED: [Column; 2] =
     [left(&["stime"], "STIME", 5, started), left(&["start", "start_time", "bsdstart"], "START", 5, started)];
 
 /// Every column.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzz")]
 pub fn all() -> Vec<&'static Column> {
     COLUMNS.iter().chain(&STARTED).collect()
 }

@@ -48,12 +48,16 @@ impl View {
         Ok(Self { root, volumes })
     }
 
-    /// The container's root as a share: once this is the process's root, `..` leads nowhere from it.
+    /// The container's root as a share: a copy of the mount that is attached nowhere, so that `..` leads nowhere from it. What
+    /// will be mounted in this namespace is not below it: a guest that looked a mount point up once more would find another
+    /// file there than before, and Linux takes away what is mounted on a file that is gone.
     ///
     /// # Errors
-    /// Out of descriptors.
-    pub fn root(&self) -> std::io::Result<Descriptor> {
-        self.root.try_clone().map(Descriptor::from)
+    /// The kernel's.
+    pub fn root(&self) -> anyhow::Result<Descriptor> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let share = rustix::mount::open_tree(&self.root, c"", flags | OpenTreeFlags::AT_EMPTY_PATH);
+        Ok(share.context("copy the mount of the container's root")?.into())
     }
 
     /// Leaves nothing in the namespace but the root; returns what is to be mounted in it once the guest has made the mount

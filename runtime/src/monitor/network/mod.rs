@@ -8,7 +8,7 @@
 //! The monitor itself makes no socket, tap or filter: the container's [network helper](crate::network::helper) does, and hands
 //! over taps and sockets. Here only the helper's answers and the kernel's reports of changes are read.
 
-mod datagrams;
+pub mod datagrams;
 pub mod helper;
 pub mod passt_relay;
 pub mod published_ports;

@@ -143,7 +143,7 @@ impl Relay {
 }
 
 /// Gives away the frames that are whole; how many bytes that were.
-fn deliver(bytes: &[u8], mut give: impl FnMut(&[u8])) -> io::Result<usize> {
+pub fn deliver(bytes: &[u8], mut give: impl FnMut(&[u8])) -> io::Result<usize> {
     let mut rest = bytes;
     while let Some((header, behind)) = rest.split_first_chunk::<LENGTH>() {
         let length = usize::try_from(u32::from_be_bytes(*header)).unwrap_or(usize::MAX);

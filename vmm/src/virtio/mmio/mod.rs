@@ -361,7 +361,10 @@ impl Transport {
     pub fn restore(&mut self, state: &DeviceState) -> Result<(), Error> {
         let sizes = self.queues.iter().map(|queue| queue.max_size);
         let same = state.id == self.id && sizes.eq(state.queues.iter().map(|queue| queue.max_size));
-        if state.version != STATE_VERSION || !same || state.registers.driver_features & !self.features != 0 {
+        let Registers { status, driver_features, .. } = state.registers;
+        // Before FEATURES_OK they are a wish, which may be of any bits and comes to nothing.
+        let agreed = status & status::FEATURES_OK == 0 || driver_features & !self.features == 0;
+        if state.version != STATE_VERSION || !same || !agreed {
             return Err(Error::Protocol("saved state of another device or version"));
         }
         let Side::Idle(device) = &mut self.side else {

@@ -218,6 +218,22 @@ fn a_saved_device_continues_in_another_transport() {
     wait("the second answer", || driver.collect() == 1);
 }
 
+#[test]
+fn a_driver_that_asks_for_what_is_not_offered_can_be_saved_and_restored() {
+    let mut guest = Guest::new();
+    guest.negotiate(u64::MAX);
+    assert_eq!(guest.read(offset::STATUS), 3);
+    let mut state = guest.transport.save().unwrap();
+    assert_eq!(state.registers.driver_features, u64::MAX);
+    let mut other = Guest::new();
+    other.transport.restore(&state).unwrap();
+    other.write(offset::STATUS, 11);
+    assert_eq!(other.read(offset::STATUS), 3, "it comes to nothing");
+    // No driver gets there.
+    state.registers.status = 11;
+    assert!(Guest::new().transport.restore(&state).is_err());
+}
+
 /// Says on which thread it is called, and waits in each request until it is let go.
 struct Slow {
     called: SyncSender<(&'static str, ThreadId)>,

@@ -22,7 +22,7 @@ pub struct Tap {
     offloads: Cell<Option<u32>>,
     pace: Cell<Pace>,
     /// In tests and fuzzing: where the offloads of what stands for a tap are noted.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "driver"))]
     noted: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
 }
 
@@ -47,13 +47,13 @@ impl Tap {
             fd,
             offloads: Cell::default(),
             pace: Cell::new(Pace::new(Instant::now())),
-            #[cfg(any(test, fuzzing))]
+            #[cfg(any(test, feature = "driver"))]
             noted: None,
         })
     }
 
     /// A socket whose messages are frames, in a tap's stead.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "driver"))]
     pub fn of_socket(fd: OwnedFd, noted: std::sync::Arc<std::sync::atomic::AtomicU32>) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self { fd, offloads: Cell::default(), pace: Cell::new(Pace::new(Instant::now())), noted: Some(noted) }
@@ -75,7 +75,7 @@ impl Tap {
     }
 
     fn tell_offloads(&self, flags: u32) -> io::Result<()> {
-        #[cfg(any(test, fuzzing))]
+        #[cfg(any(test, feature = "driver"))]
         if let Some(noted) = &self.noted {
             noted.store(flags, std::sync::atomic::Ordering::Relaxed);
             return Ok(());

@@ -64,7 +64,7 @@ impl TapHandle {
     }
 
     /// Connects the guest to a socket whose messages are frames, in a tap's stead.
-    #[cfg(fuzzing)]
+    #[cfg(feature = "driver")]
     pub fn attach_socket(&self, socket: OwnedFd) -> Result<(), Error> {
         self.replace(Some(Tap::of_socket(socket, Arc::default())))
     }
