@@ -461,7 +461,7 @@ fn read(folder: &str) -> Crate {
 #[test]
 fn no_files_use_each_other() {
     let mut wrong = Vec::new();
-    for folder in ["runtime", "vmm", "agent", "agent/protocol", "initrd"] {
+    for folder in ["runtime", "vmm", "agent", "agent/protocol", "device-filter", "initrd"] {
         let graph = Graph::of(&read(folder));
         wrong.extend(graph.circles().into_iter().map(|circle| (folder, graph.uses_among(&circle))));
     }
@@ -535,7 +535,7 @@ fn is_pure(path: &[String]) -> bool {
 #[test]
 fn files_and_functions_stay_short() {
     let mut wrong = Vec::new();
-    for folder in ["runtime", "vmm", "agent", "initrd", "fuzz"] {
+    for folder in ["runtime", "vmm", "agent", "device-filter", "initrd", "fuzz"] {
         let source = read(folder);
         let files = source.lines.iter().filter(|(_, lines)| **lines > MAX_FILE);
         wrong.extend(files.map(|(file, lines)| format!("{folder}/src/{file} has {lines} lines, more than {MAX_FILE}")));

@@ -182,15 +182,13 @@ fn vm_no_way_leads_up_from_its_files() {
     assert!(open >= 6, "{open} directories");
     no_way_leads_up(two.pid, &host);
 
-    // What the host mounts later comes where the bundle asks for it, and in the root file system.
+    // What the host mounts later comes where the bundle asks for it.
     let later: Vec<_> = volumes.iter().map(|path| Tmpfs::new(path.join("later"))).collect();
-    let roots = [&first, &second].map(|container| Tmpfs::new(container.rootfs().join("later")));
-    later.iter().chain(&roots).for_each(|mounted| fs::write(mounted.path().join("file"), "there\n").unwrap());
+    later.iter().for_each(|mounted| fs::write(mounted.path().join("file"), "there\n").unwrap());
     for container in [&first, &second] {
-        let seen = container.exec_sh("cat /live/later/file /later/file; ls /copy/later").success();
-        assert_eq!(seen.stdout, "there\nthere\n");
+        assert_eq!(container.exec_sh("cat /live/later/file; ls /copy/later").success().stdout, "there\n");
     }
-    drop((later, roots));
+    drop(later);
     second.end(&two);
     first.end(&one);
 }
