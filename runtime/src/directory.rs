@@ -1,36 +1,16 @@
-//! Directories: files below an open one, for processes that do not see its path any more, and files replaced as a whole.
+//! Directories to start from, and files replaced as a whole.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::OpenTreeFlags;
+use rustix::fs::{Mode, OFlags};
 
 /// Opens a directory as a place to start from.
 pub fn open(path: impl AsRef<Path>) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Opens a directory as a mount of its own that is attached nowhere, so that no way leads up from it. Where this process may not
-/// mount, it is opened as it is.
-pub fn open_apart(path: impl AsRef<Path>) -> rustix::io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(CWD, path.as_ref(), flags).or_else(|_| open(path))
-}
-
-/// Reads a file of text, without the white space around it.
-pub fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let mut text = String::new();
-    open_file(directory, file, OFlags::RDONLY)?.read_to_string(&mut text)?;
-    Ok(text.trim().to_owned())
-}
-
-/// Writes a file that is there.
-pub fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
-    open_file(directory, file, OFlags::WRONLY)?.write_all(value.as_bytes())
 }
 
 /// Writes a file whole: a new one, whose name nobody can know before, then renamed. So no reader sees half of it, and nothing
@@ -42,10 +22,6 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
     let written = file.write_all(content).and_then(|()| std::fs::rename(&temporary, path));
     written.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-}
-
-fn open_file(directory: &OwnedFd, file: &str, access: OFlags) -> io::Result<File> {
-    Ok(rustix::fs::openat(directory, file, access | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
         // The command was killed before it gave the go signal; there is nobody to tell.
         return Ok(1);
     };
-    confine::harden()?;
+    confine::harden(label.confinement)?;
     confine::leave_the_hosts_mounts()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let tasks = tokio::task::LocalSet::new();
@@ -113,6 +113,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let Parcel {
         container: mut request,
         mut shares,
+        namespace,
         file_rights,
         disks,
         sockets: dialed,
@@ -143,7 +144,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let (files, shares) = SharePolicies::new(shares, file_rights)?;
     let nodes = node_maker::start()?;
     let vm = BuiltVm::new(setup, request.container_id.clone(), Parts { shares, disks, nodes }, label.timeline)?;
-    confine::leave_the_host(command, view.enter()?, label.insecure)?;
+    confine::leave_the_host(command, view.enter()?, label.confinement)?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     // There is one thread up to here.
     let vm = vm.start()?;
@@ -158,7 +159,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream) -> anyhow::R
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, descriptors, inbox.clone()));
-    let host_side = HostSide { network: Some(network), files };
+    let host_side = HostSide { network: Some(network), files, namespace };
     let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }

@@ -12,15 +12,14 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::directory::{self, read, write};
 use crate::log;
 
 /// Bytes that the allocating process can take before it is killed, and that are free while nobody has taken them.
@@ -32,6 +31,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 const PAGE: usize = 4096;
 
+/// Most bytes of a file: one number.
+const NUMBER: usize = 64;
+
 /// Says how soon this process is killed for lack of memory, from -1000 (never) to 1000.
 const SCORE: &str = "/proc/self/oom_score_adj";
 /// Killed first.
@@ -39,11 +41,55 @@ const WORST: &[u8] = b"1000";
 /// Killed when there is nobody else.
 const LAST: &[u8] = b"-999";
 
-/// The container's memory cgroup on the host.
+/// Files of a cgroup of version 1 that are read and written.
+const LEGACY_FILES: [&str; 4] =
+    ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"];
+/// Those of version 2.
+const UNIFIED_FILES: [&str; 5] =
+    ["memory.max", "memory.current", "memory.swap.max", "memory.swap.current", "memory.oom.group"];
+
+/// Files of the container's memory cgroup on the host, and none of another's.
 pub struct HostOomTrigger {
-    cgroup: OwnedFd,
+    cgroup: CgroupFiles,
     score: Score,
     legacy: bool,
+}
+
+/// Open files of a cgroup, by name; what the kernel does not have is left out.
+struct CgroupFiles(Vec<(&'static str, File)>);
+
+impl CgroupFiles {
+    fn open(cgroup: &Path, names: &[&'static str]) -> anyhow::Result<Self> {
+        let open = |&name: &&'static str| {
+            let path = cgroup.join(name);
+            // What is in use can only be read.
+            let file = File::options().read(true).write(true).open(&path).or_else(|_| File::open(&path));
+            match file {
+                Ok(file) => Some(Ok((name, file))),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => Some(Err(error).with_context(|| format!("open {}", path.display()))),
+            }
+        };
+        Ok(Self(names.iter().filter_map(open).collect::<anyhow::Result<_>>()?))
+    }
+
+    fn file(&self, name: &str) -> io::Result<&File> {
+        Ok(self.0.iter().find(|(known, _)| *known == name).map(|(_, file)| file).ok_or(ErrorKind::NotFound)?)
+    }
+
+    fn read(&self, name: &str) -> io::Result<String> {
+        let mut text = [0; NUMBER];
+        let length = self.file(name)?.read_at(&mut text, 0)?;
+        Ok(String::from_utf8_lossy(text.get(..length).unwrap_or_default()).trim().to_owned())
+    }
+
+    fn write(&self, name: &str, value: &str) -> io::Result<()> {
+        self.file(name)?.write_all_at(value.as_bytes(), 0)
+    }
+
+    fn number(&self, name: &str) -> io::Result<u64> {
+        self.read(name)?.parse().map_err(|_| ErrorKind::InvalidData.into())
+    }
 }
 
 /// Has the host notice that the guest's kernel killed a process; only logs that where the host limits no memory.
@@ -89,7 +135,7 @@ impl Score {
 struct Changed<'a>(Vec<Change<'a>>);
 
 struct Change<'a> {
-    directory: &'a OwnedFd,
+    cgroup: &'a CgroupFiles,
     file: &'static str,
     before: String,
     /// Content after that, as the kernel gives it back.
@@ -102,7 +148,7 @@ impl HostOomTrigger {
         let has = |file: &'static str| move |path: &&PathBuf| path.join(file).exists();
         let legacy = cgroups.iter().find(has("memory.limit_in_bytes"));
         let Some(path) = legacy.or_else(|| cgroups.iter().find(has("memory.max"))) else { return Ok(None) };
-        let cgroup = directory::open_apart(path).with_context(|| format!("open cgroup {}", path.display()))?;
+        let cgroup = CgroupFiles::open(path, if legacy.is_some() { &LEGACY_FILES } else { &UNIFIED_FILES })?;
         Ok(Some(Self { cgroup, score: Score::open()?, legacy: legacy.is_some() }))
     }
 
@@ -116,7 +162,7 @@ impl HostOomTrigger {
         if !self.score.falls {
             bail!("the container's process may not lower its {SCORE}, and would be killed itself");
         }
-        let used = number(&self.cgroup, if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
+        let used = self.cgroup.number(if self.legacy { "memory.usage_in_bytes" } else { "memory.current" })?;
         let size = usize::try_from(used.saturating_add(4 * MARGIN)).context("the memory in use")?;
         let killed = self.kill(size).await;
         self.score.be_as_usual();
@@ -143,13 +189,13 @@ impl HostOomTrigger {
             ],
             false => &[("memory.swap.max", "memory.swap.current", 0), ("memory.max", "memory.current", MARGIN)],
         };
-        if read(&self.cgroup, "memory.oom.group").is_ok_and(|group| group == "1") {
+        if self.cgroup.read("memory.oom.group").is_ok_and(|group| group == "1") {
             // Or all would be killed together.
             changed.set(&self.cgroup, "memory.oom.group", "0")?;
         }
         for &(limit, usage, margin) in limits {
-            let limited = read(&self.cgroup, limit).map(|text| text.parse().unwrap_or(u64::MAX));
-            match (limited, number(&self.cgroup, usage)) {
+            let limited = self.cgroup.read(limit).map(|text| text.parse().unwrap_or(u64::MAX));
+            match (limited, self.cgroup.number(usage)) {
                 (Ok(limited), Ok(used)) if limited <= used.saturating_add(margin) => {}
                 (Ok(_), Ok(used)) => changed.set(&self.cgroup, limit, &used.saturating_add(margin).to_string())?,
                 // A kernel that does not account for swap.
@@ -162,31 +208,27 @@ impl HostOomTrigger {
 }
 
 impl<'a> Changed<'a> {
-    fn set(&mut self, directory: &'a OwnedFd, file: &'static str, value: &str) -> anyhow::Result<()> {
-        let before = read(directory, file).with_context(|| format!("read {file}"))?;
-        write(directory, file, value).with_context(|| format!("write {value} to {file}"))?;
-        let now = read(directory, file).with_context(|| format!("read {file}"))?;
-        self.0.push(Change { directory, file, before, now });
+    fn set(&mut self, cgroup: &'a CgroupFiles, file: &'static str, value: &str) -> anyhow::Result<()> {
+        let read = || cgroup.read(file).with_context(|| format!("read {file}"));
+        let before = read()?;
+        cgroup.write(file, value).with_context(|| format!("write {value} to {file}"))?;
+        self.0.push(Change { cgroup, file, before, now: read()? });
         Ok(())
     }
 }
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        for Change { directory, file, before, now } in self.0.drain(..).rev() {
+        for Change { cgroup, file, before, now } in self.0.drain(..).rev() {
             // Somebody else has changed it meanwhile, and means it.
-            if read(directory, file).is_ok_and(|found| found != now) {
+            if cgroup.read(file).is_ok_and(|found| found != now) {
                 continue;
             }
-            if let Err(error) = write(directory, file, &before) {
+            if let Err(error) = cgroup.write(file, &before) {
                 log::warning(&format!("write {before} to {file} again: {error}"));
             }
         }
     }
-}
-
-fn number(directory: &OwnedFd, file: &str) -> io::Result<u64> {
-    read(directory, file)?.parse().map_err(|_| ErrorKind::InvalidData.into())
 }
 
 /// A process that allocates memory when it is told to, and is the first one to be killed for it.
@@ -289,7 +331,7 @@ mod tests {
         let trigger = found.unwrap();
         let mut changed = Changed(Vec::new());
         trigger.lower(&mut changed).unwrap();
-        let read = |file: &str| read(&trigger.cgroup, file).unwrap();
+        let read = |file: &str| trigger.cgroup.read(file).unwrap();
         assert_eq!((read("memory.max").get(..7), changed.0.len()), (Some("5194304"), 1));
         drop(changed);
         assert_eq!((read("memory.max").get(..3), read("memory.swap.max")), (Some("max"), "0".to_owned()));

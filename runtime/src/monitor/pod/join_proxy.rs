@@ -60,7 +60,7 @@ async fn join(label: Label, parcel: Frame, command: &std::os::unix::net::UnixStr
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
-    confine::leave_the_host(command, view.enter()?, label.insecure)?;
+    confine::leave_the_host(command, view.enter()?, label.confinement)?;
     confine::drop_rights().context("drop rights")?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     monitor.set_nonblocking(true)?;

@@ -73,7 +73,7 @@ fn confined(kind: Kind, act: fn()) -> (String, i32) {
         if child == 0 {
             libc::dup2(pipe[1], libc::STDERR_FILENO);
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            if prepare().and_then(|()| confine(kind)).is_ok() {
+            if prepare(true).and_then(|()| confine(kind)).is_ok() {
                 act();
             }
             libc::_exit(7)
