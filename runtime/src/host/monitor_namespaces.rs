@@ -42,6 +42,12 @@ pub fn own_ids() -> anyhow::Result<[String; 2]> {
     Ok([identity(&read("/proc/self/uid_map")?), identity(&read("/proc/self/gid_map")?)])
 }
 
+/// Whether root here is not the host's: it cannot make nodes of devices, nor load programs for cgroups.
+pub fn is_rootless() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 fn map_ids(pid: i32, maps: &[String; 2]) -> anyhow::Result<()> {
     for (file, map) in [("uid_map", &maps[0]), ("gid_map", &maps[1])] {
         let path = format!("/proc/{pid}/{file}");

@@ -13,7 +13,9 @@ use rustix::process::{Resource, Rlimit};
 
 use super::directory::Directory;
 use super::layout::{Hierarchy, Layout};
+use crate::host::monitor_namespaces;
 use crate::host::requirements::{Missing, Requirement};
+use crate::log;
 use crate::plan::MonitorDevices;
 
 /// Everything, as a cgroup of version 1 says it.
@@ -24,6 +26,10 @@ const EVERYTHING: &str = "a *:* rwm";
 /// # Errors
 /// The host's kernel cannot do that, or a cgroup is one of others, whom it would hit as well.
 pub fn filter(cgroups: &[Directory]) -> Result<(), Missing> {
+    unless_rootless((), filter_of(cgroups))
+}
+
+fn filter_of(cgroups: &[Directory]) -> Result<(), Missing> {
     let devices = MonitorDevices::rules();
     // A hybrid host has both; where the controller of version 1 is, it is the engine's way, too.
     if let Some(legacy) = cgroups.iter().find(|cgroup| cgroup.path.join("devices.deny").exists()) {
@@ -39,6 +45,22 @@ pub fn filter(cgroups: &[Directory]) -> Result<(), Missing> {
 /// # Errors
 /// By nothing.
 pub fn device_filters() -> Result<String, Missing> {
+    unless_rootless("none, and none needed in a user namespace".to_owned(), kind_of_filters())
+}
+
+/// Rootless, a filter that cannot be there is none that is missed: such a process makes no nodes of devices, and opens those that
+/// any process of its user may open.
+fn unless_rootless<T>(without: T, filtered: Result<T, Missing>) -> Result<T, Missing> {
+    match filtered {
+        Err(missing) if monitor_namespaces::is_rootless() => {
+            log::debug(&missing.to_string());
+            Ok(without)
+        }
+        filtered => filtered,
+    }
+}
+
+fn kind_of_filters() -> Result<String, Missing> {
     let layout = Layout::detect().map_err(|error| Requirement::DeviceFilters.missing(format!("{error:#}")))?;
     if layout.hierarchies.iter().any(|hierarchy| hierarchy.has("devices")) {
         return Ok("devices controller of version 1".to_owned());
