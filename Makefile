@@ -50,6 +50,7 @@ test: ## every test: units on this machine, the rest in the lab
 
 check: deps ## rustfmt, clippy and rustdoc without warnings; licences of dependencies
 	@cargo fmt --all --check
+	@rustfmt --check --edition 2024 fuzz/libfuzzer/main.rs
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 	@cargo test --quiet -p tests --test dependencies

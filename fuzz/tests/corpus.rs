@@ -1,5 +1,7 @@
-//! Every target with the inputs of its corpus, and with inputs that are near them, the same ones in each run.
+//! Every target with the inputs of its corpus, and with inputs that are near them: the same thousand in each run, unless
+//! `FUZZ_INPUTS` and `FUZZ_SEED` say other numbers.
 
+use std::env;
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,11 @@ impl Random {
     }
 }
 
+/// A number that the environment gives, or this one.
+fn given(name: &str, otherwise: u64) -> u64 {
+    env::var(name).map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number")))
+}
+
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
 }
@@ -54,8 +61,8 @@ fn corpus(name: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Tries all files, then so many inputs that are near them.
-fn try_all(name: &str, near: usize) {
+/// Tries all files, then inputs that are near them.
+fn try_all(name: &str) {
     fuzz::bound_process();
     let target = fuzz::target(name).unwrap();
     let files = corpus(name);
@@ -63,56 +70,56 @@ fn try_all(name: &str, near: usize) {
     for (file, input) in files.iter().zip(&inputs) {
         assert!(catch_unwind(|| target(input)).is_ok(), "{} breaks something", file.display());
     }
-    let mut random = Random(1);
-    for number in 0..near {
-        let input = random.near(&inputs, &inputs[number % inputs.len()]);
+    let mut random = Random(given("FUZZ_SEED", 1));
+    for number in 0..given("FUZZ_INPUTS", 1000) {
+        let input = random.near(&inputs, &inputs[number as usize % inputs.len()]);
         assert!(catch_unwind(|| target(&input)).is_ok(), "{name}, {number}: an input breaks something: {input:?}");
     }
 }
 
 #[test]
 fn rings() {
-    try_all("rings", 1000);
+    try_all("rings");
 }
 
 #[test]
 fn transport() {
-    try_all("transport", 1000);
+    try_all("transport");
 }
 
 #[test]
 fn files() {
-    try_all("files", 1000);
+    try_all("files");
 }
 
 #[test]
 fn streams() {
-    try_all("streams", 1000);
+    try_all("streams");
 }
 
 #[test]
 fn frames() {
-    try_all("frames", 1000);
+    try_all("frames");
 }
 
 #[test]
 fn agent() {
-    try_all("agent", 1000);
+    try_all("agent");
 }
 
 #[test]
 fn messages() {
-    try_all("messages", 1000);
+    try_all("messages");
 }
 
 #[test]
 fn config() {
-    try_all("config", 1000);
+    try_all("config");
 }
 
 #[test]
 fn words() {
-    try_all("words", 1000);
+    try_all("words");
 }
 
 /// None is left out above, and no folder belongs to nobody.

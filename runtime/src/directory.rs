@@ -1,4 +1,4 @@
-//! Directories as places to start from, and files replaced as a whole.
+//! Directories to start from, and files replaced as a whole.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -27,7 +27,9 @@ use crate::host::hooks::{self, Kind};
 use crate::host::monitor_namespaces;
 use crate::host::network_helper;
 use crate::host::passt;
+use crate::host::requirements::{self, Confinement, Requirement};
 use crate::host::spawn::{self, Place, Process};
+use crate::host::users;
 use crate::ipc::{self, Frame};
 use crate::network::helper::Setup;
 use crate::parcel::{Label, Parcel, VmSetup, VmTarget};
@@ -58,6 +60,9 @@ pub struct Launch {
     network_helper: Option<Process>,
     finished: bool,
     lock: Option<Lock>,
+    confinement: Confinement,
+    /// Whether the caller permits to go on where the host lacks what confines the container's processes on it.
+    insecure: bool,
 }
 
 /// Creates the container of a bundle; its process waits for `start`.
@@ -67,12 +72,12 @@ pub fn create(global: &Global, args: &CreateArgs, terminal: Terminal) -> anyhow:
     let target = target(&plan, &global.root())?;
     check_terminal(&plan, terminal)?;
     timeline.mark("plan");
-    let mut launch = Launch::reserve(&global.root(), &bundle, &plan)?;
+    let mut launch = Launch::reserve(global, &bundle, &plan)?;
     let (parcel, monitor) = launch.spawn(&plan, terminal)?;
     timeline.mark("monitor spawned");
     launch.run_hooks()?;
     timeline.mark("hooks");
-    let label = Label { insecure: global.insecure, ..launch.label(&plan, target, &parcel, timeline)? };
+    let label = launch.label(&plan, target, &parcel, timeline)?;
     launch.hand_over(label, parcel, &monitor)?;
     match &plan.sandbox {
         // The guest has booted at full speed; now it gets no more than the bundle gives it.
@@ -145,19 +150,26 @@ fn target(plan: &Plan, root: &Path) -> anyhow::Result<VmTarget> {
 }
 
 impl Launch {
-    fn reserve(root: &Path, bundle: &Bundle, plan: &Plan) -> anyhow::Result<Self> {
-        let id = &plan.container.container_id;
-        let dir = Dir::reserve(root, id)?;
-        let lock = dir.lock(Duration::from_secs(1))?;
-        let state = new_state(bundle, plan);
-        let mut launch =
-            Self { dir, state, master: None, child: None, network_helper: None, finished: false, lock: Some(lock) };
+    fn reserve(global: &Global, bundle: &Bundle, plan: &Plan) -> anyhow::Result<Self> {
         cgroup::check(&plan.cgroup)?;
+        let insecure = global.insecure;
+        let confinement = Confinement::of_host(insecure)?;
+        let dir = Dir::reserve(&global.root(), &plan.container.container_id)?;
+        let lock = Some(dir.lock(Duration::from_secs(1))?);
+        let state = new_state(bundle, plan);
+        let (master, child, network_helper, finished) = (None, None, None, false);
+        let mut launch = Self { dir, state, master, child, network_helper, finished, lock, confinement, insecure };
         if plan.cgroup.unit.is_none() {
-            launch.state.cgroup = Some(cgroup::create(&plan.cgroup)?);
+            launch.take_cgroup(cgroup::create(&plan.cgroup)?)?;
         }
         launch.dir.save(&launch.state)?;
         Ok(launch)
+    }
+
+    /// Has the processes in the cgroup open no devices but their few.
+    fn take_cgroup(&mut self, cgroup: HostCgroup) -> anyhow::Result<()> {
+        let filtered = self.state.cgroup.insert(cgroup).filter_devices();
+        requirements::insist(filtered, self.insecure).map(drop)
     }
 
     /// Packs the parcel and starts the monitor, which waits for it at the other end of the socket.
@@ -168,7 +180,7 @@ impl Launch {
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
         let (cgroup, network) = (cgroup.as_ref().map(AsFd::as_fd), network::namespace::open(&plan.network)?);
         if !shares_network(plan) {
-            let (helper, socket) = network_helper::start(&network_setup(plan), network.as_fd(), cgroup)?;
+            let (helper, socket) = network_helper::start(&self.network_setup(plan), network.as_fd(), cgroup)?;
             (self.network_helper, parcel.network) = (Some(helper), Some(socket));
         }
         let stderr = parcel.streams.terminal().is_none();
@@ -190,13 +202,20 @@ impl Launch {
             target,
             print_timeline: plan.timeline || log.debug,
             makes_nodes: parcel.makes_nodes(),
-            insecure: false,
+            confinement: self.confinement,
             log,
             cgroups: self.state.cgroup.as_ref().map(HostCgroup::paths).unwrap_or_default(),
             mounts: parcel.mounts()?,
             terminal: parcel.streams.terminal().cloned(),
             timeline,
         })
+    }
+
+    /// What the network helper is told.
+    fn network_setup(&self, plan: &Plan) -> Setup {
+        // The VM of others lives on, and its NICs are to be free.
+        let stays = matches!(plan.network, NetworkPlan::Path(_)) || plan.sandbox.is_some();
+        Setup { stays, user_network: plan.user_network, seccomp: self.confinement.seccomp }
     }
 
     /// Gives the go signal, and waits for the container to be created. From then on only the monitor has what was packed.
@@ -233,7 +252,8 @@ impl Launch {
     /// Lets the monitor go on, whose new user namespace has ids now.
     fn admit(&self, needs_ids: bool, monitor: &UnixStream) -> anyhow::Result<()> {
         if needs_ids {
-            monitor_namespaces::give_ids(self.state.pid).context("give the monitor's user namespace its ids")?;
+            let given = monitor_namespaces::give_ids(self.state.pid);
+            given.map_err(|error| Requirement::UserNamespaces.missing(format!("{error:#}")))?;
         }
         // A monitor that died meanwhile says so below.
         let _ = ipc::send(monitor, &Reply::Done);
@@ -249,7 +269,7 @@ impl Launch {
         match (&self.state.cgroup, &plan.unit) {
             (Some(cgroup), _) if !placed => cgroup.add(pid)?,
             // systemd starts no scope without a process in it.
-            (None, Some(unit)) => self.state.cgroup = Some(cgroup::create_unit(unit, plan, pid)?),
+            (None, Some(unit)) => self.take_cgroup(cgroup::create_unit(unit, plan, pid)?)?,
             _ => {}
         }
         let helper = self.network_helper.as_ref().filter(|helper| !helper.placed).map(Process::id);
@@ -317,7 +337,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         bundle: bundle.dir.clone(),
         rootfs: plan.shares.first().map(|share| share.source.clone()).unwrap_or_default(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-        owner: user_name(uid.as_raw()),
+        owner: users::name(uid.as_raw()),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup: None,
         memory_mib: plan.machine.memory_mib,
@@ -328,13 +348,6 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         shared: false,
         hooks: plan.hooks.clone(),
     }
-}
-
-/// What the network helper is told.
-fn network_setup(plan: &Plan) -> Setup {
-    // The VM of others lives on, and its NICs are to be free.
-    let stays = matches!(plan.network, NetworkPlan::Path(_)) || plan.sandbox.is_some();
-    Setup { stays, user_network: plan.user_network }
 }
 
 /// Whether the container has another one's network.
@@ -352,18 +365,6 @@ fn network_to_clean(plan: &Plan) -> Option<PathBuf> {
         (NetworkPlan::Path(path), false) => Some(path.clone()),
         _ => None,
     }
-}
-
-/// The user's name by /etc/passwd, else the number. Not by libc, whose static form has no name services.
-fn user_name(uid: u32) -> String {
-    let number = uid.to_string();
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then(|| name.to_owned())
-    });
-    named.unwrap_or(number)
 }
 
 /// What the container's process reads and writes, and the master where that is a terminal.

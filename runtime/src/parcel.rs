@@ -32,7 +32,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::disks::{self, Disk};
 use crate::host::publish::{self, Port};
-use crate::host::shares::{self, Share};
+use crate::host::requirements::Confinement;
+use crate::host::shares::{self, Opened, Share};
 use crate::host::sockets;
 use crate::ipc::{self, Descriptor};
 use crate::log;
@@ -48,6 +49,8 @@ pub struct Parcel {
     pub container: CreateContainerRequest,
     /// Directories and files; the root file system first.
     pub shares: Vec<Share>,
+    /// The mount namespace of shares that hear of the host's later mounts; to be kept until the container's end.
+    pub namespace: Option<Descriptor>,
     /// What its processes may do to files of the shares.
     pub file_rights: FileRights,
     /// Disks, only for a VM of its own.
@@ -85,8 +88,8 @@ pub struct Label {
     pub print_timeline: bool,
     /// Whether the container may make device nodes on the host's file systems.
     pub makes_nodes: bool,
-    /// Whether the process may keep rights over the host where the host cannot confine it.
-    pub insecure: bool,
+    /// What confines the process.
+    pub confinement: Confinement,
 }
 
 /// A virtual machine that a container can go into.
@@ -143,9 +146,11 @@ impl Parcel {
     /// # Errors
     /// Names the first thing that cannot be opened.
     pub fn pack(plan: &Plan, control: Descriptor, streams: Streams) -> anyhow::Result<Self> {
+        let Opened { shares, namespace } = shares::open(&plan.shares, plan.sandbox.is_some())?;
         Ok(Self {
             container: plan.container.clone(),
-            shares: shares::open(&plan.shares)?,
+            shares,
+            namespace,
             file_rights: plan.file_rights.clone(),
             disks: disks::open(&plan.disks)?,
             sockets: sockets::open(&plan.sockets)?,
@@ -170,12 +175,12 @@ impl Parcel {
     /// # Errors
     /// There is no root file system.
     pub fn mounts(&self) -> anyhow::Result<Mounts> {
-        let root = self.shares.first().context("a container without a root file system")?.root.clone();
+        let root = self.shares.first().context("a container without a root file system")?.in_place();
         let volume = |mount: &Mount| {
             let share = self.shares.iter().find(|share| !mount.share.is_empty() && share.name == mount.share)?;
             Some(VolumeMount {
                 destination: mount.destination.clone(),
-                root: share.root.clone(),
+                root: share.in_place(),
                 recursive: mount.recursive,
                 read_only: share.read_only || mount.flags & libc::MS_RDONLY != 0,
             })

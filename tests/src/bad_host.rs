@@ -1,6 +1,7 @@
 //! Hosts and guests that are broken on purpose.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,6 +32,61 @@ pub fn with_kvm(broken: Kvm, dir: &Path, command: &Command) -> Command {
     outer.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(dir);
     outer.arg(command.get_program()).args(command.get_args());
     outer
+}
+
+/// Has a command run in a mount namespace of its own that a shell script has changed.
+pub fn with_mounts(script: &str, command: &Command) -> Command {
+    let mut outer = Command::new("unshare");
+    outer.args(["--mount", "--propagation", "private", "sh", "-c", &format!("{script} && exec \"$@\""), "sh"]);
+    outer.arg(command.get_program()).args(command.get_args());
+    outer
+}
+
+/// Has the kernel refuse a system call to a command, and to all that it starts, as one does that is built without it.
+pub fn without_call(mut command: Command, call: libc::c_long, error: i32) -> Command {
+    // linux/filter.h: load the number; compare; refuse, allow.
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let step = |code, (jt, jf), k| libc::sock_filter { code, jt, jf, k };
+    let filter = [
+        step(LOAD, (0, 0), 0),
+        step(EQUAL, (0, 1), call as u32),
+        step(RETURN, (0, 0), libc::SECCOMP_RET_ERRNO | error.unsigned_abs()),
+        step(RETURN, (0, 0), libc::SECCOMP_RET_ALLOW),
+    ];
+    let set = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the program lives across the call, and the kernel only reads it.
+        match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes a system call.
+    unsafe { command.pre_exec(set) };
+    command
+}
+
+/// A host that permits no user namespaces, until this is dropped.
+pub struct NoUserNamespaces(String);
+
+impl NoUserNamespaces {
+    const MOST: &str = "/proc/sys/user/max_user_namespaces";
+
+    /// Forbids them from now on.
+    #[expect(clippy::new_without_default, reason = "it changes the world: nothing for a default")]
+    pub fn new() -> Self {
+        let before = fs::read_to_string(Self::MOST).unwrap();
+        fs::write(Self::MOST, "0").unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for NoUserNamespaces {
+    fn drop(&mut self) {
+        fs::write(Self::MOST, &self.0).unwrap();
+    }
 }
 
 /// A copy of the runtime's guest files, to be damaged.

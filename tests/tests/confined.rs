@@ -3,10 +3,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::json;
-use tests::Scene;
+use tests::command::{Outcome, run};
+use tests::disk::{Disk, Tmpfs};
 use tests::process::{self, field, namespace, status_field};
+use tests::{Scene, place};
 
 /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID and SETFCAP.
 const FILES: &str = "00000000800000df";
@@ -127,4 +131,113 @@ fn vm_device_nodes_are_made_where_the_bundle_allows() {
     assert_eq!(second.end(&two), 137);
     assert_eq!(makers(), 0);
     assert_eq!(first.end(&one), 137);
+}
+
+/// The cgroup of a process that says which devices it may use.
+fn device_cgroup(pid: i32) -> PathBuf {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let (kind, mount) = match place::cgroup_is_unified() {
+        true => ("", "/sys/fs/cgroup"),
+        false => ("devices", "/sys/fs/cgroup/devices"),
+    };
+    let path = text.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(kind)?.strip_prefix(":/"));
+    Path::new(mount).join(path.unwrap_or_else(|| panic!("no cgroup of {kind:?} in {text}")))
+}
+
+/// Has a process, in a cgroup if there is one, open a file for reading, and the null device for writing.
+fn open_in(cgroup: Option<&Path>, file: &Path) -> Outcome {
+    let script = r#"{ [ -z "$1" ] || echo $$ >"$1/cgroup.procs"; } && exec dd if="$0" of=/dev/null count=0"#;
+    let cgroup = cgroup.map(|path| path.as_os_str()).unwrap_or_default();
+    run(Command::new("sh").args(["-c", script]).arg(file).arg(cgroup))
+}
+
+#[test]
+fn vm_devices_are_out_of_reach_in_its_cgroup() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.dir());
+    // The cgroup of the first one's monitor, and that of a join proxy.
+    let mut first = scene.container();
+    let first_up = first.idle();
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", first_up.pid)})));
+    let second_up = second.idle();
+
+    // Whoever makes a node of a device that is there has another way to it.
+    let (made, (major, minor)) = (scene.dir().join("made"), disk.number());
+    mknodat(CWD, &made, FileType::BlockDevice, Mode::RUSR, makedev(major, minor)).unwrap();
+    let devices = [disk.device(), &made, Path::new("/dev/kvm"), Path::new("/dev/zero")];
+    for device in devices {
+        open_in(None, device).success();
+    }
+    for pid in [first_up.pid, second_up.pid] {
+        let cgroup = device_cgroup(pid);
+        open_in(Some(&cgroup), Path::new("/dev/null")).success();
+        for device in devices {
+            let refused = open_in(Some(&cgroup), device).failure();
+            assert!(refused.stderr.contains("Operation not permitted"), "{}: {refused:?}", device.display());
+        }
+    }
+    second.end(&second_up);
+    first.end(&first_up);
+}
+
+/// Directories of the host that are none of a container's, but above what it has.
+fn above(dir: &Path) -> Vec<(u64, u64)> {
+    dir.ancestors().chain(["/proc", "/sys/fs/cgroup"].map(Path::new)).filter_map(identity).collect()
+}
+
+/// Insists that no way leads up from what a process has open to one of these directories; returns how many it has open.
+fn no_way_leads_up(pid: i32, host: &[(u64, u64)]) -> usize {
+    let mut directories = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let fd = entry.unwrap().path();
+        let mut path = fd.join(".");
+        directories += usize::from(fs::metadata(&path).is_ok());
+        for _ in 0..16 {
+            path.push("..");
+            let found = identity(&path);
+            let what = || format!("{} of process {pid}, {:?}", path.display(), fs::read_link(&fd));
+            assert!(found.is_none_or(|found| !host.contains(&found)), "{}", what());
+        }
+    }
+    directories
+}
+
+#[test]
+fn vm_no_way_leads_up_from_its_files() {
+    let scene = Scene::new();
+    let mut volumes = Vec::new();
+    let mut volume = |name: &str| {
+        let path = scene.dir().join("volumes").join(name);
+        fs::create_dir_all(path.join("later")).unwrap();
+        volumes.push(path.clone());
+        path
+    };
+    // Copies of mounts, and mounts that hear of the host's.
+    let mut first = scene.container();
+    first.mount("bind", &volume("one"), "/copy", &["rbind", "rprivate"]);
+    first.mount("bind", &volume("two"), "/live", &["rbind", "rslave"]);
+    let one = first.idle();
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", one.pid)})));
+    second.mount("bind", &volume("three"), "/copy", &["rbind", "rprivate"]);
+    second.mount("bind", &volume("four"), "/live", &["rbind", "rslave"]);
+    let two = second.idle();
+
+    let host = above(&scene.dir().join("volumes"));
+    assert!(host.len() > 4 && host.contains(&identity("/").unwrap()));
+    // The roots of both containers' shares are the monitor's.
+    let open = no_way_leads_up(one.pid, &host);
+    assert!(open >= 6, "{open} directories");
+    no_way_leads_up(two.pid, &host);
+
+    // What the host mounts later comes where the bundle asks for it.
+    let later: Vec<_> = volumes.iter().map(|path| Tmpfs::new(path.join("later"))).collect();
+    later.iter().for_each(|mounted| fs::write(mounted.path().join("file"), "there\n").unwrap());
+    for container in [&first, &second] {
+        assert_eq!(container.exec_sh("cat /live/later/file; ls /copy/later").success().stdout, "there\n");
+    }
+    drop(later);
+    second.end(&two);
+    first.end(&one);
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 const WIDTH: usize = 160;
 
 /// Folders of the tree that pages name files in.
-const FOLDERS: [&str; 9] = ["agent", "bench", "docs", "guest-kernel", "initrd", "runtime", "tests", "tools", "vmm"];
+const FOLDERS: [&str; 10] =
+    ["agent", "bench", "device-filter", "docs", "guest-kernel", "initrd", "runtime", "tests", "tools", "vmm"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -70,6 +71,26 @@ fn files_that_pages_name_are_there() {
         }
     }
     assert!(seen > 100, "{seen} names found");
+}
+
+#[test]
+fn tests_that_pages_name_are_there() {
+    let areas = fs::read_dir(root().join("tests/tests")).unwrap().flatten().map(|entry| entry.path());
+    let sources: String = areas.filter_map(|path| fs::read_to_string(path).ok()).collect();
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for name in text.split('`').skip(1).step_by(2).filter(|name| is_test(name)) {
+            seen += 1;
+            assert!(sources.contains(&format!("fn {name}()")), "{}: there is no test {name}", page.display());
+        }
+    }
+    assert!(seen > 8, "{seen} names found");
+}
+
+/// Whether a piece of code in a page is the name of a test of what only a VM has.
+fn is_test(name: &str) -> bool {
+    name.strip_prefix("vm_")
+        .is_some_and(|rest| rest.len() > 5 && rest.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c)))
 }
 
 /// Whether a piece of code in a page is the path of a file in the tree, rather than a command or a pattern.

@@ -102,10 +102,24 @@ fn scopes_are_units_of_systemd() {
     assert_eq!(host.property(&unit, "MemoryMax"), limit);
     assert!(limit.parse::<u64>().unwrap() >= 64 << 20, "{limit}");
 
+    // No process in there opens a device, be it before systemd applies its own settings or after that.
+    assert_eq!(host.property(&unit, "DevicePolicy"), "strict");
+    let open = |device: &str| {
+        let enter = format!("echo $$ >/sys/fs/cgroup/own.slice/{slice}/{unit}/cgroup.procs");
+        host.run(&["sh", "-c", &format!("{enter} && exec dd if={device} of=/dev/null count=0")])
+    };
+    let devices_are_out_of_reach = || {
+        open("/dev/null").success();
+        let refused = open("/dev/kvm").failure();
+        assert!(refused.stderr.contains("Operation not permitted"), "{refused:?}");
+    };
+    devices_are_out_of_reach();
+
     // What systemd applies anew is what was asked for.
     host.runtime(&["update", "--cpu-quota", "20000", "--cpu-period", "100000", &id]).success();
     host.run(&["systemctl", "daemon-reload"]).success();
     assert_eq!((file("cpu.max"), file("memory.max")), ("20000 100000".to_owned(), limit));
+    devices_are_out_of_reach();
     assert_eq!(host.runtime(&["exec", &id, "echo", "inside"]).success().line(), "inside");
 
     // systemd's own way to end it, and ours.

@@ -1,6 +1,5 @@
 //! The container's cgroup: one directory below the guest's cgroup2 root, with its limits.
 
-use crate::container::device_filter;
 use crate::error::{Context, Error, Result};
 use crate::event::{Fd, watch};
 use crate::sys;
@@ -49,7 +48,10 @@ impl Cgroup {
     pub fn filter_devices(&self, program: &[u8]) -> Result<()> {
         match program.is_empty() {
             true => Ok(()),
-            false => device_filter::attach(self.open()?, program),
+            false => {
+                let program = device_filter::load(program).context(|| "load device filter program")?;
+                device_filter::attach(self.open()?, &program).context(|| "attach device filter program to cgroup")
+            }
         }
     }
 

@@ -3,7 +3,6 @@
 pub mod cgroup;
 pub mod config;
 pub mod create;
-pub mod device_filter;
 pub mod exec;
 pub mod reaper;
 pub mod table;

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::Path;
 
 use crate::artifacts;
-use crate::host::cgroup::Layout;
+use crate::host::cgroup::{self, Layout};
+use crate::host::requirements::{self, Missing, Requirement};
 
 /// Result of a check.
 enum Finding {
@@ -19,19 +20,13 @@ enum Finding {
 /// A check: its name, and the function that does it.
 type Check = (&'static str, fn() -> Finding);
 
+/// What confines a container's processes on the host, and how it is looked for.
+type Wall = (Requirement, fn() -> Result<String, Missing>);
+
 /// Prints the result of every check; `true` when containers can run.
 pub fn run() -> anyhow::Result<bool> {
-    let checks: [Check; 9] = [
-        ("user", user),
-        ("/dev/kvm", kvm),
-        ("ring 0", ring0),
-        ("guest", guest),
-        ("cgroups", cgroups),
-        ("tun", tun),
-        ("user namespaces", user_namespaces),
-        ("seccomp", seccomp),
-        ("/proc", proc),
-    ];
+    let checks: [Check; 6] =
+        [("user", user), ("/dev/kvm", kvm), ("ring 0", ring0), ("guest", guest), ("cgroups", cgroups), ("/proc", proc)];
     let mut healthy = true;
     for (name, check) in checks {
         match check() {
@@ -40,6 +35,23 @@ pub fn run() -> anyhow::Result<bool> {
             Finding::Fail(seen, remedy) => {
                 healthy = false;
                 println!("FAIL  {name}: {seen} → {remedy}");
+            }
+        }
+    }
+    let walls: [Wall; 4] = [
+        (Requirement::UserNamespaces, requirements::user_namespaces),
+        (Requirement::DeviceFilters, cgroup::device_filters),
+        (Requirement::Seccomp, requirements::seccomp),
+        (Requirement::Tun, requirements::tun),
+    ];
+    for (requirement, look) in walls {
+        match look() {
+            Ok(seen) => println!("ok    {}: {seen}", requirement.name()),
+            // Not every container has a network.
+            Err(missing) if requirement == Requirement::Tun => println!("warn  {missing}"),
+            Err(missing) => {
+                healthy = false;
+                println!("FAIL  {missing}");
             }
         }
     }
@@ -105,31 +117,6 @@ fn cgroups() -> Finding {
         Ok(found) => Finding::Ok(found.describe()),
         Err(error) => Finding::Fail(format!("{error:#}"), "mount cgroup2 at /sys/fs/cgroup"),
     }
-}
-
-fn tun() -> Finding {
-    if Path::new("/dev/net/tun").exists() {
-        return Finding::Ok("present".to_owned());
-    }
-    Finding::Warn("/dev/net/tun is missing".to_owned(), "modprobe tun: networks need it")
-}
-
-/// Where a monitor has no right over the host.
-fn user_namespaces() -> Finding {
-    const MOST: &str = "/proc/sys/user/max_user_namespaces";
-    let remedy = "sysctl user.max_user_namespaces=65536; without, containers need --insecure";
-    match std::fs::read_to_string(MOST).map(|text| text.trim().parse::<u64>()) {
-        Ok(Ok(most)) if most > 0 => Finding::Ok(format!("at most {most}")),
-        Ok(_) => Finding::Fail("none are permitted".to_owned(), remedy),
-        Err(_) => Finding::Fail("the kernel has none".to_owned(), "use a kernel with CONFIG_USER_NS, or --insecure"),
-    }
-}
-
-fn seccomp() -> Finding {
-    if Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
-        return Finding::Ok("filters".to_owned());
-    }
-    Finding::Fail("the kernel has no filters".to_owned(), "use a kernel with CONFIG_SECCOMP_FILTER")
 }
 
 fn proc() -> Finding {

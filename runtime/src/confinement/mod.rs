@@ -16,10 +16,9 @@ mod violation;
 pub use calls::When;
 pub use calls::{Call, absent, any, one_of, unseen, without};
 pub use capabilities::{empty_bounding_set, fix_capabilities, keep};
-pub use filter::Filter;
+pub use filter::{Filter, prepare};
 pub use line::name_thread;
 pub use memory::{bound_arenas, hide_memory};
 #[cfg(feature = "owned")]
 pub use owned::control;
 pub use program::Program;
-pub use violation::report as report_violations;

@@ -4,19 +4,19 @@
 //! the host's mounts at that place, as mount(2) makes one, not attached anywhere: mounted below are the same file systems
 //! that were there, and those that come later only where the bundle asks for that (`rslave`, `rshared`).
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 use vmm::virtio::fs;
 
-use super::file_id;
+use super::live_mounts::{self, LiveMounts};
+use super::{file_id, monitor_namespaces, mount_attributes};
 use crate::ipc::Descriptor;
 use crate::log;
 use crate::plan::{CachePlan, FileRights, IdRanges, SharePlan, ShareRole, Tree};
@@ -34,9 +34,17 @@ pub struct Share {
     pub role: ShareRole,
     /// `O_PATH` descriptor of its root.
     pub root: Descriptor,
+    /// The same place among the host's mounts, where the root is not there; for the command alone.
+    #[serde(skip)]
+    pub place: Option<Descriptor>,
 }
 
 impl Share {
+    /// Where the share is among the host's mounts, for whoever mounts it once more.
+    pub fn in_place(&self) -> Descriptor {
+        self.place.as_ref().unwrap_or(&self.root).clone()
+    }
+
     /// The share as the file-system device takes it, for a container that is yet to be set up.
     ///
     /// # Errors
@@ -78,21 +86,54 @@ pub fn policy(role: ShareRole, rights: &FileRights) -> fs::Policy {
     }
 }
 
-/// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does.
+/// Shares, and what keeps those that hear of the host's later mounts.
+pub struct Opened {
+    /// The shares.
+    pub shares: Vec<Share>,
+    /// The mount namespace of some of them, which has to be kept as long as they are used.
+    pub namespace: Option<Descriptor>,
+}
+
+/// Opens the root of every share, following symlinks in the path the bundle gave, as mount(2) does. The monitor of the container's
+/// own VM has the first one in a mount namespace of its own; `joined` says that it is to be in another one's.
 ///
 /// # Errors
 /// The path that cannot be opened, or leads to another file by now, or the mount that cannot have its ids mapped.
-pub fn open(plans: &[SharePlan]) -> anyhow::Result<Vec<Share>> {
-    let open = |plan: &SharePlan| {
-        let root = open_one(plan)?;
-        file_id::check(&root, plan.id, &plan.source)?;
-        let SharePlan { read_only, cache, role, .. } = *plan;
-        anyhow::Ok(Share { name: plan.name.clone(), read_only, cache, role, root: root.into() })
-    };
-    plans.iter().map(open).collect()
+pub fn open(plans: &[SharePlan], joined: bool) -> anyhow::Result<Opened> {
+    let mut shares = plans.iter().map(open_one).collect::<anyhow::Result<Vec<_>>>()?;
+    let skipped = usize::from(!joined);
+    let live: Vec<_> =
+        shares.iter_mut().zip(plans).skip(skipped).filter(|(_, plan)| matches!(plan.tree, Tree::Live)).collect();
+    let namespace = if live.is_empty() { None } else { move_apart(live)? };
+    Ok(Opened { shares, namespace })
 }
 
-fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
+fn open_one(plan: &SharePlan) -> anyhow::Result<Share> {
+    let root = open_root(plan)?;
+    file_id::check(&root, plan.id, &plan.source)?;
+    let SharePlan { read_only, cache, role, .. } = *plan;
+    Ok(Share { name: plan.name.clone(), read_only, cache, role, root: root.into(), place: None })
+}
+
+/// Gives shares that hear of the host's later mounts a root from which no way leads up. Where that cannot be, they stay as they
+/// are; returns the namespace that they are in.
+fn move_apart(live: Vec<(&mut Share, &SharePlan)>) -> anyhow::Result<Option<Descriptor>> {
+    let sources: Vec<_> = live.iter().map(|(_, plan)| (plan.source.as_path(), plan.read_only)).collect();
+    let LiveMounts { namespace, roots } = match live_mounts::open(&sources) {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            log::debug(&format!("shares stay among the host's mounts: {error:#}"));
+            return Ok(None);
+        }
+    };
+    for ((share, plan), root) in live.into_iter().zip(roots) {
+        file_id::check(&root, plan.id, &plan.source)?;
+        share.place = Some(std::mem::replace(&mut share.root, root.into()));
+    }
+    Ok(Some(namespace.into()))
+}
+
+fn open_root(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
     let what = || format!("open {} to share it with the container", plan.source.display());
     let Tree::Copy { recursive, ids } = &plan.tree else { return live(plan).with_context(what) };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -105,7 +146,7 @@ fn open_one(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
         }
         mount => mount.with_context(what)?,
     };
-    detach(mount.as_fd(), plan.read_only).with_context(what)?;
+    mount_attributes::detach(mount.as_fd(), plan.read_only).with_context(what)?;
     if let Some(maps) = ids {
         map_ids(mount.as_fd(), maps, *recursive)
             .with_context(|| format!("map the ids of {} (mount_setattr)", plan.source.display()))?;
@@ -117,88 +158,11 @@ fn live(plan: &SharePlan) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(&plan.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Has a copied mount, and those below it, hear of no later mounts, and makes them read-only. The guest cannot write there in
-/// any case, and the monitor opens no devices.
-fn detach(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let attr_set = libc::MOUNT_ATTR_NODEV | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    set_where_known(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 })
-}
-
-/// Has no device be opened by its node on a mount, and those below it.
-///
-/// # Errors
-/// The kernel's.
-pub fn forbid_devices(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attr_set = libc::MOUNT_ATTR_NODEV;
-    set_where_known(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
-}
-
-/// Sets attributes where the kernel knows how to.
-fn set_where_known(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
-    match set_attributes(mount, attributes, true) {
-        // Before Linux 5.12.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-            log::debug(&format!("mount_setattr: {error}"));
-            Ok(())
-        }
-        done => done,
-    }
-}
-
-/// Makes a copied mount, and those below it, read-only.
-///
-/// # Errors
-/// The kernel's.
-pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attr_set = libc::MOUNT_ATTR_RDONLY;
-    set_attributes(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 }, true)
-}
-
 /// Maps the ids of a copied mount by those of a user namespace made for that.
 fn map_ids(mount: BorrowedFd<'_>, maps: &[String; 2], recursive: bool) -> anyhow::Result<()> {
-    let namespace = user_namespace(maps)?;
+    let namespace = monitor_namespaces::user_namespace(maps)?;
     let (attr_set, userns_fd) = (libc::MOUNT_ATTR_IDMAP, namespace.as_raw_fd() as u64);
-    Ok(set_attributes(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd }, recursive)?)
-}
-
-/// `mount_setattr(2)`, for which there is no wrapper.
-fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    let (size, path) = (size_of_val(attributes), c"".as_ptr());
-    let attributes = std::ptr::from_ref(attributes);
-    // SAFETY: the path is an empty C string; the attributes live through the call, and their size is given.
-    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, attributes, size) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A user namespace with these lines of `uid_map` and `gid_map`. Only a process can make one: a child, which ends when it has
-/// been looked at.
-fn user_namespace(maps: &[String; 2]) -> anyhow::Result<OwnedFd> {
-    let (mut ready, made) = io::pipe()?;
-    let (wait, done) = io::pipe()?;
-    // SAFETY: a command has no other threads, and the child only makes system calls before it exits.
-    let child = unsafe { nix::unistd::fork() }.context("fork")?;
-    let nix::unistd::ForkResult::Parent { child } = child else {
-        drop((ready, done));
-        if nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok() && (&made).write_all(b"y").is_ok() {
-            // Until the parent has what it wants, or is gone.
-            let _ = (&wait).read(&mut [0]);
-        }
-        // SAFETY: ends this process at once; nothing of the parent's is to be undone here.
-        unsafe { libc::_exit(0) }
-    };
-    drop((made, wait));
-    let namespace = (|| {
-        ready.read_exact(&mut [0]).context("make a user namespace")?;
-        for (file, map) in [("uid_map", &maps[0]), ("gid_map", &maps[1])] {
-            let path = format!("/proc/{child}/{file}");
-            std::fs::write(&path, map).with_context(|| format!("write {map:?} to {path}"))?;
-        }
-        anyhow::Ok(OwnedFd::from(std::fs::File::open(format!("/proc/{child}/ns/user"))?))
-    })();
-    drop(done);
-    let _ = nix::sys::wait::waitpid(child, None);
-    namespace
+    Ok(mount_attributes::set(mount, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd }, recursive)?)
 }
 
 #[cfg(test)]
@@ -221,10 +185,10 @@ mod tests {
                 tree,
                 role: ShareRole::default(),
             };
-            assert!(open(std::slice::from_ref(&plan)).is_ok());
+            assert!(open(std::slice::from_ref(&plan), false).is_ok());
             std::fs::rename(&source, dir.path().join("moved")).unwrap();
             std::os::unix::fs::symlink("/etc", &source).unwrap();
-            let error = format!("{:#}", open(&[plan]).unwrap_err());
+            let error = format!("{:#}", open(&[plan], false).err().unwrap());
             assert!(error.contains("has been replaced by another file"), "{error}");
             std::fs::remove_file(&source).unwrap();
             std::fs::rename(dir.path().join("moved"), &source).unwrap();

@@ -31,6 +31,7 @@ use std::rc::Rc;
 use anyhow::{Context, bail};
 
 use crate::confinement;
+use crate::host::requirements::Confinement;
 use crate::host::{console, sockets};
 use crate::ipc::{self, Descriptor, Frame};
 use crate::log;
@@ -60,7 +61,7 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
         // The command was killed before it gave the go signal; there is nobody to tell.
         return Ok(1);
     };
-    confine::harden()?;
+    confine::harden(label.confinement)?;
     confine::leave_the_hosts_mounts()?;
     let nodes = label.makes_nodes.then(node_maker::start).transpose()?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -118,6 +119,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let Parcel {
         container: mut request,
         mut shares,
+        namespace,
         file_rights,
         disks,
         sockets: dialed,
@@ -152,7 +154,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
         Parts { shares, disks, nodes: Box::new(nodes.clone()) },
         label.timeline,
     )?;
-    leave(command, view, label.insecure, descriptors, oom_trigger.as_ref())?;
+    leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
     let vm = vm.start()?;
     confine::confine_main().context("confine the main thread")?;
@@ -166,7 +168,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let (inbox, events) = Inbox::new();
     let channels = Channels { events, control: control_socket(control)?, stdio, sockets };
     let pod = Rc::new(Pod::new(vm, nodes, inbox.clone()));
-    let host_side = HostSide { network: Some(network), files };
+    let host_side = HostSide { network: Some(network), files, namespace };
     let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
 }
@@ -175,11 +177,11 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
 fn leave(
     command: &UnixStream,
     view: View,
-    insecure: bool,
+    confinement: Confinement,
     descriptors: OwnedFd,
     oom_trigger: Option<&HostOomTrigger>,
 ) -> anyhow::Result<()> {
-    confine::leave_the_host(command, view.enter()?, insecure)?;
+    confine::leave_the_host(command, view.enter()?, confinement)?;
     rustix::process::fchdir(descriptors).context("go to /proc/self/fd")?;
     oom_trigger.into_iter().for_each(HostOomTrigger::be_as_usual);
     Ok(())

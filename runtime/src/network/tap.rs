@@ -13,6 +13,7 @@ use super::links::{Link, TAP_PREFIX, about};
 use super::mirror::address_mode;
 use super::netlink::Socket;
 use crate::directory;
+use crate::host::requirements;
 
 /// Largest MTU of a tap; larger packets pass all the same.
 const MAX_MTU: u32 = 65521;
@@ -32,7 +33,11 @@ pub struct Tap {
 /// # Errors
 /// There is none.
 pub fn open_devices() -> anyhow::Result<OwnedFd> {
-    directory::open("/dev/net").context("open /dev/net (is the kernel's tun module loaded?)")
+    directory::open("/dev/net").map_err(missing)
+}
+
+fn missing(error: Errno) -> anyhow::Error {
+    requirements::no_tun(&error.into()).into()
 }
 
 /// Makes a tap for a network device in the calling thread's namespace. It is not up.
@@ -47,7 +52,8 @@ pub fn make_plain(devices: &OwnedFd, socket: &Socket, name: &str) -> anyhow::Res
 
 fn make_with(devices: &OwnedFd, socket: &Socket, name: &str, kind: libc::c_int) -> anyhow::Result<Tap> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(devices, "tun", flags, Mode::empty()).context("open /dev/net/tun")?;
+    let file = rustix::fs::openat(devices, "tun", flags, Mode::empty());
+    let file = file.map_err(missing)?;
     // SAFETY: a structure of numbers, for which zeros are good.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {

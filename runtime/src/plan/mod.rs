@@ -47,7 +47,7 @@ use facts::Facts;
 use vm::{Sandbox, Surroundings};
 
 pub use annotations::sockets_allowed;
-pub use devices::{DiskPlan, MAX_DISKS, NICS, OWN_DEVICES};
+pub use devices::{DiskPlan, MAX_DISKS, MonitorDevices, NICS, OWN_DEVICES};
 pub use hooks::{Hook, Hooks, Kind as HookKind};
 pub use limits::{
     CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, Unit, check_limits, check_member,

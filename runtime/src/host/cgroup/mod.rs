@@ -4,6 +4,8 @@
 //! the bundle's limits. Those of the host's cgroup are wider, since the monitor and the guest's kernel need memory and threads
 //! beyond the container's.
 
+mod devices;
+mod directory;
 mod layout;
 mod systemd;
 
@@ -16,18 +18,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::host::requirements::Missing;
 use crate::plan::{CgroupPlan, HostLimits, LEGACY_MEMORY_MAX, LEGACY_SWAP_MAX, MEMORY_MAX, Unit};
+pub use devices::device_filters;
+use directory::Directory;
 use layout::Hierarchy;
 pub use layout::Layout;
 
 /// How long a cgroup may stay busy after its last process was reaped.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Pause between two attempts to remove a busy cgroup.
-const PAUSE: Duration = Duration::from_millis(10);
 /// Bytes by which a limit of memory stays above what is in use.
 const SLACK: u64 = 64 << 20;
-/// Depth below our cgroup down to which others are removed.
-const MAX_DEPTH: usize = 32;
 
 /// Cgroups of a container, one in each hierarchy. Part of the container's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,15 +37,6 @@ pub struct HostCgroup {
     /// Unit of systemd that the cgroups belong to.
     #[serde(default)]
     unit: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Directory {
-    path: PathBuf,
-    /// Whether it was made for this container, so that its children are ours, too.
-    made: bool,
-    /// Whether the hierarchy is of version 2.
-    unified: bool,
 }
 
 /// Makes the cgroups of a container.
@@ -114,6 +106,14 @@ impl HostCgroup {
     pub fn open(&self) -> Option<OwnedFd> {
         let [directory] = self.directories.as_slice() else { return None };
         directory.unified.then(|| fs::File::open(&directory.path).ok().map(OwnedFd::from)).flatten()
+    }
+
+    /// Has no process in the cgroups open other devices than a monitor needs.
+    ///
+    /// # Errors
+    /// The host's kernel cannot do that, or a cgroup is one of others, whom it would hit as well.
+    pub fn filter_devices(&self) -> Result<(), Missing> {
+        devices::filter(&self.directories)
     }
 
     /// Moves a process into all cgroups.
@@ -207,48 +207,6 @@ impl HostCgroup {
         // All are tried, whatever becomes of one.
         results.collect::<Vec<_>>().into_iter().collect::<anyhow::Result<()>>().and(stopped)
     }
-}
-
-impl Directory {
-    fn remove(&self, deadline: Instant) -> anyhow::Result<()> {
-        if !self.made {
-            return match fs::remove_dir(&self.path) {
-                Err(error) if !is_busy(&error) && error.kind() != ErrorKind::NotFound => self.failed(error),
-                _ => Ok(()),
-            };
-        }
-        loop {
-            match remove_tree(&self.path, MAX_DEPTH) {
-                Ok(()) => return Ok(()),
-                Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Err(error) => return self.failed(error),
-            }
-        }
-    }
-
-    fn failed(&self, error: io::Error) -> anyhow::Result<()> {
-        Err(error).with_context(|| format!("unable to remove cgroup {}", self.path.display()))
-    }
-}
-
-fn is_busy(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::DirectoryNotEmpty)
-}
-
-/// Removes a cgroup and its children: rmdir(2) needs no files removed, but no children left.
-fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) if !is_busy(&error) || depth == 0 => return Err(error),
-        Ok(()) => return Ok(()),
-        Err(_) => {}
-    }
-    for entry in fs::read_dir(path)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path(), depth - 1)?;
-        }
-    }
-    fs::remove_dir(path)
 }
 
 /// Makes a directory and those above it; says whether it is new.

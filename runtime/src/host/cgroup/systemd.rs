@@ -12,7 +12,7 @@ use rustbus::message_builder::{MarshalledMessage, MessageBuilder, MessageType};
 use rustbus::wire::ObjectPath;
 use rustbus::{RpcConn, standard_messages};
 
-use crate::plan::{LEGACY_MEMORY_MAX, MEMORY_MAX, Unit, cpus};
+use crate::plan::{LEGACY_MEMORY_MAX, MEMORY_MAX, MonitorDevices, Unit, cpus};
 
 /// Time that systemd may take for one job, as with runc.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -21,7 +21,7 @@ const INFINITY: u64 = u64::MAX;
 /// Microseconds per second of the smallest quota step: systemd keeps quotas in hundredths of a CPU.
 const QUOTA_STEP: u64 = 10_000;
 
-rustbus::dbus_variant_sig!(Value, Text => String; List => Vec<String>; Flag => bool; Number => u64; Pids => Vec<u32>; Mask => Vec<u8>);
+rustbus::dbus_variant_sig!(Value, Text => String; List => Vec<String>; Flag => bool; Number => u64; Pids => Vec<u32>; Mask => Vec<u8>; Devices => Vec<(String, String)>);
 
 type Properties = Vec<(String, Value)>;
 
@@ -41,6 +41,9 @@ pub fn start(unit: &Unit, pid: i32) -> anyhow::Result<()> {
     ];
     let accounting = ["MemoryAccounting", "CPUAccounting", "IOAccounting", "BlockIOAccounting", "TasksAccounting"];
     properties.extend(accounting.map(|name| property(name, Value::Flag(true))));
+    // Else systemd allows all again, in version 1, whenever it applies its own settings.
+    properties.push(property("DevicePolicy", Value::Text("strict".to_owned())));
+    properties.push(property("DeviceAllow", Value::Devices(MonitorDevices::rules().entries())));
     if unit.is_slice() {
         properties.push(property("Wants", Value::List(vec![unit.slice.clone()])));
     } else {

@@ -3,13 +3,13 @@
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
-use nix::sched::CloneFlags;
 use rustix::thread::CapabilitySet;
 
 use crate::confinement::{empty_bounding_set, fix_capabilities, keep};
 use crate::control::Reply;
-use crate::host::monitor_namespaces::Volume;
-use crate::{ipc, log};
+use crate::host::monitor_namespaces::{self, Volume};
+use crate::host::requirements::{Confinement, Requirement};
+use crate::ipc;
 
 /// Capabilities of the thread that serves files, in the monitor's own user namespace: over every file of the shares, whoever
 /// owns it, and over nothing else. Which of them a container's files are served with is the policy of each share, since other
@@ -40,19 +40,13 @@ pub const NODES: CapabilitySet =
 /// right over the host; the command at the other end of the socket writes the ids, and mounts the volumes later.
 ///
 /// # Errors
-/// The host has no user namespaces, or none left, and the caller insists on one; the command is gone, or may not write the ids.
-pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>, insecure: bool) -> anyhow::Result<()> {
-    let needs_ids = match nix::sched::unshare(CloneFlags::CLONE_NEWUSER) {
-        Ok(()) => true,
-        Err(error) if insecure => {
-            log::warning(&format!("the monitor has no user namespace ({error}): --insecure"));
-            false
-        }
-        Err(error) => bail!(
-            "make a user namespace for the monitor: {error}; set user.max_user_namespaces, or take --insecure, with which \
-             the monitor keeps rights over the host"
-        ),
-    };
+/// There can be no user namespace; the command is gone, or may not write the ids.
+pub fn leave_the_host(command: &UnixStream, volumes: Vec<Volume>, confinement: Confinement) -> anyhow::Result<()> {
+    let needs_ids = confinement.user_namespace;
+    if needs_ids {
+        let left = monitor_namespaces::leave_user_namespace();
+        left.map_err(|error| Requirement::UserNamespaces.missing(format!("{error:#}")))?;
+    }
     ipc::send(command, &Reply::LeftHost { needs_ids, volumes })?;
     match ipc::receive(command).context("the ids of the monitor's user namespace")? {
         Some(Reply::Done) => {}

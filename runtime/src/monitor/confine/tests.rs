@@ -6,7 +6,7 @@ use std::os::fd::FromRawFd;
 use syscalls::Sysno;
 
 use super::tables::{KICK, Kind};
-use crate::confinement::{Call, When, report_violations};
+use crate::confinement::{Call, When, prepare};
 
 /// `KVM_RUN` of linux/kvm.h.
 const KVM_RUN: libc::c_long = 0xae80;
@@ -82,7 +82,7 @@ fn confined(kind: Kind, act: fn()) -> (String, i32) {
         if child == 0 {
             libc::dup2(pipe[1], libc::STDERR_FILENO);
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            if report_violations().and_then(|()| kind.filter().confine()).is_ok() {
+            if prepare(true).and_then(|()| kind.filter().confine()).is_ok() {
                 act();
             }
             libc::_exit(7)

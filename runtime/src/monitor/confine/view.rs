@@ -15,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::directory;
 use crate::host::monitor_namespaces::Volume;
-use crate::host::shares;
+use crate::host::mount_attributes;
 use crate::ipc::Descriptor;
 use crate::log;
 use crate::parcel::{Mounts, VolumeMount};
@@ -44,7 +44,7 @@ impl View {
         let volumes = volumes.context("copy the container's mounts")?;
         rustix::mount::mount_bind_recursive(&root, &root).context("bind the container's root for the monitor")?;
         let root = directory::open(&root).context("open the container's root")?;
-        shares::forbid_devices(root.as_fd()).context("forbid devices below the container's root")?;
+        mount_attributes::restrict(root.as_fd(), false).context("forbid devices below the container's root")?;
         Ok(Self { root, volumes })
     }
 
@@ -95,7 +95,7 @@ fn detached(share: BorrowedFd<'_>, recursive: bool, read_only: bool) -> anyhow::
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let mount = rustix::mount::open_tree(CWD, &path, flags).context("copy its mount")?;
     if read_only {
-        shares::make_read_only(mount.as_fd()).context("make it read-only")?;
+        mount_attributes::make_read_only(mount.as_fd()).context("make it read-only")?;
     }
     Ok(mount)
 }

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use rustix::net::RecvFlags;
@@ -16,6 +17,12 @@ use crate::network::messages::{Reply, Request, Sight, Transport};
 
 /// What is told of a helper that is not there any more.
 pub const ENDED: &str = "the network helper of the container has ended";
+
+/// What is told of a helper that does not answer, as when somebody stopped it (SIGSTOP).
+const SILENT: &str = "the network helper of the container does not answer";
+
+/// How long the helper may take for an answer: nothing in it waits for anybody.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The connection to the network helper of a container.
 #[derive(Clone)]
@@ -173,8 +180,17 @@ async fn exchange(
             },
         };
         let Some(Exchange { request, answer }) = next else { break };
-        let Ok(Some(reply)) = converse(&stream, request).await else { break };
-        let _ = answer.send(Ok(reply));
+        let reply = match tokio::time::timeout(PATIENCE, converse(&stream, request)).await {
+            Ok(Ok(Some(reply))) => Ok(reply),
+            // The connection is out of order then: an answer that comes late would be taken for the next one.
+            Err(_) => Err(anyhow!(SILENT)),
+            Ok(_) => break,
+        };
+        let silent = reply.is_err();
+        let _ = answer.send(reply);
+        if silent {
+            break;
+        }
     }
     ends.send_replace(true);
 }
@@ -192,4 +208,31 @@ async fn converse(stream: &UnixStream, request: Option<Request>) -> anyhow::Resu
         ipc::send_async(stream, &request).await?;
     }
     ipc::receive_async(stream).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_is_stopped_is_not_waited_for_without_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (ours, _theirs) = ipc::pair().unwrap();
+            let (helper, beginning) = NetworkHelper::begin(ours.into(), 1).unwrap();
+            assert_eq!(beginning.seen().await.err().unwrap().to_string(), ENDED);
+            assert_eq!(helper.look(Vec::new(), 1).await.err().unwrap().to_string(), ENDED);
+            helper.ended().await;
+        });
+    }
+
+    #[test]
+    fn whoever_waits_for_one_that_is_stopped_is_told_so() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (ours, _theirs) = ipc::pair().unwrap();
+            let (_helper, mut beginning) = NetworkHelper::begin(ours.into(), 1).unwrap();
+            assert_eq!(beginning.opened().await.err().unwrap().to_string(), SILENT);
+        });
+    }
 }

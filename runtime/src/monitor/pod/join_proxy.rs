@@ -65,7 +65,7 @@ async fn join(
     parcel.send(&monitor).context("pass the container on to the monitor of the VM")?;
     // The monitor has them now; kept here they would keep an engine's pipes, and what it wants to unmount, busy.
     drop(parcel);
-    confine::leave_the_host(command, view.enter()?, label.insecure)?;
+    confine::leave_the_host(command, view.enter()?, label.confinement)?;
     oom_trigger.iter().for_each(HostOomTrigger::be_as_usual);
     confine::confine_proxy().context("confine the join proxy")?;
     monitor.set_nonblocking(true)?;

@@ -74,7 +74,7 @@ fn rename_shares(parcel: &mut Parcel, number: u64) {
 /// The container's life, from its creation to its end.
 async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joining<'_>) -> anyhow::Result<Joined> {
     let Joining { guard, parcel, files } = joining;
-    let Parcel { container: mut request, control, streams, sockets, network, .. } = parcel;
+    let Parcel { container: mut request, control, streams, sockets, network, namespace, .. } = parcel;
     let control = control_socket(control)?;
     let begin = |socket| NetworkHelper::begin(socket, pod.vm.nics.pool.count());
     let (helper, beginning) = network.map(begin).transpose()?.unzip();
@@ -90,7 +90,7 @@ async fn live(pod: &Rc<Pod>, agent: Agent, stream: &Rc<UnixStream>, joining: Joi
     create(&pod.vm, &agent, &request, network.as_ref()).await?;
     let (inbox, events) = Inbox::new();
     let notifier = OomNotifier::JoinProxy(Rc::clone(stream));
-    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), HostSide { network, files }, notifier);
+    let server = Server::new(Rc::clone(pod), agent, inbox.clone(), HostSide { network, files, namespace }, notifier);
     guard.complete(inbox);
     // The join proxy may be gone already; then the first read below says so.
     let _ = ipc::send_async(stream, &Reply::Started).await;

@@ -74,6 +74,8 @@ pub struct Server {
     /// The container's network, unless it joined with the network of another.
     network: RefCell<Option<Rc<Network>>>,
     files: SharePolicies,
+    /// Kept until the container's end.
+    _namespace: Option<Descriptor>,
     execs: Cell<u64>,
     /// How many processes the guest's kernel killed for lack of memory.
     oom_kills: watch::Sender<u64>,
@@ -87,6 +89,8 @@ pub struct HostSide {
     pub network: Option<Network>,
     /// What the guest may do to the container's files.
     pub files: SharePolicies,
+    /// Keeps the mounts of some of these files.
+    pub namespace: Option<Descriptor>,
 }
 
 /// How a joined container ended.
@@ -131,6 +135,7 @@ impl Server {
             state: RefCell::new(State::new(report_stops_vm)),
             network: RefCell::new(host_side.network.map(Rc::new)),
             files: host_side.files,
+            _namespace: host_side.namespace,
             execs: Cell::new(0),
             oom_kills: watch::Sender::new(0),
             oom_notifier,

@@ -12,11 +12,12 @@ use crate::confinement::{self, Call, Filter, Program, any, one_of, without};
 /// Directory without anything of use, for a host without a tun device.
 const NOTHING: &str = "/proc/self/fdinfo";
 
-/// Gives up everything but what the helper needs. `devices` becomes the root directory.
+/// Gives up everything but what the helper needs. `devices` becomes the root directory; without
+/// `seccomp` the kernel has no filters of system calls.
 ///
 /// # Errors
 /// Names what could not be given up.
-pub fn enter(devices: Option<&OwnedFd>) -> anyhow::Result<()> {
+pub fn enter(devices: Option<&OwnedFd>, seccomp: bool) -> anyhow::Result<()> {
     confinement::hide_memory()?;
     match devices {
         Some(devices) => rustix::process::fchdir(devices),
@@ -26,7 +27,7 @@ pub fn enter(devices: Option<&OwnedFd>) -> anyhow::Result<()> {
     .context("leave the host's files")?;
     confinement::empty_bounding_set();
     confinement::keep(CapabilitySet::NET_ADMIN).context("drop capabilities")?;
-    confinement::report_violations().context("have forbidden system calls reported")?;
+    confinement::prepare(seccomp).context("have forbidden system calls reported")?;
     filter().confine().context("filter system calls")
 }
 

@@ -44,6 +44,8 @@ pub struct Setup {
     pub stays: bool,
     /// Whether the container has a user-mode network.
     pub user_network: bool,
+    /// Whether it filters its system calls.
+    pub seccomp: bool,
 }
 
 /// Is the helper, until the connection to the monitor ends.
@@ -65,7 +67,7 @@ pub(super) struct Helper {
 
 impl Helper {
     fn new(setup: &Setup) -> Self {
-        let links = prepare().context("prepare the network helper");
+        let links = prepare(setup.seccomp).context("prepare the network helper");
         Self { links, stays: setup.stays, user_network: setup.user_network, questions: 0 }
     }
 
@@ -160,8 +162,8 @@ fn tcp() -> std::io::Result<OwnedFd> {
 }
 
 /// Opens what the helper needs, and gives up everything else.
-fn prepare() -> anyhow::Result<AttachedLinks> {
+fn prepare(seccomp: bool) -> anyhow::Result<AttachedLinks> {
     let files = Files::open()?;
-    confine::enter(files.devices().ok())?;
+    confine::enter(files.devices().ok(), seccomp)?;
     AttachedLinks::open(files)
 }

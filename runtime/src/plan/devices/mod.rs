@@ -2,8 +2,10 @@
 
 mod disks;
 mod filter;
+mod monitor;
 mod nodes;
 mod rules;
 
 pub use disks::{Destinations, DiskPlan, Image, MAX_DISKS, NICS, OWN_DEVICES};
+pub use monitor::MonitorDevices;
 pub use nodes::{plan, pseudo};
