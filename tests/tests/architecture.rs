@@ -246,7 +246,20 @@ const RUNTIME: &Rooms = &[
             "parcel",
         ],
     ),
-    ("monitor", &["confinement", "host/console", "host/sockets", "ipc", "log", "monitor/", "parcel", "plan/"]),
+    (
+        "monitor",
+        &[
+            "confinement",
+            "host/console",
+            "host/requirements",
+            "host/sockets",
+            "ipc",
+            "log",
+            "monitor/",
+            "parcel",
+            "plan/",
+        ],
+    ),
     (
         "launch",
         &[

@@ -88,6 +88,21 @@ pub fn insist<T>(found: Result<T, Missing>, insecure: bool) -> anyhow::Result<Op
     }
 }
 
+/// Rootless, a device filter that cannot be there is none that is missed: such a process makes no nodes of devices, and opens
+/// those that any process of its user may open.
+///
+/// # Errors
+/// It is missing, and this process is not rootless.
+pub fn unless_rootless<T>(without: T, filtered: Result<T, Missing>) -> Result<T, Missing> {
+    match filtered {
+        Err(missing) if monitor_namespaces::is_rootless() => {
+            log::debug(&missing.to_string());
+            Ok(without)
+        }
+        filtered => filtered,
+    }
+}
+
 /// What processes of a container on the host are confined by; all of it, unless `--insecure` permits less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {

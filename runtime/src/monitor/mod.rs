@@ -148,12 +148,8 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
         root.root = view.root()?;
     }
     let (files, shares) = SharePolicies::new(shares, file_rights)?;
-    let vm = BuiltVm::new(
-        setup,
-        request.container_id.clone(),
-        Parts { shares, disks, nodes: Box::new(nodes.clone()) },
-        label.timeline,
-    )?;
+    let parts = Parts { shares, disks, nodes: Box::new(nodes.clone()) };
+    let vm = BuiltVm::new(setup, request.container_id.clone(), parts, label.timeline)?;
     leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
     let vm = vm.start()?;

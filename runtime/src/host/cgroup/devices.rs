@@ -13,9 +13,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::directory::Directory;
 use super::layout::{Hierarchy, Layout};
-use crate::host::monitor_namespaces;
-use crate::host::requirements::{Missing, Requirement};
-use crate::log;
+use crate::host::requirements::{Missing, Requirement, unless_rootless};
 use crate::plan::MonitorDevices;
 
 /// Everything, as a cgroup of version 1 says it.
@@ -46,18 +44,6 @@ fn filter_of(cgroups: &[Directory]) -> Result<(), Missing> {
 /// By nothing.
 pub fn device_filters() -> Result<String, Missing> {
     unless_rootless("none, and none needed in a user namespace".to_owned(), kind_of_filters())
-}
-
-/// Rootless, a filter that cannot be there is none that is missed: such a process makes no nodes of devices, and opens those that
-/// any process of its user may open.
-fn unless_rootless<T>(without: T, filtered: Result<T, Missing>) -> Result<T, Missing> {
-    match filtered {
-        Err(missing) if monitor_namespaces::is_rootless() => {
-            log::debug(&missing.to_string());
-            Ok(without)
-        }
-        filtered => filtered,
-    }
 }
 
 fn kind_of_filters() -> Result<String, Missing> {
