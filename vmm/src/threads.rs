@@ -15,7 +15,7 @@
 //! | every device | `epoll_create1`, `epoll_ctl`, `epoll_wait`, `close` and `read` (of an event), `ioctl(KVM_IRQ_LINE)` |
 //! | vsock | `read` and `write` of its wake-up; of streams `recvmsg`, `sendmsg`, `shutdown`, `close`, `socketpair` |
 //! | file system | those that [`fs`](crate::virtio::fs) lists |
-//! | net | `readv`, `writev`, `poll`, `close` of the tap, `ioctl(TUNSETOFFLOAD)`, `clock_nanosleep` before it; `read` and `write` of its wake-up |
+//! | net | `readv`, `writev`, `ppoll`, `close` of the tap, `ioctl(TUNSETOFFLOAD)`, `clock_nanosleep` before it; `read` and `write` of its wake-up |
 //! | entropy | `getrandom` |
 //! | balloon | `madvise` |
 //! | block | `preadv`, `pwritev2`, `fdatasync`, `fallocate`, `ioctl(BLKDISCARD)` |

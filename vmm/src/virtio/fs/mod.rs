@@ -81,7 +81,7 @@
 //! # System calls
 //!
 //! The worker makes these. Before its hook: `unshare(CLONE_FS)`, `fchdir`, `umask`,
-//! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstat`, `fstatfs`,
+//! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
