@@ -46,8 +46,9 @@ ATTEMPTS = 5  # for each operation, as the emulator makes a guest hang now and t
 ADDRESS = "10.7.0.2"
 # Growth that is told, and what is too little of a figure to be told: there are figures of nought.
 # Exits and page faults depend on what else is in caches: of two runs one had 6.3 exits for a cold read, the other 7.0.
+# A guest's kernel sends FORGET when it gets to it: of two runs one had 0.2 requests more for an unlink, the other for creating the file before.
 TOLERATED = 1.1
-NOTHING = {"instructions": 0, "VM exits": 0.8, "page faults": 0.8, "system calls": 0.05, "FUSE requests": 0.05}
+NOTHING = {"instructions": 0, "VM exits": 0.8, "page faults": 0.8, "system calls": 0.05, "FUSE requests": 0.3}
 ACCEPT = "bench/run counts --accept"
 
 
