@@ -116,22 +116,27 @@ def performed(count):
 
 
 class Hung(Exception):
-    """A guest that does not answer."""
+    """A guest that does not answer, or was reset: the emulator does both to it now and then."""
 
 
 def hung(what):
-    """The error for a guest that hangs, which is killed and cleaned up after first."""
+    """The error for such a guest, which is killed and cleaned up after first."""
     for state in (WORK / "state").iterdir():
         subprocess.run([WORK / "bin/runvm", "--root", WORK / "state", "delete", "--force", state.name], check=False)
     return Hung(what)
 
 
-def finishes(command, what):
-    """Runs a command of the host, which must not take long."""
+def finishes(command, bundle=None):
+    """Runs a command of the host, which must not take long, on this bundle's container if any."""
+    what = " ".join(map(str, command))
     try:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise hung(what) from None
+        raise hung(f"{what} has not ended") from None
+    except subprocess.CalledProcessError as error:
+        if bundle and bundle.was_reset():
+            raise hung(f"{bundle.name} was reset") from None
+        sys.exit(f"{error}{bundle.said() if bundle else ''}")
 
 
 class Bundle:
@@ -173,6 +178,9 @@ class Bundle:
         """The end of the log, for a message."""
         return f"; the log of {self.name} ends:\n{self.log.read_text(errors='replace')[-2000:]}"
 
+    def was_reset(self):
+        return "the guest stopped (reset)" in self.said()
+
     def requests(self):
         """FUSE requests of all containers that this bundle's log tells of."""
         found = re.findall(r"FUSE requests: ([^;]*);", self.log.read_text(errors="replace"))
@@ -204,6 +212,8 @@ class Session(Bundle):
         if late:
             raise late
         if self.process.returncode and not failure[0]:
+            if self.was_reset():
+                raise hung(f"{self.name} was reset")
             sys.exit(f"the container ended with {self.process.returncode}{self.said()}")
 
     def ask(self, operation, count):
@@ -213,23 +223,19 @@ class Session(Bundle):
         if not answered:
             raise hung(f"{self.name} has not answered")
         if self.process.stdout.readline() != f"done {count}\n".encode():
-            if "the guest stopped (reset)" in self.said():
-                # What the emulator does to a guest now and then: an interrupt where none may come.
+            if self.was_reset():
                 raise hung(f"{self.name} was reset")
             sys.exit(f"{operation} {count}: the container has not done it{self.said()}")
 
 
-def repeat(command):
-    """work(n) for a command of the host."""
-    return lambda count: finishes([WORK / "bin/counts", "repeat", str(count), *command], "a command has not ended")
+def repeat(command, bundle):
+    """work(n) for a command of the host that has to do with a bundle's container."""
+    return lambda count: finishes([WORK / "bin/counts", "repeat", str(count), *command], bundle)
 
 
 def starts(name, count, netns=None):
     with Bundle(name, ["true"], netns) as bundle:
-        try:
-            found = each(name, repeat(bundle.run()), count)
-        except subprocess.CalledProcessError as error:
-            sys.exit(f"{error}{bundle.said()}")
+        found = each(name, repeat(bundle.run(), bundle), count)
         found["FUSE requests"] = bundle.requests() / performed(count)
     return found
 
@@ -257,12 +263,12 @@ def operation(name):
     return lambda session: lambda count: session.ask(name, count)
 
 
-def by_network(_):
-    return lambda count: finishes([WORK / "bin/counts", "rr", ADDRESS, str(count)], "bytes have not come back")
+def by_network(session):
+    return lambda count: finishes([WORK / "bin/counts", "rr", ADDRESS, str(count)], session)
 
 
 def execs(session):
-    return repeat(session.command("exec", session.name, "true"))
+    return repeat(session.command("exec", session.name, "true"), session)
 
 
 def link(netns):

@@ -33,8 +33,9 @@ fn vm_no_operation_has_become_dearer() {
     measure.arg("--program").arg(place::bin().join("counts"));
     measure.arg("--rootfs").arg(place::base_rootfs()).arg("--out").arg(out());
     // No time limit: idle time passes at once here, so a minute is soon over.
-    let status = measure.stdin(Stdio::null()).status().unwrap();
-    assert!(status.success(), "the measurement failed: {status}");
+    let measured = measure.stdin(Stdio::null()).stdout(Stdio::inherit()).output().unwrap();
+    let errors = String::from_utf8_lossy(&measured.stderr);
+    assert!(measured.status.success(), "the measurement failed: {}\n{errors}", measured.status);
     let outcome = compare(&Path::new(BENCH).join("counts.json"), &out().join("counts.json"));
     print!("{}", fs::read_to_string(out().join("counts.md")).unwrap());
     print!("{}", outcome.stdout);
