@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use vmm::virtio::fs::{Cache, Fs, IdSet, Ids, Policy, Share};
+use vmm::virtio::fs::{Cache, Common, Fs, IdSet, Ids, Policy, Share};
 
 use crate::input::Input;
 use crate::rig::{BUFFERS, Buffer, Rig};
@@ -148,6 +148,7 @@ pub fn device(place: &Place, policy: &Policy) -> Fs {
         read_only,
         cache: Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: !read_only },
         policy: policy.clone(),
+        common: Common::Nothing,
     };
     Fs::new("fuzz", vec![share("w", &place.writable, false), share("r", &place.read_only, true)]).unwrap()
 }

@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::virtio::driver::{Silent, queue};
-use vmm::virtio::fs::{Cache, Fs, Policy, Share};
+use vmm::virtio::fs::{Cache, Common, Fs, Policy, Share};
 use vmm::virtio::queue::Ring;
 use vmm::virtio::{Context, Device, Event};
 
@@ -110,7 +110,11 @@ fn device(directory: &Path) -> Fs {
     let root: OwnedFd = rustix::fs::open(directory, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let cache = Cache { valid: Duration::from_secs(1), exclusive: false, host_locks: false };
     let policy = Policy::unrestricted();
-    Fs::new("test", vec![Share { name: "s".to_owned(), root, read_only: false, cache, policy }]).unwrap()
+    Fs::new(
+        "test",
+        vec![Share { name: "s".to_owned(), root, read_only: false, cache, policy, common: Common::Nothing }],
+    )
+    .unwrap()
 }
 
 /// Files with names of 15 bytes, looked up and then saved and restored.

@@ -53,7 +53,7 @@ impl Share {
         let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
         let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
         let (root, policy) = (self.root.into_owned()?, setup_policy(self.role, rights));
-        Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy })
+        Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy, common: fs::Common::Nothing })
     }
 }
 

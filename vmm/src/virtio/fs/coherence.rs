@@ -36,6 +36,15 @@ const NOTHING: i64 = 0;
 pub(super) const UNKNOWN: i64 = i64::MIN;
 
 impl Cache {
+    /// What may be kept of something that this and another one hold for.
+    pub(super) fn strictest(&self, other: &Self) -> Self {
+        Self {
+            valid: self.valid.min(other.valid),
+            exclusive: self.exclusive && other.exclusive,
+            host_locks: self.host_locks || other.host_locks,
+        }
+    }
+
     /// How long the guest may keep the attributes of an object that are these now.
     pub(super) fn attributes_valid(&self, stat: &Stat, single: bool) -> Duration {
         let file = sys::kind(stat) == libc::S_IFREG;
@@ -56,11 +65,12 @@ impl Inode {
         self.known = NOTHING;
     }
 
-    /// Whether a guest that opens the object should look again first. Never so for a share's root: no name leads there in the
-    /// guest.
+    /// Whether a guest that opens the object should look again first. Never so for what is a share's root and no more: no name
+    /// leads there in the guest.
     pub(super) fn is_outdated(&self, stat: &Stat) -> bool {
         let changed = self.known != change_time(stat) || stat.stx_nlink == 0;
-        !self.pinned && self.known != NOTHING && changed
+        let named = !self.pinned || self.parent != 0;
+        named && self.known != NOTHING && changed
     }
 
     /// Whether the guest's pages of the object are still right; notes what they are right for from now on.

@@ -2,9 +2,10 @@
 
 use zerocopy::IntoBytes;
 
-use super::fuse::{InHeader, OutHeader, ROOT_ID, WriteIn, opcode};
+use super::fuse::{InHeader, OutHeader, WriteIn, opcode};
 use super::request::{Errno, Output, Request, Served};
 use super::server::{Server, Unfinished};
+use super::shares;
 use crate::virtio::Error;
 use crate::virtio::queue::{Chain, Outcome};
 
@@ -88,7 +89,12 @@ impl Server {
         match header.opcode {
             FORGET | BATCH_FORGET | INTERRUPT | INIT | DESTROY | READ | WRITE | READDIR | FLUSH | RELEASE
             | RELEASEDIR | FSYNC | FSYNCDIR | LSEEK | GETLK | SETLK | FALLOCATE | COPY_FILE_RANGE => Ok(()),
-            _ if header.nodeid == ROOT_ID => Ok(()),
+            _ if shares::is_own(header.nodeid) => Ok(()),
+            SETATTR | SYMLINK | MKNOD | MKDIR | UNLINK | RMDIR | RENAME | RENAME2 | LINK | OPEN | CREATE | TMPFILE
+            | SETXATTR | REMOVEXATTR => {
+                self.widen(header.nodeid);
+                self.inodes.warm(header.nodeid)
+            }
             _ => self.inodes.warm(header.nodeid),
         }
     }

@@ -105,9 +105,11 @@ mod saved;
 mod server;
 mod session;
 mod share;
+mod shares;
 mod sharing;
 mod sys;
 mod table;
+mod ways;
 
 #[cfg(test)]
 mod tests;
@@ -117,6 +119,6 @@ pub use counters::Counters;
 pub use device::Fs;
 pub use nodes::{MakeNode, Node};
 pub use policy::{IdSet, Ids, Policy};
-pub use share::Share;
+pub use share::{Common, Share};
 pub use sharing::Sharing;
 pub use sys::own_descriptors;

@@ -84,6 +84,20 @@ impl Policy {
         own: Ids { uids: IdSet::NONE, gids: IdSet::NONE },
     };
 
+    /// What a guest may do that may do this or the other.
+    pub(super) fn either(&self, other: &Self) -> Self {
+        Self {
+            device_nodes: self.device_nodes || other.device_nodes,
+            file_capabilities: self.file_capabilities || other.file_capabilities,
+            any_owner: self.any_owner || other.any_owner,
+            keeps_set_id: self.keeps_set_id || other.keeps_set_id,
+            set_id: self.set_id || other.set_id,
+            known: self.known.with(&other.known),
+            makers: self.makers.with(&other.makers),
+            own: self.own.with(&other.own),
+        }
+    }
+
     /// Checks that the guest may make something that belongs to this user and group.
     pub(super) fn check_maker(&self, uid: u32, gid: u32) -> Served {
         permit(self.makers.uids.contains(uid) && self.makers.gids.contains(gid))
@@ -199,6 +213,10 @@ impl Ids {
     pub fn all() -> Self {
         Self { uids: IdSet::all(), gids: IdSet::all() }
     }
+
+    fn with(&self, other: &Self) -> Self {
+        Self { uids: self.uids.with(&other.uids), gids: self.gids.with(&other.gids) }
+    }
 }
 
 impl IdSet {
@@ -225,6 +243,10 @@ impl IdSet {
             }
         }
         Self(merged)
+    }
+
+    fn with(&self, other: &Self) -> Self {
+        Self::of(self.0.iter().chain(&other.0).cloned())
     }
 
     fn contains(&self, id: u32) -> bool {

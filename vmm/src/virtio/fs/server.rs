@@ -1,20 +1,19 @@
 //! The FUSE server's state, and what the operations have in common.
 
-use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
 use super::coherence::Sent;
-use super::fuse::{InHeader, ROOT_ID};
+use super::fuse::InHeader;
 use super::identity::{ActingAs, Identity};
 use super::nodes::MakeNode;
 use super::policy::Policy;
-use super::request::{Errno, NAME_MAX, Served};
+use super::request::{Errno, Served};
 use super::session::Session;
+use super::shares::{self, Shares, WayId};
 use super::sys::SetId;
 use super::table::handles::{Handle, Handles};
 use super::table::inode::Inode;
@@ -24,26 +23,12 @@ use super::table::locks::{self, Locks};
 use super::{Cache, Counters, Share, sys};
 use crate::virtio::Error;
 
-/// Most objects that the guest may know, hot and cold: 130 MB of table.
+/// Most objects that the guest may know, hot and cold: 138 MB of table.
 const MAX_INODES: usize = 1 << 20;
 /// Descriptors left to the rest of the process.
 const RESERVED_DESCRIPTORS: u64 = 128;
 /// Most descriptors used, whatever the limit says: what Linux allows unless told otherwise (`nr_open`).
 const MAX_DESCRIPTORS: u64 = 1 << 20;
-
-/// A share in use. Its place in [`Server::shares`] is the share's number in an inode's key.
-pub(super) struct Root {
-    /// Name in the device's root directory.
-    pub name: String,
-    /// Nodeid of the share's root.
-    pub nodeid: u64,
-    /// Whether changes fail with `EROFS`.
-    pub read_only: bool,
-    /// What the guest may keep of the share.
-    pub cache: Cache,
-    /// What the guest may do to its files.
-    pub policy: Policy,
-}
 
 /// A request that is done in pieces, so that it does not keep the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +41,8 @@ pub(super) struct Unfinished {
 
 /// All state of the device that is not virtio's.
 pub(super) struct Server {
-    /// What the root directory holds; a number that none has now is `None`.
-    pub shares: Vec<Option<Root>>,
+    /// What the device's own directories hold.
+    pub shares: Shares,
     /// What the guest knows.
     pub inodes: Inodes,
     /// What the guest has open.
@@ -103,7 +88,7 @@ impl Server {
         let proc_fd = sys::own_descriptors().map_err(|error| Error::Host("open /proc/self/fd", error.into()))?;
         let proc_fd = Arc::new(proc_fd);
         let mut server = Self {
-            shares: Vec::new(),
+            shares: Shares::default(),
             inodes: Inodes::new(MAX_INODES, inodes, Arc::clone(&proc_fd)),
             handles: Handles::new(handles),
             session: Session::default(),
@@ -122,56 +107,6 @@ impl Server {
             server.add_share(share)?;
         }
         Ok(server)
-    }
-
-    /// Adds an entry to the root directory.
-    pub fn add_share(&mut self, share: Share) -> Result<(), Error> {
-        let Share { name, root, read_only, cache, policy } = share;
-        let bytes = name.as_bytes();
-        let bad =
-            matches!(bytes, b"" | b"." | b"..") || bytes.len() > NAME_MAX || bytes.iter().any(|b| b"/\0".contains(b));
-        if bad || self.all_shares().any(|known| known.name == name) {
-            return Err(Error::Protocol("the name of a share is not a file name, or given twice"));
-        }
-        let free = self.shares.iter().position(Option::is_none).unwrap_or(self.shares.len());
-        let number = u16::try_from(free).map_err(|_| Error::Protocol("more than 65536 shares"))?;
-        let stat = sys::stat(root.as_fd())
-            .map_err(|error| Error::Host("look at a share", std::io::Error::from_raw_os_error(error.0)))?;
-        let nodeid = self.inodes.pin(root, &stat, number);
-        let nodeid = nodeid.map_err(|_| Error::Protocol("RLIMIT_NOFILE is too low for this many shares"))?;
-        if free == self.shares.len() {
-            self.shares.push(None);
-        }
-        if let Some(slot) = self.shares.get_mut(free) {
-            *slot = Some(Root { name, nodeid, read_only, cache, policy });
-        }
-        Ok(())
-    }
-
-    /// Takes an entry out of the root directory, with all that the guest knows or has open below it.
-    pub fn remove_share(&mut self, name: &str) {
-        let named = |share: &Option<Root>| share.as_ref().is_some_and(|share| share.name == name);
-        let Some(number) = self.shares.iter().position(named) else { return };
-        self.handles.close_share(number);
-        self.inodes.remove_share(number);
-        self.locks.keep(|fh| self.handles.get(fh).is_ok());
-        self.listings = Listings::default();
-        if let Some(slot) = self.shares.get_mut(number) {
-            *slot = None;
-        }
-    }
-
-    /// Has another policy hold for a share from now on. Fails when there is no share of this name.
-    pub fn set_policy(&mut self, name: &str, policy: Policy) -> Result<(), Error> {
-        let share = self.shares.iter_mut().flatten().find(|share| share.name == name);
-        let share = share.ok_or(Error::Protocol("a policy for a share that is not there"))?;
-        share.policy = policy;
-        Ok(())
-    }
-
-    /// What the root directory holds now.
-    pub fn all_shares(&self) -> impl Iterator<Item = &Root> {
-        self.shares.iter().flatten()
     }
 
     /// Makes the calling thread the one that serves, see [`Identity::adopt_thread`].
@@ -194,37 +129,35 @@ impl Server {
         self.session = Session::default();
     }
 
-    /// The object of a nodeid, which is not the device's root directory (`EROFS` there).
+    /// The object of a nodeid, which is not one of the device's own directories (`EROFS` there).
     pub fn inode(&self, nodeid: u64) -> Served<&Inode> {
-        if nodeid == ROOT_ID { Err(Errno(libc::EROFS)) } else { self.inodes.get(nodeid) }
+        if shares::is_own(nodeid) { Err(Errno(libc::EROFS)) } else { self.inodes.get(nodeid) }
     }
 
-    /// The object of a nodeid, to be changed: `EROFS` in the root directory and in read-only shares.
+    /// The object of a nodeid, to be changed: `EROFS` in the device's own directories and where shares are read-only.
     pub fn writable(&self, nodeid: u64) -> Served<&Inode> {
         let inode = self.inode(nodeid)?;
         if self.is_read_only(inode) { Err(Errno(libc::EROFS)) } else { Ok(inode) }
     }
 
-    /// Whether an object is in a read-only share.
+    /// Whether an object is only in shares that are read-only.
     pub fn is_read_only(&self, inode: &Inode) -> bool {
-        self.shares.get(inode.share()).and_then(Option::as_ref).is_none_or(|share| share.read_only)
+        self.shares.rules(inode.way).read_only
     }
 
-    /// What the guest may keep of the share of this number.
-    pub fn cache_of(&self, share: usize) -> &Cache {
-        const NOTHING: Cache = Cache { valid: Duration::ZERO, exclusive: false, host_locks: false };
-        self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.cache)
+    /// What the guest may keep of objects that are reached this way.
+    pub fn cache_of(&self, way: WayId) -> &Cache {
+        &self.shares.rules(way).cache
     }
 
-    /// What the guest may do to the files of the share of this number.
-    pub fn policy_of(&self, share: usize) -> &Policy {
-        static NOTHING: Policy = Policy::NOTHING;
-        self.shares.get(share).and_then(Option::as_ref).map_or(&NOTHING, |share| &share.policy)
+    /// What the guest may do to objects that are reached this way.
+    pub fn policy_of(&self, way: WayId) -> &Policy {
+        &self.shares.rules(way).policy
     }
 
     /// What the guest may do to what a handle is of.
     pub fn policy_of_open(&self, fh: u64) -> &Policy {
-        self.policy_of(self.handles.share(fh).unwrap_or(usize::MAX))
+        self.policy_of(self.handles.way(fh).unwrap_or(WayId::MAX))
     }
 
     /// Setuid and setgid bits of an object, as the guest knows them.
@@ -250,8 +183,8 @@ impl Server {
 
     /// Adds a handle of an object.
     pub fn add_handle(&mut self, handle: Handle, nodeid: u64) -> Served<u64> {
-        let share = self.inodes.peek(nodeid).ok().map(Inode::share);
-        let fh = self.handles.insert(handle, nodeid, share)?;
+        let way = self.inodes.peek(nodeid).ok().map(|inode| inode.way);
+        let fh = self.handles.insert(handle, nodeid, way)?;
         self.inodes.opened(nodeid);
         Ok(fh)
     }
@@ -271,7 +204,7 @@ impl Server {
     /// Acts as the caller of a request that makes something in a directory, until the guard is dropped. `EPERM` when the
     /// guest may not make anything as this caller.
     pub fn act_as_caller(&self, header: &InHeader, umask: u32) -> Served<ActingAs<'_>> {
-        self.policy_of(self.inode(header.nodeid)?.share()).check_maker(header.uid, header.gid)?;
+        self.policy_of(self.inode(header.nodeid)?.way).check_maker(header.uid, header.gid)?;
         self.identity.as_ref().ok_or(Errno(libc::EIO))?.act_as(header.uid, header.gid, umask)
     }
 
@@ -285,11 +218,5 @@ impl Server {
             }
             result => result,
         }
-    }
-
-    /// The share of this name.
-    pub fn share(&self, name: &CStr) -> Served<&Root> {
-        let found = self.all_shares().find(|share| share.name.as_bytes() == name.to_bytes());
-        found.ok_or(Errno(libc::ENOENT))
     }
 }

@@ -33,6 +33,11 @@ pub(super) fn kind(stat: &Stat) -> u32 {
     u32::from(stat.stx_mode) & libc::S_IFMT
 }
 
+/// Number of the mount that an object was found on; 0 where the host's kernel does not tell (before Linux 5.8).
+pub(super) fn mount(stat: &Stat) -> u32 {
+    stat.stx_mnt_id as u32
+}
+
 /// Permission bits of attributes.
 pub(super) fn permissions(stat: &Stat) -> u32 {
     u32::from(stat.stx_mode) & 0o7777

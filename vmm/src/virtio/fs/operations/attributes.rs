@@ -7,10 +7,11 @@ use rustix::fs::{AtFlags, Gid, OFlags, StatxTimestamp, Timespec, Timestamps, UTI
 use zerocopy::FromZeros;
 
 use crate::virtio::fs::fuse::{
-    Attr, AttrOut, EntryOut, GETATTR_FH, GetattrIn, ROOT_ID, SetattrIn, StatfsOut, StatxIn, StatxOut, SxTime, fattr,
+    Attr, AttrOut, EntryOut, GETATTR_FH, GetattrIn, SetattrIn, StatfsOut, StatxIn, StatxOut, SxTime, fattr,
 };
 use crate::virtio::fs::request::{NAME_MAX, Output, Request, Served};
 use crate::virtio::fs::server::Server;
+use crate::virtio::fs::shares;
 use crate::virtio::fs::sys::{self, SetId, Stat};
 use crate::virtio::fs::table::handles::Handle;
 use crate::virtio::fs::table::inode::Inode;
@@ -21,8 +22,8 @@ impl AttrOut {
     }
 }
 
-/// How long the attributes of the device's root directory are believed: shares come and go with containers.
-const ROOT_VALID: Duration = Duration::from_secs(1);
+/// How long the attributes of the device's own directories are believed: shares come and go with containers.
+pub const ROOT_VALID: Duration = Duration::from_secs(1);
 /// Bits of `statx` that are answered: the basic ones and the birth time.
 const STATX_MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
@@ -49,10 +50,10 @@ impl Attr {
         }
     }
 
-    /// Attributes of the device's root directory.
-    fn root() -> Self {
+    /// Attributes of one of the device's own directories.
+    pub fn own(nodeid: u64) -> Self {
         let mode = libc::S_IFDIR | 0o555;
-        Self { ino: ROOT_ID, mode, nlink: 2, blksize: 4096, ..Self::default() }
+        Self { ino: nodeid, mode, nlink: 2, blksize: 4096, ..Self::default() }
     }
 }
 
@@ -81,8 +82,8 @@ impl Server {
     pub fn getattr(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: GetattrIn = request.take()?;
         let nodeid = request.header.nodeid;
-        if nodeid == ROOT_ID {
-            return output.put(&AttrOut::new(Attr::root(), ROOT_VALID));
+        if shares::is_own(nodeid) {
+            return output.put(&AttrOut::new(Attr::own(nodeid), ROOT_VALID));
         }
         let stat = self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?;
         let valid = self.report(nodeid, &stat)?;
@@ -93,16 +94,16 @@ impl Server {
     pub fn report(&mut self, nodeid: u64, stat: &Stat) -> Served<Duration> {
         let inode = self.inodes.get_mut(nodeid)?;
         inode.reported(stat);
-        let (share, single) = (inode.share(), inode.pinned);
-        Ok(self.cache_of(share).attributes_valid(stat, single))
+        let (way, single) = (inode.way, inode.pinned);
+        Ok(self.cache_of(way).attributes_valid(stat, single))
     }
 
     /// `STATX`: as `GETATTR`, and the birth time.
     pub fn statx(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: StatxIn = request.take()?;
         let nodeid = request.header.nodeid;
-        let (mut out, valid) = if nodeid == ROOT_ID {
-            (extended_root(), ROOT_VALID)
+        let (mut out, valid) = if shares::is_own(nodeid) {
+            (extended_own(nodeid), ROOT_VALID)
         } else {
             let stat = self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?;
             (extended(&stat), self.report(nodeid, &stat)?)
@@ -147,7 +148,7 @@ impl Server {
 
     /// Checks a change of owner and mode by the share's policy; returns the mode to set.
     fn permitted_mode(&self, inode: &Inode, args: &SetattrIn) -> Served<u32> {
-        let policy = self.policy_of(inode.share());
+        let policy = self.policy_of(inode.way);
         if args.valid & (fattr::UID | fattr::GID | fattr::MODE) == 0 || !policy.depends_on_owner() {
             return Ok(args.mode);
         }
@@ -167,7 +168,7 @@ impl Server {
             _ => {
                 let inode = self.writable(nodeid)?;
                 opened = self.reopen(inode, OFlags::WRONLY)?;
-                (&opened, self.policy_of(inode.share()))
+                (&opened, self.policy_of(inode.way))
             }
         };
         let kept = if args.valid & fattr::KILL_SUIDGID != 0 || policy.drops_set_id() {
@@ -182,7 +183,7 @@ impl Server {
     /// `STATFS`.
     pub fn statfs(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let mut out = StatfsOut { bsize: 4096, frsize: 4096, namelen: NAME_MAX as u32, ..StatfsOut::default() };
-        if request.header.nodeid != ROOT_ID {
+        if !shares::is_own(request.header.nodeid) {
             let host = rustix::fs::fstatvfs(self.inode(request.header.nodeid)?.fd()?)?;
             out.blocks = host.f_blocks;
             out.bfree = host.f_bfree;
@@ -237,8 +238,8 @@ fn extended(stat: &Stat) -> StatxOut {
     }
 }
 
-fn extended_root() -> StatxOut {
-    let Attr { ino, mode, nlink, blksize, .. } = Attr::root();
+fn extended_own(nodeid: u64) -> StatxOut {
+    let Attr { ino, mode, nlink, blksize, .. } = Attr::own(nodeid);
     let mask = libc::STATX_BASIC_STATS;
     StatxOut { mask, ino, mode: mode as u16, nlink, blksize, ..StatxOut::new_zeroed() }
 }

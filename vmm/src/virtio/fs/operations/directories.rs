@@ -5,13 +5,14 @@ use std::ffi::{CStr, CString};
 use rustix::fs::OFlags;
 use zerocopy::IntoBytes;
 
-use crate::virtio::fs::fuse::{Dirent, EntryOut, OpenIn, OpenOut, ROOT_ID, ReadIn};
+use crate::virtio::fs::fuse::{Dirent, EntryOut, OpenIn, OpenOut, ReadIn};
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
+use crate::virtio::fs::shares;
 use crate::virtio::fs::table::handles::Handle;
 use crate::virtio::fs::table::listings::{Entry, Listing};
 
-/// Entries of the root directory before its shares: `.` and `..`.
+/// Entries of the device's own directories before their shares: `.` and `..`.
 const DOTS: u64 = 2;
 
 /// Bytes that an entry takes in a reply.
@@ -37,7 +38,7 @@ impl Server {
     pub fn opendir(&mut self, request: &mut Request, output: &mut Output) -> Served {
         request.take::<OpenIn>()?;
         let handle = match request.header.nodeid {
-            ROOT_ID => Handle::Root,
+            nodeid if shares::is_own(nodeid) => Handle::Root,
             nodeid => {
                 let inode = self.inode(nodeid)?;
                 let noatime = if self.is_read_only(inode) { OFlags::NOATIME } else { OFlags::empty() };
@@ -64,7 +65,7 @@ impl Server {
         let args: ReadIn = request.take()?;
         output.limit(args.size as usize);
         if let Handle::Root = self.handles.get(args.fh)? {
-            return self.list_root(args.offset, output, plus);
+            return self.list_own(request.header.nodeid, args.offset, output, plus);
         }
         // Out of the server while entries in it are used together with the tables.
         let mut listing = self.listings.take(args.fh, self.handles.directory(args.fh)?, args.offset)?;
@@ -98,31 +99,24 @@ impl Server {
         self.find_as(parent, entry.name, true).unwrap_or_default()
     }
 
-    /// The root directory: positions are places in the list of shares, after the dots.
-    fn list_root(&mut self, offset: u64, output: &mut Output, plus: bool) -> Served {
-        for at in offset..DOTS + self.shares.len() as u64 {
+    /// One of the device's own directories: positions are places in the list of shares, after the dots.
+    fn list_own(&mut self, directory: u64, offset: u64, output: &mut Output, plus: bool) -> Served {
+        for at in offset..DOTS + self.shares.positions() as u64 {
             let name = match at {
                 0 => c".".to_owned(),
                 1 => c"..".to_owned(),
-                _ => match self.share_name(at - DOTS)? {
-                    Some(name) => name,
+                _ => match self.shares.name_at(directory, (at - DOTS) as usize) {
+                    Some(name) => CString::new(name).map_err(|_| Errno(libc::EIO))?,
                     None => continue,
                 },
             };
-            let entry = Entry { inode: ROOT_ID, next: at + 1, kind: libc::DT_UNKNOWN, name: &name, record: 0 };
+            let entry = Entry { inode: directory, next: at + 1, kind: libc::DT_UNKNOWN, name: &name, record: 0 };
             if output.data.len() < size_of_entry(&name, plus) {
                 return Ok(());
             }
-            let found = if plus && at >= DOTS { self.find(ROOT_ID, &name)? } else { EntryOut::default() };
+            let found = if plus && at >= DOTS { self.find(directory, &name)? } else { EntryOut::default() };
             put(output, &entry, plus.then_some(&found))?;
         }
         Ok(())
-    }
-
-    /// The name of the share of this number, if there is one now.
-    fn share_name(&self, number: u64) -> Served<Option<CString>> {
-        let share = self.shares.get(number as usize).and_then(Option::as_ref);
-        let name = share.map(|share| CString::new(share.name.as_str()));
-        name.transpose().map_err(|_| Errno(libc::EIO))
     }
 }

@@ -51,7 +51,7 @@ impl Server {
     /// whether the guest's pages of the object are still right.
     fn check_known(&mut self, header: &InHeader) -> Served<bool> {
         let inode = self.inode(header.nodeid)?;
-        let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.share()).exclusive);
+        let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.way).exclusive);
         let outdated = inode.is_outdated(&stat) && !exclusive;
         if self.sent.again((header.nodeid, header.pid), outdated) {
             return Err(Errno(libc::ESTALE));
@@ -72,7 +72,7 @@ impl Server {
             // Linux opens such a file in no other way, and nothing is ever written at an offset there.
             return self.reopen(inode, flags | append);
         }
-        let drops = open_flags & OPEN_KILL_SUIDGID != 0 || self.policy_of(inode.share()).drops_set_id();
+        let drops = open_flags & OPEN_KILL_SUIDGID != 0 || self.policy_of(inode.way).drops_set_id();
         if !flags.contains(OFlags::TRUNC) {
             return self.reopen(inode, flags);
         }
@@ -115,7 +115,7 @@ impl Server {
         if reads || has_silent_close(file.as_fd()) {
             open_flags |= FOPEN_NOFLUSH;
         }
-        if self.cache_of(self.inodes.peek(nodeid)?.share()).host_locks {
+        if self.cache_of(self.inodes.peek(nodeid)?.way).host_locks {
             open_flags |= FOPEN_SERVER_LOCKS;
         }
         let fh = self.add_handle(Handle::File(file), nodeid)?;
@@ -146,18 +146,18 @@ impl Server {
         let flags = OFlags::from_bits_retain(args.flags) & PASSED.difference(OFlags::TRUNC);
         // Without a name only O_EXCL says that there will never be one.
         let flags = flags | how | (OFlags::from_bits_retain(args.flags) & OFlags::EXCL);
-        let mode = self.policy_of(directory.share()).new_mode(args.mode);
+        let mode = self.policy_of(directory.way).new_mode(args.mode);
         let _caller = self.act_as_caller(&request.header, args.umask)?;
         sys::create(directory.fd()?, name, flags, mode)
     }
 
     fn reply_created(&mut self, request: &Request, args: &CreateIn, file: OwnedFd, output: &mut Output) -> Served {
-        let share = self.inode(request.header.nodeid)?.key.share();
+        let above = self.inode(request.header.nodeid)?.as_above();
         // Not by name, which may be another's by now.
         let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
         let stat = sys::stat(path.as_fd())?;
-        let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, share)?;
-        let (name, attributes) = (self.cache_of(share.into()).valid, self.report(nodeid, &stat)?);
+        let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, &above)?;
+        let (name, attributes) = (self.cache_of(above.way).valid, self.report(nodeid, &stat)?);
         let entry = EntryOut::new(nodeid, Attr::new(&stat, 0), name, attributes);
         self.reply_entry_opened(entry, file, args, output)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, RenameFlags};
 
-use super::attributes::decode_device;
+use super::attributes::{ROOT_VALID, decode_device};
 use crate::virtio::fs::fuse::{
     ATTR_SUBMOUNT, Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, LinkIn, MkdirIn, MknodIn, ROOT_ID,
     Rename2In, RenameIn, init,
@@ -14,6 +14,7 @@ use crate::virtio::fs::fuse::{
 use crate::virtio::fs::nodes::Node;
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
+use crate::virtio::fs::shares;
 use crate::virtio::fs::sys::{self, Stat};
 use crate::virtio::fs::table::inode::Key;
 
@@ -45,54 +46,64 @@ impl Server {
 
     /// [`Server::find`] for an object that will not be used soon if it is only `listed`.
     pub fn find_as(&mut self, parent: u64, name: &CStr, listed: bool) -> Served<EntryOut> {
-        if parent == ROOT_ID {
-            return self.find_share(name);
+        if shares::is_own(parent) {
+            return self.find_share(parent, name);
         }
         let directory = self.inode(parent)?;
-        let above = directory.key;
+        let above = directory.as_above();
         let stat = sys::stat_at(directory.fd()?, name)?;
-        if let Some(nodeid) = self.inodes.find(&stat, parent, name, above.share()) {
-            return self.entry_below(&above, nodeid, &stat);
+        if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
+            self.meet(nodeid, parent, name, &above).inspect_err(|_| self.inodes.forget(nodeid, 1))?;
+            return self.entry_below(parent, nodeid, &stat);
         }
         if listed && self.inodes.is_warm() {
-            let nodeid = self.inodes.add_cold(name, &stat, parent, above.share())?;
-            return self.entry_below(&above, nodeid, &stat);
+            let nodeid = self.inodes.add_cold(name, &stat, parent, &above)?;
+            return self.entry_below(parent, nodeid, &stat);
         }
         let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
         // By now the name may stand for something else: what counts is what we hold.
         let stat = sys::stat(fd.as_fd())?;
-        let nodeid = self.inodes.adopt(fd, &stat, parent, above.share())?;
-        self.entry_below(&above, nodeid, &stat)
+        let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
+        self.entry_below(parent, nodeid, &stat)
     }
 
     /// How long the guest may believe that a name is not in this directory.
     fn absence_valid(&self, parent: u64) -> Duration {
-        let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.share()));
+        let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.way));
         cache.ok().filter(|cache| cache.exclusive).map_or(Duration::ZERO, |cache| cache.valid)
     }
 
-    fn find_share(&mut self, name: &CStr) -> Served<EntryOut> {
-        let nodeid = self.share(name)?.nodeid;
+    fn find_share(&mut self, directory: u64, name: &CStr) -> Served<EntryOut> {
+        // The name goes with its container.
+        let name_valid = Duration::from_secs(1);
+        let Some(share) = self.shares.find(directory, name.to_bytes()) else {
+            let found = self.shares.find_directory(name.to_bytes()).filter(|_| directory == ROOT_ID);
+            let nodeid = found.ok_or(Errno(libc::ENOENT))?;
+            let attr = Attr { flags: self.submount(libc::S_IFDIR), ..Attr::own(nodeid) };
+            return Ok(EntryOut::new(nodeid, attr, name_valid, ROOT_VALID));
+        };
+        let nodeid = share.nodeid;
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
         let attributes = self.report(nodeid, &stat)?;
-        // The name goes with its container.
-        let name = Duration::from_secs(1);
-        Ok(EntryOut::new(nodeid, Attr::new(&stat, self.submount(&stat)), name, attributes))
+        // A directory of shares is a file system of its own, and they are in it.
+        let submount = if directory == ROOT_ID { self.submount(sys::kind(&stat)) } else { 0 };
+        Ok(EntryOut::new(nodeid, Attr::new(&stat, submount), name_valid, attributes))
     }
 
     /// The entry of an object in a directory. Where another mount begins the guest gets one, too: then
     /// device and inode numbers are as distinct there as they are on the host.
-    fn entry_below(&mut self, parent: &Key, nodeid: u64, stat: &Stat) -> Served<EntryOut> {
-        let same = Key::new(stat, parent.share()).same_mount(parent);
-        let attr = Attr::new(stat, if same { 0 } else { self.submount(stat) });
-        let name = self.cache_of(parent.share().into()).valid;
+    fn entry_below(&mut self, parent: u64, nodeid: u64, stat: &Stat) -> Served<EntryOut> {
+        let directory = self.inodes.peek(parent)?;
+        let same = Key::new(stat, &directory.as_above()).same_mount(&directory.key);
+        let attr = Attr::new(stat, if same { 0 } else { self.submount(sys::kind(stat)) });
+        let name = self.cache_of(directory.way).valid;
         Ok(EntryOut::new(nodeid, attr, name, self.report(nodeid, stat)?))
     }
 
-    fn submount(&self, stat: &Stat) -> u32 {
-        let directory = sys::kind(stat) == libc::S_IFDIR;
+    fn submount(&self, kind: u32) -> u32 {
+        let directory = kind == libc::S_IFDIR;
         if directory && self.session.has(init::SUBMOUNTS) { ATTR_SUBMOUNT } else { 0 }
     }
 
@@ -150,7 +161,7 @@ impl Server {
 
     fn make_node(&self, header: &InHeader, name: &CStr, kind: FileType, args: &MknodIn) -> Served {
         let directory = self.writable(header.nodeid)?;
-        let policy = self.policy_of(directory.share());
+        let policy = self.policy_of(directory.way);
         let (mode, device) = (policy.new_mode(args.mode), decode_device(args.rdev));
         policy.check_node(kind.as_raw_mode(), device)?;
         let device_node = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) && device != 0;
@@ -191,14 +202,14 @@ impl Server {
 
     fn remove(&mut self, request: &mut Request, flags: AtFlags) -> Served {
         let name = request.last_name()?;
-        let share = self.writable(request.header.nodeid)?.key.share();
+        let above = self.writable(request.header.nodeid)?.as_above();
         if self.inodes.any_cold() {
             self.inodes.warm_name(request.header.nodeid, name);
         }
         let directory = self.writable(request.header.nodeid)?;
         let stat = sys::stat_at(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
-        if let Some(nodeid) = self.inodes.known_as(&stat, share) {
+        if let Some(nodeid) = self.inodes.known_as(&stat, &above) {
             self.changed(nodeid);
         }
         Ok(())
@@ -221,14 +232,18 @@ impl Server {
         let flags = RenameFlags::from_bits(flags).filter(|flags| !flags.contains(RenameFlags::WHITEOUT));
         let flags = flags.ok_or(Errno(libc::EINVAL))?;
         let from = request.header.nodeid;
-        if self.writable(from)?.key.share() != self.writable(to)?.key.share() {
+        self.widen(to);
+        if self.writable(from)?.files != self.writable(to)?.files {
             return Err(Errno(libc::EXDEV));
         }
         self.inodes.warm(to)?;
         let object = self.inodes.warm_name(from, old);
         let other = self.inodes.warm_name(to, new);
-        let (from_fd, to_fd) = (self.writable(from)?.fd()?, self.writable(to)?.fd()?);
-        rustix::fs::renameat_with(from_fd, old, to_fd, new, flags)?;
+        let rename = |server: &Self| {
+            let (from_fd, to_fd) = (server.writable(from)?.fd()?, server.writable(to)?.fd()?);
+            Ok(rustix::fs::renameat_with(from_fd, old, to_fd, new, flags)?)
+        };
+        self.on_one_mount([from, to], rename)?;
         self.inodes.moved(object, to);
         object.into_iter().for_each(|nodeid| self.changed(nodeid));
         if flags.contains(RenameFlags::EXCHANGE) {
@@ -241,14 +256,18 @@ impl Server {
     /// `LINK`.
     pub fn link(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let (args, name) = (request.take::<LinkIn>()?, request.last_name()?);
-        self.writable(args.oldnodeid)?;
-        self.inodes.warm(args.oldnodeid)?;
-        let (object, directory) = (self.writable(args.oldnodeid)?, self.writable(request.header.nodeid)?);
-        if object.key.share() != directory.key.share() {
+        let (old, to) = (args.oldnodeid, request.header.nodeid);
+        self.widen(old);
+        self.writable(old)?;
+        self.inodes.warm(old)?;
+        if self.writable(old)?.files != self.writable(to)?.files {
             return Err(Errno(libc::EXDEV));
         }
-        let source = sys::proc_name(object.fd()?);
-        rustix::fs::linkat(&self.proc_fd, source, directory.fd()?, name, AtFlags::SYMLINK_FOLLOW)?;
+        let link = |server: &Self| {
+            let (source, directory) = (sys::proc_name(server.writable(old)?.fd()?), server.writable(to)?.fd()?);
+            Ok(rustix::fs::linkat(&server.proc_fd, source, directory, name, AtFlags::SYMLINK_FOLLOW)?)
+        };
+        self.on_one_mount([old, to], link)?;
         self.reply_made(request, name, output)
     }
 }

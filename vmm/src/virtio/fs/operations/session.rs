@@ -6,6 +6,7 @@ use crate::virtio::fs::fuse::{self, InitIn, InitIn2, InitOut, init};
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::session::Session;
+use crate::virtio::fs::shares;
 
 /// Bytes of data in one `READ` or `WRITE`: 256 pages, the most that Linux asks for by default.
 const MAX_WRITE: u32 = 1 << 20;
@@ -51,12 +52,12 @@ impl Server {
 
     /// `SYNCFS`: flushes the host's file system below a directory, or below all writable shares.
     pub fn syncfs(&mut self, request: &mut Request, _: &mut Output) -> Served {
-        if request.header.nodeid != fuse::ROOT_ID {
-            return self.sync_below(request.header.nodeid);
+        let nodeid = request.header.nodeid;
+        if !shares::is_own(nodeid) {
+            return self.sync_below(nodeid);
         }
-        let shares = self.all_shares().filter(|share| !share.read_only);
         // All of them, whatever becomes of one.
-        let results: Vec<Served> = shares.map(|share| self.sync_below(share.nodeid)).collect();
+        let results: Vec<Served> = self.shares.below(nodeid).map(|share| self.sync_below(share.nodeid)).collect();
         results.into_iter().collect()
     }
 

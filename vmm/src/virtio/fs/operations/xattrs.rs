@@ -16,11 +16,10 @@ use std::ffi::CStr;
 
 use rustix::fs::XattrFlags;
 
-use crate::virtio::fs::fuse::{
-    GetxattrIn, GetxattrOut, ROOT_ID, SETXATTR_ACL_KILL_SGID, SetxattrCompatIn, SetxattrIn, init,
-};
+use crate::virtio::fs::fuse::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrCompatIn, SetxattrIn, init};
 use crate::virtio::fs::request::{Errno, NAME_MAX, Output, Request, Served};
 use crate::virtio::fs::server::Server;
+use crate::virtio::fs::shares;
 use crate::virtio::fs::sys;
 use crate::virtio::fs::table::inode::Inode;
 
@@ -41,7 +40,7 @@ impl Server {
         let args: GetxattrIn = request.take()?;
         let name = self.host_name(request.string()?)?;
         request.end()?;
-        if request.header.nodeid == ROOT_ID {
+        if shares::is_own(request.header.nodeid) {
             return Err(Errno(libc::ENODATA));
         }
         let mut value = std::mem::take(&mut self.scratch);
@@ -59,7 +58,7 @@ impl Server {
     pub fn listxattr(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: GetxattrIn = request.take()?;
         request.end()?;
-        if request.header.nodeid == ROOT_ID {
+        if shares::is_own(request.header.nodeid) {
             return reply(output, args.size, Some(&[]), 0);
         }
         let mut names = std::mem::take(&mut self.scratch);
@@ -84,7 +83,7 @@ impl Server {
         let inode = self.writable(request.header.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno(libc::EINVAL))?;
         let stat = || sys::stat(inode.fd()?);
-        self.policy_of(inode.share()).check_xattr(as_bytes(&name), Some(request.body), stat)?;
+        self.policy_of(inode.way).check_xattr(as_bytes(&name), Some(request.body), stat)?;
         let path = sys::proc_name(inode.fd()?);
         rustix::fs::setxattr(path, as_name(&name)?, request.body, flags)?;
         if args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0 {
@@ -111,7 +110,7 @@ impl Server {
         request.end()?;
         let inode = self.writable(request.header.nodeid)?;
         let stat = || sys::stat(inode.fd()?);
-        self.policy_of(inode.share()).check_xattr(as_bytes(&name), None, stat)?;
+        self.policy_of(inode.way).check_xattr(as_bytes(&name), None, stat)?;
         rustix::fs::removexattr(sys::proc_name(inode.fd()?), as_name(&name)?)?;
         self.changed(request.header.nodeid);
         Ok(())

@@ -90,6 +90,8 @@ pub struct Writer(Vec<u8>);
 /// Where and what an inode is at the time of saving, which the table may not know.
 pub struct Whereabouts<'a> {
     pub key: Key,
+    /// Number of a share that it is in.
+    pub share: u16,
     pub parent: u64,
     /// The object's name; empty where it has none.
     pub name: &'a [u8],
@@ -136,7 +138,7 @@ impl Writer {
             inode: U64::new(now.key.inode),
             device: U32::new(now.key.device),
             mount: U32::new(now.key.mount),
-            share: U16::new(now.key.share),
+            share: U16::new(now.share),
             flags: pinned | if now.indexed { 0 } else { SUPERSEDED },
             name: now.name.len() as u8,
             parent: U64::new(now.parent),
@@ -262,7 +264,7 @@ impl Reader<'_> {
             let kind = u32::from(record.kind) << 12;
             let inode = if kind == 0 { None } else { Some(self.inode(kind)?) };
             if let Some((inode, flags)) = &inode {
-                if !shares.contains(&inode.key.share()) {
+                if !shares.contains(&inode.way) {
                     return Err(MALFORMED);
                 }
                 if flags & SUPERSEDED != 0 {
@@ -286,7 +288,11 @@ impl Reader<'_> {
         let (device, mount) = (record.device.get(), record.mount.get());
         let inode = Inode {
             anchor: Anchor::Cold(CString::new(name).map_err(|_| MALFORMED)?),
-            key: Key { inode: record.inode.get(), device, mount, share },
+            key: Key { inode: record.inode.get(), device, mount, place: share },
+            files: share,
+            // The number of a share until it is known how that is reached now.
+            way: share,
+            mount: 0,
             parent: record.parent.get(),
             born: record.born.get(),
             lookups,

@@ -10,10 +10,11 @@ use super::walk::Walk;
 use crate::virtio::Error;
 use crate::virtio::fs::Share;
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::server::{Root, Server};
+use crate::virtio::fs::server::Server;
+use crate::virtio::fs::shares::{Root, Rules, WayId};
 use crate::virtio::fs::sys;
 use crate::virtio::fs::table::handles::{Handle, Handles, Open};
-use crate::virtio::fs::table::inode::{Anchor, FIRST_ID, Inode};
+use crate::virtio::fs::table::inode::{Anchor, Inode};
 use crate::virtio::fs::table::inodes::Inodes;
 use crate::virtio::fs::table::listings::Listings;
 use crate::virtio::fs::table::slab::{Slab, Slots};
@@ -52,19 +53,19 @@ impl Server {
         let inodes = || saved.inodes.entries.iter().flatten();
         let mut used = vec![false; 1 << 16];
         for inode in inodes().filter(|inode| inode.lookups > 0) {
-            if let Some(used) = used.get_mut(inode.share()) {
+            if let Some(used) = used.get_mut(usize::from(inode.way)) {
                 *used = true;
             }
         }
         for (number, name) in &saved.shares {
-            let Some(share) = self.all_shares().find(|share| share.name == *name) else {
+            let Some((_, share)) = self.shares.all().find(|(_, share)| share.name == *name) else {
                 match used.get(usize::from(*number)) {
                     Some(true) => return Err(refuse(WHAT, format!("the guest uses share {name:?}, which is missing"))),
                     _ => continue,
                 }
             };
             let kind = self.inodes.peek(share.nodeid).map(|inode| inode.kind).unwrap_or_default();
-            let mut root = inodes().filter(|inode| inode.pinned && inode.key.share() == *number);
+            let mut root = inodes().filter(|inode| inode.pinned && inode.way == *number);
             if root.any(|inode| inode.kind != kind) {
                 return Err(refuse(WHAT, format!("share {name:?} is now another kind of file")));
             }
@@ -75,35 +76,46 @@ impl Server {
     /// Takes the shares out again, as they were given.
     fn take_shares(&mut self) -> Vec<Share> {
         let mut given = Vec::new();
-        for Root { name, nodeid, read_only, cache, policy } in std::mem::take(&mut self.shares).into_iter().flatten() {
-            let root = self.inodes.slab.remove(nodeid.wrapping_sub(FIRST_ID));
-            if let Some(Inode { anchor: Anchor::Hot(root), .. }) = root {
-                given.push(Share { name, root, read_only, cache, policy });
+        for (Root { name, nodeid, common, .. }, rules) in std::mem::take(&mut self.shares).into_all() {
+            // Several shares may have one root.
+            let root = self.inodes.peek(nodeid).and_then(|inode| Ok(inode.fd()?.try_clone_to_owned()));
+            if let Ok(Ok(root)) = root {
+                let Rules { read_only, cache, policy } = rules;
+                given.push(Share { name, root, read_only, cache, policy, common });
             }
         }
+        self.inodes.all().into_iter().for_each(|nodeid| self.inodes.remove(nodeid));
         given
     }
 
     /// Makes the table of inodes and the list of shares anew; returns the shares that are no saved ones.
     fn rebuild(&mut self, saved: &mut Saved, mut given: Vec<Share>) -> Result<Vec<Share>, Error> {
-        let roots = pair(saved, &mut given);
+        let mut roots = Vec::new();
+        for (slot, number, share) in pair(saved, &mut given) {
+            let Share { name, root, read_only, cache, policy, common } = share;
+            let added = self.shares.add_at(number, &name, common, Rules { read_only, cache, policy });
+            roots.push((slot, added.ok_or(MALFORMED)?, root));
+        }
+        saved.inodes.entries.iter_mut().flatten().for_each(|inode| self.place(inode));
         let limit = self.inodes.slab.limit();
         let mut inodes = Inodes::new(limit, self.inodes.hot_limit, self.inodes.proc_fd.clone());
         inodes.slab = Slab::of(limit, std::mem::take(&mut saved.inodes)).ok_or(MALFORMED)?;
         let mut walk = Walk::new(&mut inodes);
-        for (slot, number, Share { name, root, read_only, cache, policy }) in roots {
+        for (slot, number, root) in roots {
             let nodeid = walk.root(slot, root).map_err(|error| refuse(WHAT, sentence(error)))?;
-            let number = usize::from(number);
-            if self.shares.len() <= number {
-                self.shares.resize_with(number + 1, || None);
-            }
-            if let Some(share) = self.shares.get_mut(number) {
-                *share = Some(Root { name, nodeid, read_only, cache, policy });
-            }
+            self.shares.settle(number, nodeid);
         }
         walk.finish(&saved.superseded);
         self.inodes = inodes;
         Ok(given)
+    }
+
+    /// Says of a saved object where it counts as the same, and how it is reached.
+    fn place(&mut self, inode: &mut Inode) {
+        let number = inode.way;
+        let place = self.shares.place(number);
+        (inode.files, inode.key.place) = (place.files, place.number(inode.kind, inode.key.mount != 0));
+        inode.way = self.shares.through(number).unwrap_or(WayId::MAX);
     }
 
     fn reopen_all(&mut self, saved: Slots<SavedHandle>) -> Result<(), Error> {
@@ -115,7 +127,7 @@ impl Server {
 
     /// Opens a handle's object again. The handle of an object that isn't there any more is stale.
     fn reopen_one(&mut self, saved: &SavedHandle) -> Result<Open, Error> {
-        let (nodeid, share) = (saved.nodeid, self.inodes.peek(saved.nodeid).ok().map(Inode::share));
+        let (nodeid, way) = (saved.nodeid, self.inodes.peek(saved.nodeid).ok().map(|inode| inode.way));
         let handle = match self.reopen_handle(saved) {
             Ok(handle) => Some(handle),
             Err(Errno(libc::ESTALE)) => None,
@@ -130,7 +142,7 @@ impl Server {
             }
         };
         self.inodes.opened(nodeid);
-        Ok(Open { handle, nodeid, share })
+        Ok(Open { handle, nodeid, way })
     }
 
     fn reopen_handle(&mut self, saved: &SavedHandle) -> Served<Handle> {
@@ -167,8 +179,8 @@ fn pair(saved: &mut Saved, given: &mut Vec<Share>) -> Vec<(usize, u16, Share)> {
     let (mut roots, mut gone) = (Vec::new(), Vec::new());
     for (slot, inode) in saved.inodes.entries.iter_mut().enumerate() {
         let Some(root) = inode.as_ref().filter(|inode| inode.pinned) else { continue };
-        match take_named(given, &saved.shares, root.key.share()) {
-            Some(share) => roots.push((slot, root.key.share(), share)),
+        match take_named(given, &saved.shares, root.way) {
+            Some(share) => roots.push((slot, root.way, share)),
             None => gone.push(slot),
         }
     }

@@ -23,7 +23,7 @@ use crate::virtio::fs::request::{Errno, NAME_MAX, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::sys::{self, Stat};
 use crate::virtio::fs::table::handles::{Handle, Open};
-use crate::virtio::fs::table::inode::{Anchor, FIRST_ID, Inode, Key};
+use crate::virtio::fs::table::inode::{Above, Anchor, FIRST_ID, Inode, Key};
 use crate::virtio::fs::table::inodes::Inodes;
 
 /// Deepest chain of cold directories that is opened.
@@ -78,12 +78,8 @@ impl Server {
             ));
         }
         let (inodes, handles) = (self.inodes.slab.all(), self.handles.all());
-        let mut writer = Writer::new(&self.session, self.all_shares().count(), inodes.len(), handles.len());
-        for (number, share) in self.shares.iter().enumerate() {
-            if let Some(share) = share {
-                writer.share(number as u16, &share.name);
-            }
-        }
+        let mut writer = Writer::new(&self.session, self.shares.all().count(), inodes.len(), handles.len());
+        self.shares.all().for_each(|(number, share)| writer.share(number, &share.name));
         let mut search = Search::default();
         for (slot, (generation, inode)) in inodes.enumerate() {
             match inode {
@@ -111,11 +107,12 @@ impl Server {
             Anchor::Hot(_) if inode.pinned => (&b""[..], None),
             Anchor::Hot(fd) => (&b""[..], self.locate(nodeid, inode, fd.as_fd(), search)),
         };
-        let mut now = Whereabouts { key: inode.key, parent: inode.parent, name, born: inode.born, indexed };
+        let share = self.shares.shares_of(inode.way).first().copied().unwrap_or_default();
+        let mut now = Whereabouts { key: inode.key, share, parent: inode.parent, name, born: inode.born, indexed };
         if let Some(Located { parent, name, stat }) = &located {
             (now.parent, now.name) = (*parent, name.to_bytes());
             // Both may be others than in the table since overlayfs copied the object up.
-            (now.key, now.born) = (Key::new(stat, inode.key.share()), sys::birth_time(stat));
+            (now.key, now.born) = (Key::new(stat, &inode.as_above()), sys::birth_time(stat));
         }
         // Some file systems (vfat) have names that are longer than any that the guest could ask for.
         if now.name.len() > NAME_MAX {
@@ -160,17 +157,17 @@ impl Server {
         if stat.stx_nlink == 0 {
             return None;
         }
-        let key = Key::new(&stat, inode.key.share());
-        by_hint(&key).or_else(|| self.by_path(fd, &key)).or_else(|| {
+        let key = Key::new(&stat, &inode.as_above());
+        by_hint(&key).or_else(|| self.by_path(inode, fd, &key)).or_else(|| {
             self.inodes.scan(inode.parent, search);
             self.inodes.find_below(inode.parent, search.names.get(&nodeid)?.clone(), &key)
         })
     }
 
     /// Follows the host's path of an object from the share's root, through directories that the guest knows.
-    fn by_path(&self, fd: BorrowedFd, key: &Key) -> Option<Located> {
+    fn by_path(&self, inode: &Inode, fd: BorrowedFd, key: &Key) -> Option<Located> {
         let inodes = &self.inodes;
-        let mut parent = self.shares.get(usize::from(key.share()))?.as_ref()?.nodeid;
+        let mut parent = self.shares.get(*self.shares.shares_of(inode.way).first()?)?.nodeid;
         let root = inodes.peek(parent).ok()?.fd().ok()?;
         let (above, path) = (sys::path_of(&inodes.proc_fd, root).ok()?, sys::path_of(&inodes.proc_fd, fd).ok()?);
         let below = path.strip_prefix(above.strip_suffix(b"/").unwrap_or(&above))?.strip_prefix(b"/")?;
@@ -179,11 +176,11 @@ impl Server {
         let mut directory = Reached::Held(root);
         for part in parts {
             let next = sys::open_path(directory.as_fd(), &CString::new(part).ok()?).ok()?;
-            parent = inodes.known_as(&sys::stat(next.as_fd()).ok()?, key.share())?;
+            parent = inodes.known_as(&sys::stat(next.as_fd()).ok()?, &inodes.peek(parent).ok()?.as_above())?;
             directory = Reached::Opened(next);
         }
         let stat = sys::stat_at(directory.as_fd(), &name).ok()?;
-        (Key::new(&stat, key.share()) == *key).then_some(Located { parent, name, stat })
+        (Key::new(&stat, &inodes.peek(parent).ok()?.as_above()) == *key).then_some(Located { parent, name, stat })
     }
 }
 
@@ -203,7 +200,7 @@ impl Inodes {
     /// The name in this directory, if it is one of the object of this key.
     fn find_below(&self, parent: u64, name: CString, key: &Key) -> Option<Located> {
         let stat = sys::stat_at(self.reach(parent, MAX_DEPTH).ok()?.as_fd(), &name).ok()?;
-        let same = Key::new(&stat, key.share()) == *key;
+        let same = Key::new(&stat, &self.peek(parent).ok()?.as_above()) == *key;
         same.then_some(Located { parent, name, stat })
     }
 
@@ -214,7 +211,8 @@ impl Inodes {
             return Ok(Reached::Held(fd.as_fd()));
         }
         let depth = depth.checked_sub(1).ok_or(Errno(libc::ESTALE))?;
-        Ok(Reached::Opened(inode.open_below(self.reach(inode.parent, depth)?.as_fd())?))
+        let above = self.peek(inode.parent)?.as_above();
+        Ok(Reached::Opened(inode.open_in(self.reach(inode.parent, depth)?.as_fd(), &above)?.0))
     }
 
     /// Notes the names that a directory has for hot objects. What cannot be read has none.
@@ -227,14 +225,14 @@ impl Inodes {
         let Ok(fd) = opened else { return };
         let (Ok(entries), Ok(inode)) = (Dir::read_from(&fd), self.peek(directory)) else { return };
         for entry in entries.flatten() {
-            if let Some(nodeid) = self.hot_object(fd.as_fd(), entry.file_name(), inode.key.share()) {
+            if let Some(nodeid) = self.hot_object(fd.as_fd(), entry.file_name(), &inode.as_above()) {
                 search.names.insert(nodeid, entry.file_name().to_owned());
             }
         }
     }
 
-    fn hot_object(&self, directory: BorrowedFd, name: &CStr, share: u16) -> Option<u64> {
-        let nodeid = self.known_as(&sys::stat_at(directory, name).ok()?, share)?;
+    fn hot_object(&self, directory: BorrowedFd, name: &CStr, above: &Above) -> Option<u64> {
+        let nodeid = self.known_as(&sys::stat_at(directory, name).ok()?, above)?;
         matches!(self.peek(nodeid).ok()?.anchor, Anchor::Hot(_)).then_some(nodeid)
     }
 }

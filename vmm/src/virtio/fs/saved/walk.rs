@@ -13,17 +13,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::virtio::fs::coherence::UNKNOWN;
 use crate::virtio::fs::request::{Errno, Served};
 use crate::virtio::fs::sys::{self, Stat};
-use crate::virtio::fs::table::inode::{Anchor, FIRST_ID, Inode, Key};
+use crate::virtio::fs::table::inode::{self, Above, Anchor, FIRST_ID, Inode, Key};
 use crate::virtio::fs::table::inodes::Inodes;
 
 /// Deepest directory that is looked up.
 const MAX_DEPTH: usize = 512;
 
-/// Share, device and mount.
+/// Place of the key, device and mount.
 type Place = (u16, u32, u32);
 
 fn place(key: &Key) -> Place {
-    (key.share, key.device, key.mount)
+    (key.place, key.device, key.mount)
 }
 
 /// A walk through the directories of a saved table.
@@ -70,9 +70,9 @@ impl<'a> Walk<'a> {
             // No change time is this.
             inode.opened_at = UNKNOWN;
         }
-        inode.anchor = Anchor::Hot(fd);
-        self.inodes.hot += 1;
-        self.settle(nodeid, &stat)?;
+        let above = Above::root(inode.as_above().place, inode.way, sys::mount(&stat));
+        self.inodes.hold(nodeid, fd, &stat)?;
+        self.settle(nodeid, &stat, &above)?;
         self.descend(Level { fd: copy, nodeid, at: self.first(nodeid) });
         Ok(nodeid)
     }
@@ -90,7 +90,7 @@ impl<'a> Walk<'a> {
                 continue;
             };
             level.at += 1;
-            let fd = self.look_up(level.fd.as_fd(), nodeid);
+            let fd = self.look_up(level.fd.as_fd(), level.nodeid, nodeid);
             if let Some(fd) = fd.filter(|_| levels.len() < MAX_DEPTH) {
                 levels.push(Level { fd, nodeid, at: self.first(nodeid) });
             }
@@ -98,32 +98,33 @@ impl<'a> Walk<'a> {
     }
 
     /// Looks for an object where it was; returns its descriptor if it is a directory.
-    fn look_up(&mut self, parent: BorrowedFd, nodeid: u64) -> Option<OwnedFd> {
+    fn look_up(&mut self, directory: BorrowedFd, parent: u64, nodeid: u64) -> Option<OwnedFd> {
+        let above = self.inodes.peek(parent).ok()?.as_above();
         let inode = self.inodes.peek(nodeid).ok()?;
         let Anchor::Cold(name) = &inode.anchor else { return None };
         if inode.kind != libc::S_IFDIR {
             if let Entry::Vacant(unknown) = self.places.entry(place(&inode.key)) {
-                let stat = sys::stat_at(parent, name).ok()?;
-                unknown.insert(is_same(inode, &stat).then(|| place(&Key::new(&stat, inode.key.share())))?);
+                let stat = sys::stat_at(directory, name).ok()?;
+                unknown.insert(is_same(inode, &stat).then(|| place(&Key::new(&stat, &above)))?);
             }
             return None;
         }
-        let fd = sys::open_path(parent, name).ok()?;
+        let fd = sys::open_path(directory, name).ok()?;
         let stat = sys::stat(fd.as_fd()).ok()?;
         if !is_same_directory(inode, &stat) {
             return None;
         }
-        self.settle(nodeid, &stat).ok()?;
+        self.settle(nodeid, &stat, &above).ok()?;
         Some(fd)
     }
 
     /// Gives an object that was found its present key.
-    fn settle(&mut self, nodeid: u64, stat: &Stat) -> Served {
+    fn settle(&mut self, nodeid: u64, stat: &Stat, above: &Above) -> Served {
         let inode = self.inodes.get_mut(nodeid)?;
-        let key = Key::new(stat, inode.key.share());
+        let key = Key::new(stat, above);
         self.places.entry(place(&inode.key)).or_insert(place(&key));
         self.found.insert(nodeid);
-        (inode.key, inode.born) = (key, sys::birth_time(stat));
+        (inode.key, inode.born, inode.mount) = (key, sys::birth_time(stat), sys::mount(stat));
         Ok(())
     }
 
@@ -155,7 +156,7 @@ fn is_same(inode: &Inode, stat: &Stat) -> bool {
 /// and those in an upper layer are made for each container. Nothing depends on it, as all that is below is
 /// looked at by itself.
 fn is_same_directory(inode: &Inode, stat: &Stat) -> bool {
-    let device = Key::new(stat, inode.key.share()).device;
+    let device = inode::device(stat);
     let disk = device >> 20 != 0 && device == inode.key.device;
     sys::kind(stat) == libc::S_IFDIR && (!disk || is_same(inode, stat))
 }

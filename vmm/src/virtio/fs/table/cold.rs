@@ -12,7 +12,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::inode::{Anchor, Inode, Key};
+use super::inode::{Above, Anchor, Inode, Key};
 use super::inodes::Inodes;
 use crate::virtio::fs::request::{Errno, Served};
 use crate::virtio::fs::sys::{self, Stat};
@@ -39,17 +39,15 @@ impl Inodes {
         let (parent, depth) = (inode.parent, depth.checked_sub(1).ok_or(Errno(libc::ESTALE))?);
         self.warm_below(parent, depth)?;
         self.make_room()?;
-        let fd = self.get(nodeid)?.open_below(self.get(parent)?.fd()?)?;
-        self.get_mut(nodeid)?.anchor = Anchor::Hot(fd);
-        self.hot += 1;
-        Ok(())
+        let (fd, stat) = self.get(nodeid)?.open_below(self.get(parent)?)?;
+        self.hold(nodeid, fd, &stat)
     }
 
     /// Warms the object of a name that is about to change, and returns its nodeid if it is known. Where
     /// no descriptor is to spare the change goes on all the same: the guest may find the object stale.
     pub fn warm_name(&mut self, parent: u64, name: &CStr) -> Option<u64> {
-        let (stat, share) = self.look_up(parent, name).ok()?;
-        let nodeid = self.known_as(&stat, share)?;
+        let (stat, above) = self.look_up(parent, name).ok()?;
+        let nodeid = self.known_as(&stat, &above)?;
         let _ = self.warm(nodeid);
         Some(nodeid)
     }
@@ -115,7 +113,7 @@ impl Inodes {
         let fd = inode.fd()?;
         let name = sys::name_of(&self.proc_fd, fd)?;
         let found = self.look_up(inode.parent, &name).ok();
-        if let Some((stat, _)) = found.filter(|(stat, share)| Key::new(stat, *share) == inode.key) {
+        if let Some((stat, _)) = found.filter(|(stat, above)| Key::new(stat, above) == inode.key) {
             return Ok((name, sys::birth_time(&stat)));
         }
         let stat = sys::stat(fd)?;
@@ -123,23 +121,34 @@ impl Inodes {
         if elsewhere { Ok((name, sys::birth_time(&stat))) } else { Err(Errno(libc::ESTALE)) }
     }
 
-    /// Attributes of what a name in a hot directory stands for, and the number of its share.
-    fn look_up(&self, parent: u64, name: &CStr) -> Served<(Stat, u16)> {
+    /// Attributes of what a name in a hot directory stands for, and what that has of the directory.
+    fn look_up(&self, parent: u64, name: &CStr) -> Served<(Stat, Above)> {
         let directory = self.peek(parent)?;
-        Ok((sys::stat_at(directory.fd()?, name)?, directory.key.share()))
+        Ok((sys::stat_at(directory.fd()?, name)?, directory.as_above()))
     }
 }
 
 impl Inode {
-    /// Opens a cold object below its parent directory. `ESTALE` when something else is there, or nothing.
-    pub fn open_below(&self, parent: BorrowedFd) -> Served<OwnedFd> {
-        const GONE: [i32; 2] = [libc::ENOENT, libc::ENOTDIR];
+    /// Opens a cold object in its parent directory, which is hot. `ESTALE` when something else is there, or nothing.
+    pub fn open_below(&self, parent: &Inode) -> Served<(OwnedFd, Stat)> {
+        self.open_in(parent.fd()?, &parent.as_above())
+    }
+
+    /// [`Inode::open_below`] with a descriptor of the directory.
+    pub fn open_in(&self, parent: BorrowedFd, above: &Above) -> Served<(OwnedFd, Stat)> {
         let Anchor::Cold(name) = &self.anchor else { return Err(Errno(libc::ESTALE)) };
+        self.open_as(parent, name, above)
+    }
+
+    /// Opens the object under this name in this directory. `ESTALE` when something else is there, or nothing.
+    pub fn open_as(&self, parent: BorrowedFd, name: &CStr, above: &Above) -> Served<(OwnedFd, Stat)> {
+        const GONE: [i32; 2] = [libc::ENOENT, libc::ENOTDIR];
         let opened = sys::open_path(parent, name);
         let fd = opened.map_err(|Errno(errno)| Errno(if GONE.contains(&errno) { libc::ESTALE } else { errno }))?;
         let stat = sys::stat(fd.as_fd())?;
-        let same = Key::new(&stat, self.key.share()) == self.key
-            && (sys::birth_time(&stat), sys::kind(&stat)) == (self.born, self.kind);
-        if same { Ok(fd) } else { Err(Errno(libc::ESTALE)) }
+        let same = Key::new(&stat, above) == self.key && sys::kind(&stat) == self.kind;
+        // While it is held, no other object has its number.
+        let born = self.fd().is_ok() || sys::birth_time(&stat) == self.born;
+        if same && born { Ok((fd, stat)) } else { Err(Errno(libc::ESTALE)) }
     }
 }

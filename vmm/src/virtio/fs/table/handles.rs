@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::slab::{Slab, Slots};
 use crate::virtio::fs::request::{Errno, Served};
+use crate::virtio::fs::shares::WayId;
 
 /// An open file of the guest's.
 pub enum Handle {
@@ -24,8 +25,8 @@ pub struct Open {
     pub handle: Option<Handle>,
     /// The object's nodeid.
     pub nodeid: u64,
-    /// The share that the object is below, also when the guest has forgotten the object.
-    pub share: Option<usize>,
+    /// Shares that the object was reached through, also when the guest has forgotten it.
+    pub way: Option<WayId>,
 }
 
 /// The table of handles.
@@ -54,9 +55,9 @@ impl Handles {
         self.slab.limit()
     }
 
-    /// Adds a handle of an object below a share and returns its number. `ENFILE` when the table is full.
-    pub fn insert(&mut self, handle: Handle, nodeid: u64, share: Option<usize>) -> Served<u64> {
-        self.slab.insert(Open { handle: Some(handle), nodeid, share }).map_err(|_| Errno(libc::ENFILE))
+    /// Adds a handle of an object that is reached this way and returns its number. `ENFILE` when the table is full.
+    pub fn insert(&mut self, handle: Handle, nodeid: u64, way: Option<WayId>) -> Served<u64> {
+        self.slab.insert(Open { handle: Some(handle), nodeid, way }).map_err(|_| Errno(libc::ENFILE))
     }
 
     /// The handle of this number. `EBADF` when there is none, `ESTALE` when its object was lost in a restore.
@@ -70,9 +71,9 @@ impl Handles {
         self.slab.get(fh).map(|open| open.nodeid)
     }
 
-    /// The share that a handle's object is below.
-    pub fn share(&self, fh: u64) -> Option<usize> {
-        self.slab.get(fh).and_then(|open| open.share)
+    /// The way in which a handle's object was reached.
+    pub fn way(&self, fh: u64) -> Option<WayId> {
+        self.slab.get(fh).and_then(|open| open.way)
     }
 
     /// The descriptor of an open regular file. `EBADF` when the handle is none.
@@ -110,19 +111,24 @@ impl Handles {
 
     /// Closes all handles and returns the nodeids of their objects.
     pub fn close_all(&mut self) -> Vec<u64> {
-        let nodeids = self.slab.iter().map(|(_, open)| open.nodeid).collect();
-        self.close_where(|_| true);
-        nodeids
+        let open: Vec<u64> = self.slab.iter().map(|(fh, _)| fh).collect();
+        open.into_iter().filter_map(|fh| self.slab.remove(fh)).map(|open| open.nodeid).collect()
     }
 
-    /// Closes all handles of objects below a share.
-    pub fn close_share(&mut self, share: usize) {
-        self.close_where(|open| open.share == Some(share));
-    }
-
-    fn close_where(&mut self, wanted: impl Fn(&Open) -> bool) {
-        let open: Vec<u64> = self.slab.iter().filter(|(_, open)| wanted(open)).map(|(fh, _)| fh).collect();
-        for fh in open {
+    /// Gives each handle of an object in a share the way that `change` makes of its own, and closes those that have none any
+    /// more.
+    pub fn change_ways(&mut self, mut change: impl FnMut(&Open, WayId) -> Option<WayId>) {
+        let mut closed = Vec::new();
+        for slot in 0..self.slab.slots() {
+            let Some((open, way)) = self.slab.at_mut(slot).and_then(|open| open.way.map(|way| (open, way))) else {
+                continue;
+            };
+            open.way = change(open, way);
+            if open.way.is_none() {
+                closed.extend(self.slab.key_at(slot));
+            }
+        }
+        for fh in closed {
             self.slab.remove(fh);
         }
     }

@@ -5,13 +5,50 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::sys::{SetId, Stat};
+use crate::virtio::fs::shares::WayId;
+use crate::virtio::fs::sys::{self, SetId, Stat};
 
 /// First nodeid of the table: nodeid 0 means none, and 1 is the device's root directory.
 pub const FIRST_ID: u64 = 2;
 
-/// What makes two host objects the same to the guest. The mount counts because a bind mount may have
-/// other rights than the mount below it, and the share because one directory may be shared twice.
+/// Where objects of a share count as the same as those of other shares: numbers of what the guest has as one file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// For whatever is no directory.
+    pub files: u16,
+    /// For directories.
+    pub directories: u16,
+}
+
+impl Place {
+    /// The number for an object of this kind, which may be on a mount inside of its share.
+    pub fn number(self, kind: u32, nested: bool) -> u16 {
+        if nested || kind == libc::S_IFDIR { self.directories } else { self.files }
+    }
+}
+
+/// What an object has of the directory that it is found in.
+#[derive(Clone, Copy, Debug)]
+pub struct Above {
+    /// Where objects count as the same.
+    pub place: Place,
+    /// Shares that they are reached through.
+    pub way: WayId,
+    /// The mount of the directory's descriptor.
+    pub mount: u32,
+    /// The same as it is in keys.
+    pub nested: u32,
+}
+
+impl Above {
+    /// For the root of a share: `mount` is the one that the root is on.
+    pub fn root(place: Place, way: WayId, mount: u32) -> Self {
+        Self { place, way, mount, nested: 0 }
+    }
+}
+
+/// What makes two host objects the same to the guest. Mounts inside of a share count because a bind mount may have other rights
+/// than the mount below it, and the guest has each as a file system of its own.
 ///
 /// Packed to save memory, since every entry has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,29 +58,30 @@ pub struct Key {
     pub inode: u64,
     /// Major number in the upper 12 bits, minor number in the lower 20.
     pub device: u32,
-    /// Number of the mount.
+    /// Number of the mount; 0 on the mount of the share's root.
     pub mount: u32,
-    /// Number of the share.
-    pub share: u16,
+    /// One of the numbers of the [`Place`].
+    pub place: u16,
 }
 
 impl Key {
-    /// The key of an object with these attributes, found below this share.
-    pub fn new(stat: &Stat, share: u16) -> Self {
-        // Linux has 12 bits of major and 20 bits of minor number.
-        let device = stat.stx_dev_major << 20 | stat.stx_dev_minor & 0xf_ffff;
-        Self { inode: stat.stx_ino, device, mount: stat.stx_mnt_id as u32, share }
-    }
-
-    /// Number of the share that the object is below.
-    pub fn share(&self) -> u16 {
-        self.share
+    /// The key of an object with these attributes, found in this directory.
+    pub fn new(stat: &Stat, above: &Above) -> Self {
+        let found_on = sys::mount(stat);
+        let mount = if found_on == above.mount { above.nested } else { found_on };
+        let place = above.place.number(sys::kind(stat), mount != 0);
+        Self { inode: stat.stx_ino, device: device(stat), mount, place }
     }
 
     /// Whether both are on one mount of one file system.
     pub fn same_mount(&self, other: &Key) -> bool {
         (self.device, self.mount) == (other.device, other.mount)
     }
+}
+
+/// Number of the device that an object is on. Linux has 12 bits of major and 20 bits of minor number.
+pub fn device(stat: &Stat) -> u32 {
+    stat.stx_dev_major << 20 | stat.stx_dev_minor & 0xf_ffff
 }
 
 /// How the host object of an entry is reached.
@@ -54,12 +92,18 @@ pub enum Anchor {
     Cold(CString),
 }
 
-/// A host object that the guest knows. There may be a million: 80 bytes, and its name when cold.
+/// A host object that the guest knows. There may be a million: 96 bytes, and its name when cold.
 pub struct Inode {
     /// How the server reaches the host object.
     pub anchor: Anchor,
     /// Which host object the entry is.
     pub key: Key,
+    /// The number of the place for whatever is no directory.
+    pub files: u16,
+    /// Shares that it is reached through.
+    pub way: WayId,
+    /// The mount of its descriptor, or of the last one that it had.
+    pub mount: u32,
     /// Nodeid of the directory that the object was last found in.
     pub parent: u64,
     /// Birth time in nanoseconds, which tells the object from a later one of the same inode number.
@@ -91,9 +135,10 @@ impl Inode {
         }
     }
 
-    /// Number of the share that the object is below, as an index.
-    pub fn share(&self) -> usize {
-        usize::from(self.key.share())
+    /// What objects below have of it.
+    pub fn as_above(&self) -> Above {
+        let place = Place { files: self.files, directories: self.key.place };
+        Above { place, way: self.way, mount: self.mount, nested: self.key.mount }
     }
 
     /// Fails with `ENXIO` unless the object may be opened on the host: only regular files and directories may.

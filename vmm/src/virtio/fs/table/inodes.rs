@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::index::Index;
-use super::inode::{Anchor, FIRST_ID, Inode, Key};
+use super::inode::{Above, Anchor, FIRST_ID, Inode, Key};
 use super::slab::Slab;
 use crate::virtio::fs::request::{Errno, Served};
 use crate::virtio::fs::sys::{self, SetId, Stat};
@@ -72,10 +72,14 @@ impl Inodes {
     }
 
     /// Counts one more lookup of a known object, now found under this name; returns its nodeid.
-    pub fn find(&mut self, stat: &Stat, parent: u64, name: &CStr, share: u16) -> Option<u64> {
-        let nodeid = self.known_as(stat, share)?;
+    pub fn find(&mut self, stat: &Stat, parent: u64, name: &CStr, above: &Above) -> Option<u64> {
+        let nodeid = self.known_as(stat, above)?;
         let inode = self.get_mut(nodeid).ok()?;
         inode.lookups = inode.lookups.saturating_add(1);
+        if inode.way != above.way {
+            // Which of its names is to lead to it depends on what may be done that way.
+            return Some(nodeid);
+        }
         inode.parent = parent;
         match &mut inode.anchor {
             Anchor::Cold(known) if known.as_c_str() != name => *known = name.to_owned(),
@@ -86,8 +90,8 @@ impl Inodes {
 
     /// The nodeid of an object with these attributes. A cold entry that is an earlier object of the same
     /// inode number is not meant: it keeps its nodeid and will be found stale.
-    pub fn known_as(&self, stat: &Stat, share: u16) -> Option<u64> {
-        let nodeid = self.index.get(&Key::new(stat, share), &self.slab)?.wrapping_add(FIRST_ID);
+    pub fn known_as(&self, stat: &Stat, above: &Above) -> Option<u64> {
+        let nodeid = self.index.get(&Key::new(stat, above), &self.slab)?.wrapping_add(FIRST_ID);
         let inode = self.get(nodeid).ok()?;
         match &inode.anchor {
             Anchor::Cold(_) if inode.born != sys::birth_time(stat) => None,
@@ -97,37 +101,79 @@ impl Inodes {
 
     /// Adds an object that a descriptor stands for, or counts one more lookup if it is known. Returns
     /// its nodeid. `ENFILE` when there is no room.
-    pub fn adopt(&mut self, fd: OwnedFd, stat: &Stat, parent: u64, share: u16) -> Served<u64> {
-        if let Some(nodeid) = self.known_as(stat, share) {
+    pub fn adopt(&mut self, fd: OwnedFd, stat: &Stat, parent: u64, above: &Above) -> Served<u64> {
+        if let Some(nodeid) = self.known_as(stat, above) {
             let inode = self.get_mut(nodeid)?;
             inode.lookups = inode.lookups.saturating_add(1);
             return Ok(nodeid);
         }
         self.make_room()?;
-        self.insert(Anchor::Hot(fd), stat, parent, share, 1)
+        let nodeid = self.insert(Anchor::Hot(fd), stat, above)?;
+        self.introduce(nodeid, parent)
     }
 
     /// Adds an object without a descriptor. `ENFILE` when the table is full.
-    pub fn add_cold(&mut self, name: &CStr, stat: &Stat, parent: u64, share: u16) -> Served<u64> {
-        self.insert(Anchor::Cold(name.to_owned()), stat, parent, share, 1)
+    pub fn add_cold(&mut self, name: &CStr, stat: &Stat, parent: u64, above: &Above) -> Served<u64> {
+        let nodeid = self.insert(Anchor::Cold(name.to_owned()), stat, above)?;
+        self.introduce(nodeid, parent)
     }
 
-    /// Adds the root of a share, which the guest doesn't know yet and can't remove.
-    pub fn pin(&mut self, fd: OwnedFd, stat: &Stat, share: u16) -> Served<u64> {
-        if self.hot >= self.hot_limit {
+    /// Has the guest know a new object, found in this directory.
+    fn introduce(&mut self, nodeid: u64, parent: u64) -> Served<u64> {
+        let inode = self.get_mut(nodeid)?;
+        (inode.parent, inode.lookups) = (parent, 1);
+        Ok(nodeid)
+    }
+
+    /// Adds the root of a share, which the guest cannot remove. It may know it by another share: then it gets this descriptor
+    /// if that one is to be `replaced`.
+    pub fn pin(&mut self, fd: OwnedFd, stat: &Stat, above: &Above, replaced: impl Fn(&Inode) -> bool) -> Served<u64> {
+        let known = self.known_as(stat, above);
+        let cold = known.is_none_or(|nodeid| self.peek(nodeid).is_ok_and(|inode| inode.fd().is_err()));
+        if cold && self.hot >= self.hot_limit {
             return Err(Errno(libc::ENFILE));
         }
-        let nodeid = self.insert(Anchor::Hot(fd), stat, 0, share, 0)?;
+        let nodeid = match known {
+            None => self.insert(Anchor::Hot(fd), stat, above)?,
+            Some(nodeid) => {
+                if cold || self.peek(nodeid).is_ok_and(replaced) {
+                    self.hold(nodeid, fd, stat)?;
+                }
+                nodeid
+            }
+        };
         self.get_mut(nodeid)?.pinned = true;
         Ok(nodeid)
     }
 
-    fn insert(&mut self, anchor: Anchor, stat: &Stat, parent: u64, share: u16, lookups: u64) -> Served<u64> {
-        let (key, hot) = (Key::new(stat, share), matches!(anchor, Anchor::Hot(_)));
-        let (born, kind, used) = (sys::birth_time(stat), sys::kind(stat), Cell::new(self.now));
-        let (opens, opened_at, known, set_id) = (0, 0, 0, SetId::of(stat));
-        let inode =
-            Inode { anchor, key, parent, born, lookups, opens, opened_at, known, kind, set_id, used, pinned: false };
+    /// Gives an object this descriptor, which stands for it.
+    pub fn hold(&mut self, nodeid: u64, fd: OwnedFd, stat: &Stat) -> Served {
+        let inode = self.get_mut(nodeid)?;
+        let before = std::mem::replace(&mut inode.anchor, Anchor::Hot(fd));
+        inode.mount = sys::mount(stat);
+        self.hot += usize::from(matches!(before, Anchor::Cold(_)));
+        Ok(())
+    }
+
+    fn insert(&mut self, anchor: Anchor, stat: &Stat, above: &Above) -> Served<u64> {
+        let (key, hot) = (Key::new(stat, above), matches!(anchor, Anchor::Hot(_)));
+        let inode = Inode {
+            anchor,
+            key,
+            files: above.place.files,
+            way: above.way,
+            mount: sys::mount(stat),
+            parent: 0,
+            born: sys::birth_time(stat),
+            lookups: 0,
+            opens: 0,
+            opened_at: 0,
+            known: 0,
+            kind: sys::kind(stat),
+            set_id: SetId::of(stat),
+            used: Cell::new(self.now),
+            pinned: false,
+        };
         let entry = self.slab.insert(inode).map_err(|_| Errno(libc::ENFILE))?;
         self.hot += usize::from(hot);
         self.index.set(entry, &self.slab);
@@ -160,7 +206,7 @@ impl Inodes {
     }
 
     /// Takes an object out of the table, whatever the guest thinks of it.
-    fn remove(&mut self, nodeid: u64) {
+    pub fn remove(&mut self, nodeid: u64) {
         let Ok(inode) = self.peek(nodeid) else { return };
         self.hot -= usize::from(matches!(inode.anchor, Anchor::Hot(_)));
         let entry = nodeid.wrapping_sub(FIRST_ID);
@@ -176,13 +222,9 @@ impl Inodes {
         }
     }
 
-    /// Takes everything below a share out of the table, its root included.
-    pub fn remove_share(&mut self, share: usize) {
-        let below: Vec<u64> =
-            self.slab.iter().filter(|(_, inode)| inode.share() == share).map(|(key, _)| key).collect();
-        for key in below {
-            self.remove(key.wrapping_add(FIRST_ID));
-        }
+    /// Nodeids of all objects in the table.
+    pub fn all(&self) -> Vec<u64> {
+        self.slab.iter().map(|(key, _)| key.wrapping_add(FIRST_ID)).collect()
     }
 
     /// Nodeids of all objects that the guest knows.

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::fuse::*;
-use super::super::{Cache, Fs, Policy, Share};
+use super::super::{Cache, Common, Fs, Policy, Share};
 use crate::virtio::driver::{Silent, queue};
 use crate::virtio::queue::Ring;
 use crate::virtio::{Context, Device, Error, Event};
@@ -57,7 +57,8 @@ pub fn age() {
 
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
-    Share { name: name.to_owned(), root: path(directory), read_only, cache: CACHE, policy: Policy::unrestricted() }
+    let (name, root, policy) = (name.to_owned(), path(directory), Policy::unrestricted());
+    Share { name, root, read_only, cache: CACHE, policy, common: Common::Nothing }
 }
 
 impl Guest {

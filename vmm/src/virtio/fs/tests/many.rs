@@ -67,5 +67,5 @@ fn all_are_hot_where_descriptors_are_many() {
 
 #[test]
 fn a_slot_is_small() {
-    assert_eq!(size_of::<Option<Inode>>(), 88);
+    assert_eq!(size_of::<Option<Inode>>(), 96);
 }
