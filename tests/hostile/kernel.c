@@ -515,8 +515,8 @@ static void grab(void) {
     ask_named(LINK, directory, (u64[]){lookup(directory, "given")}, 8, "linked", 7);
     ask_named(UNLINK, directory, "", 0, "removed", 8);
     if (!(file = lookup(directory, "given"))) continue;
-    /* SETATTR of mode and size, then of the owner. */
-    for (u32 valid = 9; valid; valid = valid == 9 ? 2 : 0) {
+    /* SETATTR of the owner, which takes setuid away, then of mode and size. */
+    for (u32 valid = 2; valid; valid = valid == 2 ? 9 : 0) {
       u32 *in = (u32 *)body(SETATTR, file);
       in[0] = valid, in[17] = 0106777, in[19] = 1000;
       ask(88);
