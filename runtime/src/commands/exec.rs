@@ -11,8 +11,8 @@ use oci_spec::runtime::Process;
 use crate::cli::{ExecArgs, Global};
 use crate::exec_proxy::{Attachment, TerminalCopy};
 use crate::host::console::{self, Pty};
-use crate::host::node_maker;
 use crate::host::requirements::{self, Confinement};
+use crate::host::{monitor_namespaces, node_maker};
 use crate::ipc::Descriptor;
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
@@ -67,7 +67,9 @@ impl Job<'_> {
 /// Starts what makes device nodes, for a process that may make some in a container that came without. To be called while there
 /// is one thread.
 fn node_maker(global: &Global, state: &State, process: &protocol::Process) -> anyhow::Result<Option<Descriptor>> {
-    if !(state.exec_brings_node_maker && plan::may_make_device_nodes(process)) {
+    let wanted = state.exec_brings_node_maker && plan::may_make_device_nodes(process);
+    // Only the host's own root makes them.
+    if !wanted || monitor_namespaces::is_rootless() {
         return Ok(None);
     }
     let seccomp = requirements::insist(requirements::seccomp(), global.insecure)?.is_some();

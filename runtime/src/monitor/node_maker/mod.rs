@@ -16,14 +16,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::net::RecvFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::virtio::fs::{MakeNode, Node};
 
 use crate::ipc;
 use crate::log::{self, Level};
 
-/// Said where the process has ended before its container.
-const GONE: &str = "a device node is not made: the process that makes them has ended";
+/// Said where the process has ended before its container, and where there was none to begin with.
+const GONE: &str = "a device node is not made: the process that makes them has ended, or root here is not the host's";
 
 /// The connections to such processes.
 #[derive(Clone, Default)]
@@ -82,12 +82,10 @@ pub struct Loan {
 impl Loan {
     /// Whether the process is still there.
     pub fn lives(&self) -> bool {
-        // An answer that is on its way to another thread stays there.
-        let peeked = rustix::net::recv(&*self.process, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        match peeked {
-            Ok((_, length)) => length > 0,
-            Err(error) => error == rustix::io::Errno::AGAIN,
-        }
+        // By no event but this one: answers are another thread's.
+        let mut fds = [PollFd::new(&*self.process, PollFlags::empty())];
+        let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        polled.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
     }
 }
 
@@ -150,6 +148,8 @@ mod tests {
         answer(&second_process, libc::EEXIST);
         assert_eq!(error(&maker), Some(libc::EEXIST));
         assert!(loan.lives());
+        // Whatever it has said before.
+        answer(&second_process, 0);
         drop(second_process);
         assert!(!loan.lives());
         assert_eq!(error(&maker), Some(libc::ENOSPC));
