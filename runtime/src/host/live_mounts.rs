@@ -57,10 +57,7 @@ fn open_here(sources: &[Source]) -> anyhow::Result<LiveMounts> {
     attach(&base, CWD, "/").context("attach an empty file system")?;
     for (number, root) in roots.iter().enumerate() {
         let place = number.to_string();
-        match rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(root)?.st_mode) {
-            rustix::fs::FileType::Directory => rustix::fs::mkdirat(&base, &place, Mode::empty())?,
-            _ => rustix::fs::mknodat(&base, &place, rustix::fs::FileType::RegularFile, Mode::empty(), 0)?,
-        }
+        rustix::fs::mkdirat(&base, &place, Mode::empty())?;
         attach(root, &base, &place).context("attach a copy")?;
     }
     leave_all_but(&base).context("leave the host's mounts")?;
