@@ -515,10 +515,10 @@ static void grab(void) {
     ask_named(LINK, directory, (u64[]){lookup(directory, "given")}, 8, "linked", 7);
     ask_named(UNLINK, directory, "", 0, "removed", 8);
     if (!(file = lookup(directory, "given"))) continue;
-    /* SETATTR of the owner, which takes setuid away, then of mode and size. */
+    /* SETATTR of the owner, then of mode and size. */
     for (u32 valid = 2; valid; valid = valid == 2 ? 9 : 0) {
       u32 *in = (u32 *)body(SETATTR, file);
-      in[0] = valid, in[17] = 0106777, in[19] = 1000;
+      in[0] = valid, in[17] = 0100777, in[19] = 1000;
       ask(88);
     }
     *(u64 *)body(OPEN, file) = 2; /* for reading and writing */

@@ -204,7 +204,7 @@ fn vm_a_kernel_has_no_more_rights_over_a_joined_containers_files_than_that_one()
     }
     // In its own container it can do all of that.
     let file = |name: &str, mode, uid, links, content: &str| (name.to_owned(), mode, uid, links, content.to_owned());
-    let grabbed = ["given", "linked"].map(|name| file(name, 0o106_777, 1000, 2, "grabbed"));
+    let grabbed = ["given", "linked"].map(|name| file(name, 0o100_777, 1000, 2, "grabbed"));
     let [given, linked] = grabbed;
     let made = [file("node", 0o060_600, 0, 1, ""), file("setuid", 0o104_755, 0, 1, "")];
     assert_eq!(files(&own), [vec![given, linked], made.to_vec()].concat());
