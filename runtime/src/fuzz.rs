@@ -23,6 +23,7 @@ use crate::host::facts;
 use crate::ipc;
 use crate::monitor::network::datagrams::Tagged;
 use crate::monitor::network::passt_relay;
+use crate::monitor::node_maker::process as node_maker;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::messages as helper;
 use crate::parcel::{Label, Parcel};
@@ -109,6 +110,26 @@ pub fn messages(data: &[u8]) {
             let whole = passt_relay::deliver(sent, |frame| taken += frame.len() + 4);
             assert!(whole.is_err() || whole.is_ok_and(|whole| whole == taken && whole <= sent.len()));
         }
+    }
+}
+
+/// Takes what a monitor that is taken over asks for device nodes: the first byte says how many descriptors come along.
+pub fn nodes(data: &[u8]) {
+    let Some((&descriptors, sent)) = data.split_first() else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    DESCRIPTORS.with(|kinds| {
+        let fds: Vec<_> = kinds.iter().cycle().map(File::as_fd).take(usize::from(descriptors % 4)).collect();
+        let _ = ipc::send_fds(&theirs, sent, &fds);
+    });
+    drop(theirs);
+    let mut bytes = [0; node_maker::REQUEST];
+    // One request may be taken for several, as the socket is a stream.
+    while let Some((length, _directory)) = node_maker::receive(&ours, &mut bytes).unwrap() {
+        let Ok(request) = node_maker::Request::parse(&bytes[..length]) else { continue };
+        let name = request.name.to_bytes();
+        assert!(!matches!(name, b"" | b"." | b"..") && !name.contains(&b'/'), "{request:?}");
+        assert!(matches!(request.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK), "{request:?}");
     }
 }
 

@@ -131,7 +131,13 @@ const BLOCK: &[Call] = &[one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, BLKDISCARD])];
 const SMALL: &[Call] = &[INTERRUPT, any(Sysno::getrandom), any(Sysno::madvise)];
 
 /// Calls of the process that makes device nodes.
-const NODES: &[Call] = &[any(Sysno::recvmsg), any(Sysno::close)];
+const NODES: &[Call] = &[
+    any(Sysno::recvmsg),
+    any(Sysno::close),
+    // The end of an attack that a test makes.
+    #[cfg(feature = "owned")]
+    any(Sysno::rt_sigreturn),
+];
 
 /// Calls by which a process is made that the host's kernel kills for lack of memory, and its limits for that.
 const OUT_OF_MEMORY: &[Call] = &[any(Sysno::pread64), any(Sysno::pwrite64), any(Sysno::alarm), any(Sysno::wait4)];
