@@ -152,7 +152,9 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let vm = BuiltVm::new(setup, request.container_id.clone(), parts, label.timeline)?;
     leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
-    let vm = vm.start()?;
+    let vm = Rc::new(vm.start()?);
+    // It ends with the process, and not before: its threads may do nothing for an end of their own.
+    std::mem::forget(Rc::clone(&vm));
     confine::confine_main().context("confine the main thread")?;
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);

@@ -9,7 +9,7 @@ use super::rights;
 use super::tables::Kind;
 use crate::confinement::{empty_bounding_set, fix_capabilities, keep};
 
-/// What each thread of a machine does before anything of the guest's reaches it.
+/// Says what each thread of a machine is to do before anything of the guest's reaches it.
 pub fn on_thread() -> OnThread {
     OnThread::new(confine)
 }
