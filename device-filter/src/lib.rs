@@ -14,7 +14,7 @@ const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const CGROUP_DEVICE: u32 = 6;
 /// Cgroups below may have programs of their own: all must allow.
 const ALLOW_MULTI: u32 = 2;
-/// It calls nothing of the kernel's that would want another.
+/// License of the programs, which call nothing of the kernel's that asks for another one.
 const LICENSE: &CStr = c"Apache-2.0";
 /// Size of `struct bpf_insn`.
 const INSTRUCTION: usize = 8;

@@ -108,7 +108,7 @@ impl Place {
     }
 }
 
-/// What a process with no way to be somebody else may do.
+/// The policy of a share whose container's process has no way to be somebody else.
 fn strict() -> Policy {
     let ids = || Ids { uids: IdSet::of([USER..=USER]), gids: IdSet::of([USER..=USER]) };
     Policy {

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub type Target = fn(&[u8]);
 
 /// Every target, by its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("rings", rings::target),
     ("transport", transport::target),
     ("files", files::target),
@@ -23,6 +23,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("frames", frames::target),
     ("agent", runvm::fuzz::agent),
     ("messages", runvm::fuzz::messages),
+    ("nodes", runvm::fuzz::nodes),
     ("config", runvm::fuzz::config),
     ("words", words),
 ];

@@ -113,6 +113,11 @@ fn messages() {
 }
 
 #[test]
+fn nodes() {
+    try_all("nodes");
+}
+
+#[test]
 fn config() {
     try_all("config");
 }

@@ -72,6 +72,8 @@ pub struct Exec {
     pub process: protocol::Process,
     /// Standard streams of the process.
     pub streams: Streams,
+    /// A process that makes device nodes, for a container without one.
+    pub nodes: Option<Descriptor>,
 }
 
 /// What the monitor answers.

@@ -16,17 +16,19 @@ use anyhow::{Context, bail};
 
 use crate::control::{self, Exec, Reply, Request};
 use crate::host::console::{self, RawTerminal};
-use crate::ipc;
+use crate::ipc::{self, Descriptor};
 use crate::signals::Signals;
 use crate::streams::Streams;
 
 /// The monitor answers an exec when the guest has executed the program.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Files and terminal that the process in the guest is attached to.
+/// What the process in the guest has of the host.
 pub struct Attachment {
-    /// What is handed to the monitor.
+    /// Files or terminal that it is attached to; they are handed to the monitor.
     pub streams: Streams,
+    /// What makes device nodes for it, in a container that came without; handed over as well.
+    pub nodes: Option<Descriptor>,
     /// The terminal whose size the guest's pty follows.
     pub size_of: Option<OwnedFd>,
 }
@@ -39,10 +41,10 @@ pub fn exec(
     signals: &Signals,
     started: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<u8> {
-    let Attachment { streams, size_of } = attachment;
+    let Attachment { streams, nodes, size_of } = attachment;
     let stream = control::connect(dir, PATIENCE)?;
     // The monitor has the streams now; kept here they would keep the engine's pipes open.
-    ipc::send(&stream, &Request::Exec(Box::new(Exec { process, streams })))?;
+    ipc::send(&stream, &Request::Exec(Box::new(Exec { process, streams, nodes })))?;
     match ipc::receive(&stream).context("no answer from the container's monitor")? {
         Some(Reply::Started) => started()?,
         Some(Reply::Failed(why)) => bail!("{why}"),

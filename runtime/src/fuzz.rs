@@ -23,6 +23,7 @@ use crate::host::facts;
 use crate::ipc;
 use crate::monitor::network::datagrams::Tagged;
 use crate::monitor::network::passt_relay;
+use crate::monitor::node_maker::process as node_maker;
 use crate::monitor::vm::agent_client::Agent;
 use crate::network::messages as helper;
 use crate::parcel::{Label, Parcel};
@@ -33,11 +34,11 @@ use crate::plan::{self, Options};
 
 thread_local! {
     static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    /// What comes with messages.
+    /// Descriptors that come with messages.
     static DESCRIPTORS: [File; 2] = ["/", "/dev/null"].map(|path| File::open(path).unwrap());
 }
 
-/// Bytes of an agent in the guest: the first says which call it answers, the others are what it sends.
+/// Takes bytes of an agent in the guest: the first says which call it answers, the others are what it sends.
 pub fn agent(data: &[u8]) {
     let Some((&call, sent)) = data.split_first() else { return };
     if let Some(hello) = sent.first_chunk() {
@@ -72,7 +73,7 @@ async fn ask(agent: &Agent, call: u8) {
     }
 }
 
-/// What the commands `ps` and `events` make of an answer.
+/// Shows an answer as the commands `ps` and `events` do.
 fn show(reply: Reply) {
     match reply {
         Reply::Processes(list) => assert!(!ps::full_table(list).contains('\x1b')),
@@ -81,7 +82,7 @@ fn show(reply: Reply) {
     }
 }
 
-/// Bytes of another process: the first says which message is expected, and whether the lengths before it are made right; the
+/// Takes bytes of another process: the first says which message is expected, and whether the lengths before it are made right; the
 /// second how many descriptors come with it.
 pub fn messages(data: &[u8]) {
     let Some((&[kind, descriptors], bytes)) = data.split_first_chunk() else { return };
@@ -112,7 +113,27 @@ pub fn messages(data: &[u8]) {
     }
 }
 
-/// A message with the lengths that it has; its first byte is the length of the tail.
+/// Takes what a monitor that is taken over asks for device nodes: the first byte says how many descriptors come along.
+pub fn nodes(data: &[u8]) {
+    let Some((&descriptors, sent)) = data.split_first() else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    DESCRIPTORS.with(|kinds| {
+        let fds: Vec<_> = kinds.iter().cycle().map(File::as_fd).take(usize::from(descriptors % 4)).collect();
+        let _ = ipc::send_fds(&theirs, sent, &fds);
+    });
+    drop(theirs);
+    let mut bytes = [0; node_maker::REQUEST];
+    // One request may be taken for several, as the socket is a stream.
+    while let Some((length, _directory)) = node_maker::receive(&ours, &mut bytes).unwrap() {
+        let Ok(request) = node_maker::Request::parse(&bytes[..length]) else { continue };
+        let name = request.name.to_bytes();
+        assert!(!matches!(name, b"" | b"." | b"..") && !name.contains(&b'/'), "{request:?}");
+        assert!(matches!(request.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK), "{request:?}");
+    }
+}
+
+/// Makes a message with the lengths that it has; its first byte is the length of the tail.
 fn framed(bytes: &[u8], descriptors: u8) -> Option<Vec<u8>> {
     let (&tail, rest) = bytes.split_first()?;
     let tail = rest.len().min(tail.into());
@@ -120,7 +141,7 @@ fn framed(bytes: &[u8], descriptors: u8) -> Option<Vec<u8>> {
     Some(lengths.iter().flat_map(|&length| (length as u32).to_le_bytes()).chain(rest.iter().copied()).collect())
 }
 
-/// Datagrams of the guest's on one stream, for a published port and for the resolver.
+/// Takes datagrams of the guest's on one stream, for a published port and for the resolver.
 fn datagrams(stream: UnixStream) {
     stream.set_nonblocking(true).unwrap();
     RUNTIME.with(|runtime| {
@@ -133,7 +154,7 @@ fn datagrams(stream: UnixStream) {
     });
 }
 
-/// What the monitor does with a parcel before there is a VM.
+/// Does with a parcel what the monitor does before there is a VM.
 fn unpack(parcel: Parcel) {
     let _ = parcel.mounts();
     parcel.shares.into_iter().for_each(|share| drop(share.into_device(&parcel.file_rights)));
@@ -148,7 +169,7 @@ fn again<T: DeserializeOwned + Serialize>(stream: &UnixStream) -> Option<T> {
     Some(message)
 }
 
-/// The text of a config.json, up to the plan; the first byte chooses options of the command line.
+/// Takes the text of a config.json up to the plan; the first byte chooses options of the command line.
 pub fn config(data: &[u8]) {
     let Some((&choice, text)) = data.split_first() else { return };
     let Ok(bundle) = str::from_utf8(text).map_err(anyhow::Error::from).and_then(|text| bundle::of("/b".into(), text))
@@ -169,7 +190,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// Facts about the files that a bundle names, by their names: of every kind.
+/// Makes up facts about the files that a bundle names, by their names: of every kind.
 fn made_up(bundle: &Bundle, choice: u8) -> Facts {
     static HERE: OnceLock<Facts> = OnceLock::new();
     let here =

@@ -176,6 +176,7 @@ impl Launch {
     fn spawn(&mut self, plan: &Plan, terminal: Terminal) -> anyhow::Result<(Parcel, UnixStream)> {
         let (master, streams) = open_streams(plan, terminal)?;
         let mut parcel = Parcel::pack(plan, control::listen(self.dir.path())?.into(), streams)?;
+        self.state.exec_brings_node_maker = parcel.leaves_nodes_to_exec();
         let (ours, theirs) = ipc::pair()?;
         let cgroup = self.state.cgroup.as_ref().and_then(HostCgroup::open);
         let (cgroup, network) = (cgroup.as_ref().map(AsFd::as_fd), network::namespace::open(&plan.network)?);
@@ -184,7 +185,7 @@ impl Launch {
             (self.network_helper, parcel.network) = (Some(helper), Some(socket));
         }
         let stderr = parcel.streams.terminal().is_none();
-        let place = Place { socket: &theirs.into(), network: network.as_fd(), cgroup, stderr };
+        let place = Place { socket: &theirs.into(), network: network.as_fd(), mounts: None, cgroup, stderr };
         let child = spawn::monitor(&place)?;
         self.adopt(child, &plan.cgroup)?;
         if plan.user_network {
@@ -346,6 +347,7 @@ fn new_state(bundle: &Bundle, plan: &Plan) -> State {
         ports: network.as_deref().and_then(network::ports),
         network,
         shared: false,
+        exec_brings_node_maker: false,
         hooks: plan.hooks.clone(),
     }
 }

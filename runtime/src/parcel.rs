@@ -170,6 +170,11 @@ impl Parcel {
         self.shares.iter().flat_map(policies).any(|policy| policy.device_nodes)
     }
 
+    /// Whether the container comes without what makes device nodes, and an exec may want some all the same.
+    pub fn leaves_nodes_to_exec(&self) -> bool {
+        !self.makes_nodes() && self.file_rights.may_gain_device_nodes()
+    }
+
     /// Part of the parcel that the container's process on the host shows.
     ///
     /// # Errors

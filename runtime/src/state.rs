@@ -108,6 +108,9 @@ pub struct State {
     /// Whether other containers have joined its VM.
     #[serde(default)]
     pub shared: bool,
+    /// Whether an exec that may make device nodes has to bring the process that makes them.
+    #[serde(default)]
+    pub exec_brings_node_maker: bool,
     /// Hooks that are still to run.
     pub hooks: Hooks,
 }

@@ -323,7 +323,7 @@ static void storm(void) {
 
 /* ---- files ------------------------------------------------------------------------------------------------------------ */
 
-enum { LOOKUP = 1, SYMLINK = 6, MKNOD = 8, MKDIR = 9, UNLINK = 10, RMDIR = 11, RENAME = 12, LINK = 13, OPEN = 14, INIT = 26,
+enum { LOOKUP = 1, SETATTR = 4, SYMLINK = 6, MKNOD = 8, MKDIR = 9, UNLINK = 10, RMDIR = 11, RENAME = 12, LINK = 13, OPEN = 14, WRITE = 16, INIT = 26,
        OPENDIR = 27, READDIR = 28, RELEASEDIR = 29, CREATE = 35, RENAME2 = 45 };
 struct fuse_in { u32 length, opcode; u64 unique, node; u32 uid, gid, pid, padding; };
 struct fuse_out { u32 length; int error; u64 unique; };
@@ -503,6 +503,34 @@ static void rights(void) {
   }
 }
 
+/* Does with every share of the VM what would be of use on the host: a program that is setuid, a device node, another name, mode,
+ * owner and content for the file `given`, and the end of the file `removed`. */
+static void grab(void) {
+  static const u32 create[4] = {02, 0104755, 0, 0}, node[4] = {060600, 8 << 8, 0, 0};
+  start_fs();
+  for (u32 found = shares(), at = 0; at < found; at++) {
+    u64 directory = lookup(1, names[at]), file;
+    ask_named(CREATE, directory, create, 16, "setuid", 7);
+    ask_named(MKNOD, directory, node, 16, "node", 5);
+    ask_named(LINK, directory, (u64[]){lookup(directory, "given")}, 8, "linked", 7);
+    ask_named(UNLINK, directory, "", 0, "removed", 8);
+    if (!(file = lookup(directory, "given"))) continue;
+    /* SETATTR of the owner, then of mode and size. */
+    for (u32 valid = 2; valid; valid = valid == 2 ? 9 : 0) {
+      u32 *in = (u32 *)body(SETATTR, file);
+      in[0] = valid, in[17] = 0100777, in[19] = 1000;
+      ask(88);
+    }
+    *(u64 *)body(OPEN, file) = 2; /* for reading and writing */
+    if (ask(8)) continue;
+    u64 handle = *(u64 *)(reply + sizeof(struct fuse_out));
+    u64 *write = (u64 *)body(WRITE, file);
+    write[0] = handle, write[1] = 0, *(u32 *)&write[2] = 7;
+    memcpy((u8 *)write + 40, "grabbed", 7);
+    ask(47);
+  }
+}
+
 /* ---- an agent that lies ----------------------------------------------------------------------------------------------- */
 
 /* A call of ttrpc's whose header and beginning is here; the rest is still to come. */
@@ -603,6 +631,7 @@ static void all_at_once(void) {
 }
 
 static void says_yes(void) { be_agent(YES, all_at_once); }
+static void grabs(void) { be_agent(YES, grab); }
 static void says_garbage(void) { be_agent(GARBAGE, 0); }
 static void says_too_much(void) { be_agent(HUGE, 0); }
 

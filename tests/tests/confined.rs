@@ -1,16 +1,18 @@
 //! What a container's process on the host holds once the container is created: nothing that is worth taking.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::process::Signal;
 use serde_json::json;
-use tests::command::{Outcome, run};
+use tests::command::{self, Outcome, run};
 use tests::disk::{Disk, Tmpfs};
 use tests::process::{self, field, namespace, status_field};
-use tests::{Scene, place};
+use tests::{Container, Scene, place};
 
 /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID and SETFCAP.
 const FILES: &str = "00000000800000df";
@@ -108,10 +110,16 @@ fn vm_a_join_proxy_has_no_rights_and_few_calls() {
     assert_eq!(first.end(&one), 137);
 }
 
+/// The processes that make device nodes.
+fn node_makers() -> Vec<i32> {
+    let makers = process::descendants().into_iter().filter(|(_, what)| what.starts_with("node-maker ["));
+    makers.map(|(pid, _)| pid).filter(|pid| process::lives(*pid)).collect()
+}
+
 /// A process that makes device nodes is there where a container may make some, and comes with one that joins and may.
 #[test]
 fn vm_device_nodes_are_made_where_the_bundle_allows() {
-    let makers = || process::descendants().into_values().filter(|what| what.starts_with("node-maker")).count();
+    let makers = || node_makers().len();
     let scene = Scene::new();
     let mut first = scene.container();
     let one = first.idle();
@@ -131,6 +139,101 @@ fn vm_device_nodes_are_made_where_the_bundle_allows() {
     assert_eq!(second.end(&two), 137);
     assert_eq!(makers(), 0);
     assert_eq!(first.end(&one), 137);
+}
+
+/// `exec` of a process that may make device nodes.
+fn exec_with_mknod(container: &Container, script: &str) -> Command {
+    let mut command = container.command("exec");
+    command.args(["--cap", "CAP_MKNOD"]).arg(&container.id).args(["sh", "-c", script]);
+    command
+}
+
+/// Insists that a process that makes device nodes has what it needs, and is where the container's process on the host is.
+fn is_confined(maker: i32, host: i32, log: &Path) {
+    let of = |line: &str| status_field(maker, line).unwrap();
+    // DAC_OVERRIDE, SETGID, SETUID, MKNOD.
+    assert_eq!((of("CapPrm"), of("CapBnd")), ("00000000080000c2".to_owned(), NONE.to_owned()));
+    assert_eq!((of("Seccomp"), of("NoNewPrivs"), of("Threads")), ("2".to_owned(), "1".to_owned(), "1".to_owned()));
+    assert!(of("NSpid").split(' ').count() > 1, "processes of the host are out of sight: {}", of("NSpid"));
+    for kind in ["mnt", "net"] {
+        assert_eq!(namespace(maker, kind), namespace(host, kind), "{kind}");
+    }
+    let cgroup = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert_eq!(cgroup(maker), cgroup(host));
+    assert_eq!(identity(format!("/proc/{maker}/root")), identity(format!("/proc/{host}/root")));
+    // Nothing of a command's, which may be pipes of an engine's.
+    let open = open_files(maker);
+    let kept = |path: &Path| path == Path::new("/dev/null") || path == log;
+    let others: Vec<_> = open.iter().filter(|(path, _)| !kept(path)).collect();
+    assert!(others.len() == 1 && others[0].0.to_string_lossy().starts_with("socket:"), "{open:?}");
+}
+
+/// Where the bundle allows no device nodes, an exec that may make some brings the process for it, once and until the
+/// container's end.
+#[test]
+fn vm_an_exec_brings_what_makes_device_nodes() {
+    let scene = Scene::new();
+    let mut first = scene.container();
+    let one = first.idle();
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", one.pid)})));
+    let two = second.idle();
+    for (container, host) in [(&first, one.pid), (&second, two.pid)] {
+        let before = node_makers();
+        container.exec(&["true"]).success();
+        assert_eq!(node_makers(), before, "an exec with no more rights costs no more");
+        // Two at once: both can, and one of their processes is taken.
+        let running =
+            ["a", "b"].map(|name| command::start(&mut exec_with_mknod(container, &format!("mknod /{name} c 1 3"))));
+        running.into_iter().for_each(|exec| drop(exec.finish().success()));
+        for name in ["a", "b"] {
+            let made = fs::symlink_metadata(container.rootfs().join(name)).unwrap();
+            assert_eq!((made.rdev(), made.uid()), (makedev(1, 3), 0));
+        }
+        process::wait_until("the other one to end", || node_makers().len() == before.len() + 1);
+        let maker = node_makers().into_iter().find(|maker| !before.contains(maker)).unwrap();
+        is_confined(maker, host, &scene.log());
+        // A process that the exec left behind can, too, by the same one.
+        container.exec_sh("mknod /c c 1 3").failure();
+        run(&mut exec_with_mknod(container, "(sleep 1; mknod /c c 1 3; mknod /d c 1 5) & wait")).success();
+        assert!(container.rootfs().join("d").symlink_metadata().is_ok());
+        assert_eq!(node_makers().len(), before.len() + 1);
+        // One that dies is replaced by the next that comes.
+        process::signal(maker, Signal::KILL);
+        process::wait_until("its end", || node_makers() == before);
+        run(&mut exec_with_mknod(container, "mknod /e c 1 3")).success();
+        assert!(container.rootfs().join("e").symlink_metadata().is_ok());
+        assert_eq!(node_makers().len(), before.len() + 1);
+    }
+    assert_eq!(second.end(&two), 137);
+    assert_eq!(node_makers().len(), 1);
+    run(&mut exec_with_mknod(&first, "mknod /f c 1 3")).success();
+    assert_eq!(first.end(&one), 137);
+    process::wait_until("the end of what makes nodes", || node_makers().is_empty());
+}
+
+/// An exec that is killed before the monitor has heard of it, and one that the monitor refuses, leave nothing behind.
+#[test]
+fn vm_an_exec_that_is_killed_leaves_nothing_that_makes_nodes() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    process::signal(up.pid, Signal::STOP);
+    let mut exec = exec_with_mknod(&container, "sleep 100000").stdin(Stdio::null()).spawn().unwrap();
+    process::wait_until("what makes nodes", || node_makers().len() == 1);
+    exec.kill().unwrap();
+    exec.wait().unwrap();
+    process::signal(up.pid, Signal::CONT);
+    // Whether the monitor has it or not, nodes are made, by one process.
+    run(&mut exec_with_mknod(&container, "mknod /node c 1 3")).success();
+    assert!(container.rootfs().join("node").symlink_metadata().is_ok());
+    process::wait_until("one of them", || node_makers().len() == 1);
+    run(&mut container.named("pause", &[])).success();
+    run(&mut exec_with_mknod(&container, "true")).failure();
+    process::wait_until("one of them", || node_makers().len() == 1);
+    run(&mut container.named("resume", &[])).success();
+    container.end(&up);
+    process::wait_until("the end of what makes nodes", || node_makers().is_empty());
 }
 
 /// The cgroup of a process that says which devices it may use.
@@ -186,20 +289,27 @@ fn above(dir: &Path) -> Vec<(u64, u64)> {
     dir.ancestors().chain(["/proc", "/sys/fs/cgroup"].map(Path::new)).filter_map(identity).collect()
 }
 
-/// Insists that no way leads up from what a process has open to one of these directories; returns how many it has open.
-fn no_way_leads_up(pid: i32, host: &[(u64, u64)]) -> usize {
-    let mut directories = 0;
+/// Ways that lead up from what a process has open to one of these directories, and how many directories it has open.
+fn ways_up(pid: i32, host: &[(u64, u64)]) -> (Vec<String>, usize) {
+    let (mut ways, mut directories) = (Vec::new(), 0);
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let fd = entry.unwrap().path();
         let mut path = fd.join(".");
         directories += usize::from(fs::metadata(&path).is_ok());
         for _ in 0..16 {
             path.push("..");
-            let found = identity(&path);
-            let what = || format!("{} of process {pid}, {:?}", path.display(), fs::read_link(&fd));
-            assert!(found.is_none_or(|found| !host.contains(&found)), "{}", what());
+            if identity(&path).is_some_and(|found| host.contains(&found)) {
+                ways.push(format!("{}, {:?}", path.display(), fs::read_link(&fd)));
+            }
         }
     }
+    (ways, directories)
+}
+
+/// Insists that there is none; returns how many directories the process has open.
+fn no_way_leads_up(pid: i32, host: &[(u64, u64)]) -> usize {
+    let (ways, directories) = ways_up(pid, host);
+    assert!(ways.is_empty(), "{ways:#?}");
     directories
 }
 
@@ -226,6 +336,15 @@ fn vm_no_way_leads_up_from_its_files() {
 
     let host = above(&scene.dir().join("volumes"));
     assert!(host.len() > 4 && host.contains(&identity("/").unwrap()));
+    // From the same directories, open among the host's mounts, ways lead up to all of them but /proc and the cgroups.
+    let opened = volumes.iter().map(|path| fs::File::open(path).unwrap()).collect::<Vec<_>>();
+    let (ways, _) = ways_up(std::process::id() as i32, &host);
+    let of = |file: &fs::File| format!("/proc/{}/fd/{}/", std::process::id(), file.as_raw_fd());
+    for file in &opened {
+        let found = ways.iter().filter(|way| way.starts_with(&of(file))).count();
+        assert!(found >= host.len() - 2, "{found} of {}: {ways:#?}", host.len());
+    }
+    drop(opened);
     // The roots of both containers' shares are the monitor's.
     let open = no_way_leads_up(one.pid, &host);
     assert!(open >= 6, "{open} directories");

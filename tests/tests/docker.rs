@@ -179,6 +179,21 @@ fn an_exec_in_a_terminal() {
     docker.run(&["rm", "--force", name]).success();
 }
 
+/// What the host's administrator executes with all rights has them over the files of a container that has few.
+#[test]
+fn a_privileged_exec() {
+    let docker = Docker::new();
+    let name = "runvm-test-privileged";
+    run(&mut docker.container(&["--detach", "--name", name, "--cap-drop", "MKNOD"], &["sleep", "100000"])).success();
+    docker.run(&["exec", name, "mknod", "/node", "c", "1", "3"]).failure();
+    docker.run(&["exec", "--privileged", name, "mknod", "/node", "c", "1", "3"]).success();
+    docker.run(&["exec", "--privileged", "--detach", name, "mknod", "/another", "c", "1", "3"]).success();
+    process::wait_until("the other one", || {
+        docker.run(&["exec", name, "sh", "-c", "test -c /node && test -c /another"]).code == 0
+    });
+    docker.run(&["rm", "--force", name]).success();
+}
+
 #[test]
 fn files_can_be_copied_out() {
     let docker = Docker::new();

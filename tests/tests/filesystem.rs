@@ -314,20 +314,51 @@ fn mounts_below_a_bind_are_there_as_it_says() {
     let scene = Scene::new();
     let mounts = Mounts::new(&scene);
     let mut container = scene.container();
-    let kinds = [("/one", "bind", "rprivate"), ("/all", "rbind", "rprivate"), ("/live", "rbind", "rslave")];
-    for (at, bind, propagation) in kinds {
-        container.mount("bind", &mounts.0, at, &[bind, propagation]);
+    let options: [(&str, &[&str]); 6] = [
+        ("/one", &["bind", "rprivate"]),
+        ("/all", &["rbind", "rprivate"]),
+        ("/live", &["rbind", "rslave"]),
+        // Where nothing is said, a mount of the container hears of the host's, with all that was there before or without.
+        ("/said", &["rbind"]),
+        ("/less", &["bind"]),
+        ("/slave", &["bind", "slave"]),
+    ];
+    for (at, options) in options {
+        container.mount("bind", &mounts.0, at, options);
     }
-    let script = "look() { for d in one all live; do echo -n $d $(cd $d && ls */*) ''; done; echo; }
+    let script = "look() { for d in one all live said less slave; do echo -n $d $(cd $d && ls */*) ''; done; echo; }
         look; read line; look; touch /all/there/mine";
     let mut created = container.sh(script).up();
-    assert_eq!(created.stdout.line(), "one all there/file live there/file");
+    assert_eq!(created.stdout.line(), "one all there/file live there/file said there/file less slave");
     mounts.add("later");
     std::thread::sleep(std::time::Duration::from_millis(1500));
     drop(created.stdin.take());
-    assert_eq!(created.stdout.line(), "one all there/file live later/file there/file");
+    let all = "later/file there/file";
+    assert_eq!(
+        created.stdout.line(),
+        format!("one all there/file live {all} said {all} less later/file slave later/file")
+    );
     assert_eq!(process::wait_orphan(created.pid), 0);
     assert!(mounts.0.join("there/mine").exists());
+}
+
+/// What is private among the container's mounts has nothing to pass on.
+#[test]
+fn a_bind_of_a_private_mount_is_private() {
+    let scene = Scene::new();
+    let mounts = Mounts::new(&scene);
+    let mut container = scene.container();
+    container.set("/linux/rootfsPropagation", json!("rprivate"));
+    container.mount("bind", &mounts.0, "/said", &["rbind"]).mount("bind", &mounts.0, "/live", &["rbind", "rslave"]);
+    let script =
+        "look() { for d in said live; do echo -n $d $(cd $d && ls */*) ''; done; echo; }; look; read line; look";
+    let mut created = container.sh(script).up();
+    assert_eq!(created.stdout.line(), "said there/file live there/file");
+    mounts.add("later");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    drop(created.stdin.take());
+    assert_eq!(created.stdout.line(), "said there/file live there/file");
+    assert_eq!(process::wait_orphan(created.pid), 0);
 }
 
 /// Once the guest no longer believes the name of a mount point, it looks it up again, and has to find the same directory there:

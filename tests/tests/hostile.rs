@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tests::{Container, Created, Outcome, Scene, command, process};
@@ -147,6 +147,77 @@ fn vm_a_kernel_has_no_more_rights_over_a_volume_than_its_container() {
         let Ok(made) = fs::symlink_metadata(folder.join("setuid")) else { continue };
         assert!(made.mode() & 0o6000 == 0, "mode {:o}", made.mode());
     }
+    bystanders.end();
+}
+
+/// A volume with two files of root's.
+fn volume(scene: &Scene, name: &str) -> PathBuf {
+    let volume = scene.dir().join(name);
+    fs::create_dir_all(&volume).unwrap();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    for file in ["given", "removed"] {
+        fs::write(volume.join(file), "untouched").unwrap();
+    }
+    volume
+}
+
+/// Name, mode, owner, number of links and content of each file.
+fn files(folder: &Path) -> Vec<(String, u32, u32, u64, String)> {
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let look = |path: PathBuf| {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let content = if meta.is_file() { fs::read_to_string(&path).unwrap() } else { String::new() };
+        (name(&path), meta.mode(), meta.uid(), meta.nlink(), content)
+    };
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| look(entry.unwrap().path())).collect();
+    files.sort();
+    files
+}
+
+/// One kernel serves all containers of a VM, so it can do with the files of each what the bundle of that one allows; and no more,
+/// whatever that of the container allows whose kernel it is.
+#[test]
+fn vm_a_kernel_has_no_more_rights_over_a_joined_containers_files_than_that_one() {
+    let scene = Scene::new();
+    let bystanders = Bystanders::new(&scene);
+    let [own, writable, fixed] = ["own", "writable", "fixed"].map(|name| volume(&scene, name));
+    let untouched = files(&fixed);
+    let mut first = attacker(&scene, "grabs");
+    first.mount("bind", &own, "/volume", &["bind"]);
+    let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETUID"]);
+    let sets = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    first.set("/process/capabilities", sets).set("/process/noNewPrivileges", json!(false));
+    let one = first.up();
+    let mut second = scene.container();
+    second.namespace("ipc", Some(json!({"type": "ipc", "path": format!("/proc/{}/ns/ipc", one.pid)})));
+    second.mount("bind", &writable, "/volume", &["bind", "nosuid"]);
+    second.mount("bind", &fixed, "/fixed", &["bind", "ro"]);
+    second.set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    second.set("/process/capabilities", json!({"bounding": [], "effective": [], "permitted": []}));
+    let two = second.up();
+
+    // What it removes and nobody may keep it from says that it has been at all shares meanwhile.
+    let victims = [own.join("removed"), writable.join("removed")];
+    for _ in 0..3 {
+        victims.iter().for_each(|file| fs::write(file, "untouched").unwrap());
+        process::wait_until("an attack on all shares", || !victims.iter().any(|file| file.exists()));
+    }
+    // In its own container it can do all of that.
+    let file = |name: &str, mode, uid, links, content: &str| (name.to_owned(), mode, uid, links, content.to_owned());
+    let grabbed = ["given", "linked"].map(|name| file(name, 0o100_777, 1000, 2, "grabbed"));
+    let [given, linked] = grabbed;
+    let made = [file("node", 0o060_600, 0, 1, ""), file("setuid", 0o104_755, 0, 1, "")];
+    assert_eq!(files(&own), [vec![given, linked], made.to_vec()].concat());
+    // In the other one nothing that its process could not, or its root before it started.
+    assert_eq!(files(&fixed), untouched);
+    for folder in [&writable, &second.rootfs()] {
+        for (name, mode, uid, ..) in files(folder) {
+            assert!(mode & 0o6000 == 0 && name != "node" && uid == 0, "{name}: mode {mode:o}, owner {uid}");
+        }
+    }
+    assert_eq!(fs::metadata(writable.join("given")).unwrap().mode() & 0o7777, 0o644);
+    assert_eq!(second.end(&two), 137);
+    assert_eq!(first.end(&one), 137);
     bystanders.end();
 }
 

@@ -26,8 +26,8 @@ const GROUND: &str = "/run/runvm-owned";
 const MODULE: &str = "dummy";
 
 /// The threads of a container with a disk and a link, by the names that they have in the log, with the calls that their filters
-/// let through to the kernel, which refuses them. The process that makes device nodes is not among them: it has no log.
-const THREADS: [(&str, &[&str]); 11] = [
+/// let through to the kernel, which refuses them.
+const THREADS: [(&str, &[&str]); 12] = [
     ("vcpu", &[]),
     ("vsock", &[]),
     (
@@ -47,6 +47,8 @@ const THREADS: [(&str, &[&str]); 11] = [
     ("stdout", &[]),
     ("blocking", &[]),
     ("proxy", &[]),
+    // Its file system is the container's: what the test has made is not there.
+    ("nodes", &["make a node of a disk"]),
     (
         "network-helper",
         &[
@@ -165,6 +167,7 @@ fn thread(name: &str, up: &Created, proxy: i32) -> Thread {
         "main" => return first(up.pid),
         "proxy" => return first(proxy),
         "network-helper" => return below("network-helper"),
+        "nodes" => return below("node-maker"),
         "device" => "virtio-rng",
         "blocking" => "tokio",
         "vsock" | "fs" | "net" | "block" => &format!("virtio-{name}"),
@@ -279,5 +282,26 @@ fn vm_a_network_helper_that_is_caught_ends_alone() {
     assert_eq!(log().matches("thread network-helper made system call").count(), 1, "{}", log());
     process::wait_until("the monitor to notice", || log().contains("changes of the network are not mirrored any more"));
     assert_eq!(container.exec(&["echo", "well"]).success().line(), "well");
+    container.end(&up);
+}
+
+#[test]
+fn vm_what_makes_device_nodes_ends_alone_when_it_is_caught() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let up = container.idle();
+    let exec = |script: &str| {
+        let mut more = container.command("exec");
+        command::run(more.args(["--cap", "CAP_MKNOD"]).arg(&container.id).args(["sh", "-c", script]))
+    };
+    exec("mknod /one c 1 3").success();
+    let maker = thread("nodes", &up, 0);
+    attack(maker, std::iter::once(UNSHARE | FOR_GOOD), 0);
+    assert!(process::wait_end(maker.pid, command::PATIENCE));
+    let log = fs::read_to_string(scene.log()).unwrap();
+    assert_eq!(log.matches("thread nodes made system call 272 (unshare)").count(), 1, "{log}");
+    // The next one brings another.
+    exec("mknod /two c 1 3").success();
+    assert!(container.rootfs().join("two").symlink_metadata().is_ok());
     container.end(&up);
 }

@@ -41,22 +41,40 @@ pub trait Watcher {
 /// An epoll instance and the tokens of the descriptors in it.
 pub struct EventLoop {
     epoll: Epoll,
+    /// Notifications of queues that are watched.
+    queues: Vec<RawFd>,
     tokens: HashMap<RawFd, u64>,
     /// Events not yet handed out, last one first.
     batch: Vec<EpollEvent>,
 }
 
 impl EventLoop {
-    /// A loop that watches `stop` and the notifications of the queues that are in use.
-    pub fn new<'a>(stop: &EventFd, queues: impl Iterator<Item = (usize, &'a EventFd)>) -> io::Result<Self> {
-        let event_loop = Self { epoll: Epoll::new()?, tokens: HashMap::new(), batch: Vec::new() };
+    /// A loop that watches `stop` and nothing else yet.
+    pub fn new(stop: &EventFd) -> io::Result<Self> {
+        let event_loop = Self { epoll: Epoll::new()?, queues: Vec::new(), tokens: HashMap::new(), batch: Vec::new() };
         event_loop.control(ControlOperation::Add, stop.as_raw_fd(), EventSet::IN, STOP)?;
+        Ok(event_loop)
+    }
+
+    /// Watches the notifications of these queues as well.
+    pub fn watch_queues<'a>(&mut self, queues: impl Iterator<Item = (usize, &'a EventFd)>) -> io::Result<()> {
         for (index, notified) in queues {
             // Edge-triggered: every notification is one edge, and nobody has to read the counter.
-            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-            event_loop.control(ControlOperation::Add, notified.as_raw_fd(), events, (QUEUE << 32) | index as u64)?;
+            let (fd, events) = (notified.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED);
+            self.control(ControlOperation::Add, fd, events, (QUEUE << 32) | index as u64)?;
+            self.queues.push(fd);
         }
-        Ok(event_loop)
+        Ok(())
+    }
+
+    /// Watches nothing but `stop` again, as a new loop does.
+    pub fn clear(&mut self) {
+        let watched = self.queues.drain(..).chain(self.tokens.drain().map(|(fd, _)| fd));
+        for fd in watched {
+            // Whatever was closed meanwhile is not watched any more.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+        self.batch.clear();
     }
 
     /// Waits until something is ready. Descriptors that were removed since are skipped.
@@ -125,7 +143,8 @@ mod tests {
     fn hands_out_what_is_ready_and_skips_what_was_removed() {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let (stop, kick, own) = (event(), event(), event());
-        let mut event_loop = EventLoop::new(&stop, [(3, &kick)].into_iter()).unwrap();
+        let mut event_loop = EventLoop::new(&stop).unwrap();
+        event_loop.watch_queues([(3, &kick)].into_iter()).unwrap();
         event_loop.add(own.as_raw_fd(), u64::MAX, libc::EPOLLIN as u32).unwrap();
         assert!(event_loop.add(own.as_raw_fd(), 1, 0).is_err());
 
@@ -141,5 +160,30 @@ mod tests {
         event_loop.remove(own.as_raw_fd()).unwrap();
         stop.write(1).unwrap();
         assert_eq!(event_loop.next_ready().unwrap(), Ready::Stop);
+    }
+
+    #[test]
+    fn cleared_it_is_as_new() {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (stop, kick, own, closed) = (event(), event(), event(), event());
+        let mut event_loop = EventLoop::new(&stop).unwrap();
+        event_loop.watch_queues([(3, &kick)].into_iter()).unwrap();
+        for (token, fd) in [&own, &closed].into_iter().enumerate() {
+            event_loop.add(fd.as_raw_fd(), token as u64, libc::EPOLLIN as u32).unwrap();
+            fd.write(1).unwrap();
+        }
+        kick.write(1).unwrap();
+        // The others are in the same batch.
+        event_loop.next_ready().unwrap();
+        drop(closed);
+        event_loop.clear();
+        stop.write(1).unwrap();
+        assert_eq!(event_loop.next_ready().unwrap(), Ready::Stop);
+        stop.read().unwrap();
+        // What came before is news to whoever watches from now on.
+        event_loop.watch_queues([(1, &kick)].into_iter()).unwrap();
+        assert_eq!(event_loop.next_ready().unwrap(), Ready::Queue(1));
+        event_loop.add(own.as_raw_fd(), 9, libc::EPOLLIN as u32).unwrap();
+        assert_eq!(event_loop.next_ready().unwrap(), Ready::Descriptor(9, libc::EPOLLIN as u32));
     }
 }

@@ -6,16 +6,17 @@
 //!
 //! # System calls
 //!
-//! What each kind makes from its hook on, until the machine is gone. Every kind: `futex`, what the allocator takes (`brk`,
-//! `mmap`, `mprotect`, `munmap`, `madvise`), and at its end `sigaltstack`, `rt_sigprocmask`, `madvise`, `exit`.
+//! What each kind makes from its hook on, until the machine is dropped. Every kind: `futex`, and what the allocator takes (`brk`,
+//! `mmap`, `munmap`, `mremap`). When the machine is dropped its threads end, by `sigaltstack`, `munmap`, `rt_sigprocmask`,
+//! `madvise`, `exit`: an owner who does not let them leaves the machine to the end of the process.
 //!
 //! | kind | calls |
 //! |---|---|
 //! | vCPU | `ioctl(KVM_RUN)`, `rt_sigreturn`, `write` (of an event; of the console, where there is one), `ioctl(KVM_GET_REGS)` when KVM fails |
-//! | every device | `epoll_create1`, `epoll_ctl`, `epoll_wait`, `close` and `read` (of an event), `ioctl(KVM_IRQ_LINE)` |
+//! | every device | `epoll_ctl`, `epoll_wait`, `close` and `read` (of an event), `ioctl(KVM_IRQ_LINE)` |
 //! | vsock | `read` and `write` of its wake-up; of streams `recvmsg`, `sendmsg`, `shutdown`, `close`, `socketpair` |
 //! | file system | those that [`fs`](crate::virtio::fs) lists |
-//! | net | `readv`, `writev`, `ppoll`, `close` of the tap, `ioctl(TUNSETOFFLOAD)`, `clock_nanosleep` before it; `read` and `write` of its wake-up |
+//! | net | `readv`, `writev`, `ppoll`, `close` of the tap, `ioctl(TUNSETOFFLOAD)`; `read` and `write` of its wake-up |
 //! | entropy | `getrandom` |
 //! | balloon | `madvise` |
 //! | block | `preadv`, `pwritev2`, `fdatasync`, `fallocate`, `ioctl(BLKDISCARD)` |

@@ -20,7 +20,7 @@ enum Finding {
 /// A check: its name, and the function that does it.
 type Check = (&'static str, fn() -> Finding);
 
-/// What confines a container's processes on the host, and how it is looked for.
+/// A requirement that confines a container's processes on the host, and the function that looks for it.
 type Wall = (Requirement, fn() -> Result<String, Missing>);
 
 /// Prints the result of every check; `true` when containers can run.

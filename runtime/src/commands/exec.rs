@@ -11,6 +11,9 @@ use oci_spec::runtime::Process;
 use crate::cli::{ExecArgs, Global};
 use crate::exec_proxy::{Attachment, TerminalCopy};
 use crate::host::console::{self, Pty};
+use crate::host::requirements::{self, Confinement};
+use crate::host::{monitor_namespaces, node_maker};
+use crate::ipc::Descriptor;
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
 use crate::state::{Dir, Life, State};
@@ -41,11 +44,37 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     let process = process(args, &state)?;
     check_terminal(args, process.terminal)?;
     let signals = Signals::block()?;
-    if args.detach {
-        detach(dir.path(), &process, args, &signals)
-    } else {
-        foreground(dir.path(), &process, args, &signals)
+    let nodes = node_maker(global, &state, &process)?;
+    let job = Job { dir: dir.path(), process: &process, args, signals: &signals };
+    if args.detach { detach(&job, nodes) } else { foreground(&job, nodes) }
+}
+
+/// What is to run, and where.
+struct Job<'a> {
+    dir: &'a Path,
+    process: &'a protocol::Process,
+    args: &'a ExecArgs,
+    signals: &'a Signals,
+}
+
+impl Job<'_> {
+    /// Runs it, and stands for it.
+    fn run(&self, attachment: Attachment, started: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u8> {
+        exec_proxy::exec(self.dir, self.process.clone(), attachment, self.signals, started)
     }
+}
+
+/// Starts what makes device nodes, for a process that may make some in a container that came without. To be called while there
+/// is one thread.
+fn node_maker(global: &Global, state: &State, process: &protocol::Process) -> anyhow::Result<Option<Descriptor>> {
+    let wanted = state.exec_brings_node_maker && plan::may_make_device_nodes(process);
+    // Only the host's own root makes them.
+    if !wanted || monitor_namespaces::is_rootless() {
+        return Ok(None);
+    }
+    let seccomp = requirements::insist(requirements::seccomp(), global.insecure)?.is_some();
+    let started = node_maker::start(state, Confinement { user_namespace: false, seccomp });
+    started.map(Some).context("start the process that makes device nodes")
 }
 
 fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> {
@@ -118,35 +147,35 @@ fn check_terminal(args: &ExecArgs, terminal: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn foreground(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals) -> anyhow::Result<u8> {
-    let started = || match &args.pid_file {
+fn foreground(job: &Job<'_>, nodes: Option<Descriptor>) -> anyhow::Result<u8> {
+    let started = || match &job.args.pid_file {
         Some(path) => write_pid_file(path, std::process::id() as i32),
         None => Ok(()),
     };
-    if !process.terminal {
-        return exec_proxy::exec(dir, process.clone(), standard_streams(), signals, started);
+    if !job.process.terminal {
+        return job.run(standard_streams(nodes), started);
     }
     let Pty { master, slave, .. } = console::open()?;
     console::copy_size(rustix::stdio::stdin(), &master);
     let copy = TerminalCopy::start(&master)?;
     let size_of = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let attachment = Attachment { streams: Streams::Terminal(slave.into()), size_of: Some(size_of) };
-    let code = exec_proxy::exec(dir, process.clone(), attachment, signals, started);
+    let attachment = Attachment { streams: Streams::Terminal(slave.into()), nodes, size_of: Some(size_of) };
+    let code = job.run(attachment, started);
     drop(copy);
     code
 }
 
 /// Forks the proxy that stays, and leaves once the process runs.
-fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals) -> anyhow::Result<u8> {
+fn detach(job: &Job<'_>, nodes: Option<Descriptor>) -> anyhow::Result<u8> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: this process has a single thread, so the child may go on with ordinary code.
     match unsafe { nix::unistd::fork() }.context("fork")? {
         ForkResult::Child => {
             drop(read);
-            std::process::exit(i32::from(proxy(dir, process, args, signals, write)))
+            std::process::exit(i32::from(proxy(job, nodes, write)))
         }
         ForkResult::Parent { child } => {
-            drop(write);
+            drop((write, nodes));
             let mut answer = String::new();
             std::fs::File::from(read).read_to_string(&mut answer)?;
             match answer.as_str() {
@@ -154,21 +183,21 @@ fn detach(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Si
                 "" => bail!("exec failed: its proxy process died (pid {child})"),
                 why => bail!("{why}"),
             }
-            args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
+            job.args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
             Ok(0)
         }
     }
 }
 
 /// The child's whole life; tells the parent through the pipe how the start went.
-fn proxy(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Signals, report: OwnedFd) -> u8 {
+fn proxy(job: &Job<'_>, nodes: Option<Descriptor>, report: OwnedFd) -> u8 {
     let mut report = Some(std::fs::File::from(report));
-    let result = detached(process, args).and_then(|attachment| {
+    let result = detached(job, nodes).and_then(|attachment| {
         let started = || {
             let told = report.take().map(|mut pipe| pipe.write_all(b"started"));
             told.transpose().map(|_| ()).context("report the start")
         };
-        exec_proxy::exec(dir, process.clone(), attachment, signals, started)
+        job.run(attachment, started)
     });
     match (result, report) {
         (Ok(code), _) => code,
@@ -184,23 +213,23 @@ fn proxy(dir: &Path, process: &protocol::Process, args: &ExecArgs, signals: &Sig
 }
 
 /// The streams of a detached exec; with a terminal this process becomes the leader of its session.
-fn detached(process: &protocol::Process, args: &ExecArgs) -> anyhow::Result<Attachment> {
-    if !process.terminal {
-        let attachment = standard_streams();
+fn detached(job: &Job<'_>, nodes: Option<Descriptor>) -> anyhow::Result<Attachment> {
+    if !job.process.terminal {
+        let attachment = standard_streams(nodes);
         forget_standard_streams()?;
         return Ok(attachment);
     }
-    let socket = args.console_socket.as_deref().context("no console socket")?;
+    let socket = job.args.console_socket.as_deref().context("no console socket")?;
     let pty = console::open()?;
     console::become_controlling(pty.slave.as_fd())?;
     console::send_master(socket, &pty)?;
     forget_standard_streams()?;
     let size_of = Some(pty.slave.try_clone()?);
-    Ok(Attachment { streams: Streams::Terminal(pty.slave.into()), size_of })
+    Ok(Attachment { streams: Streams::Terminal(pty.slave.into()), nodes, size_of })
 }
 
-fn standard_streams() -> Attachment {
-    Attachment { streams: Streams::standard(), size_of: None }
+fn standard_streams(nodes: Option<Descriptor>) -> Attachment {
+    Attachment { streams: Streams::standard(), nodes, size_of: None }
 }
 
 /// The engine waits until nobody holds the process's pipes: the proxy must not.

@@ -5,11 +5,11 @@ use syscalls::Sysno;
 /// A system call that a thread may make.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// The call.
+    /// Number of the call.
     pub number: Sysno,
-    /// With which arguments.
+    /// Arguments with which it is allowed.
     pub when: When,
-    /// Why no test sees it, where none does.
+    /// Reason why no test sees it, where none does.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the list that tests are held against"))]
     pub unseen: Option<&'static str>,
 }
@@ -17,13 +17,14 @@ pub struct Call {
 /// Arguments with which a call is allowed. They are 32 bits wide where they are compared: the kernel ignores the rest.
 #[derive(Clone, Copy, Debug)]
 pub enum When {
-    /// All.
+    /// The call is allowed whatever its arguments are.
     Always,
-    /// Those whose argument of this index is one of these.
+    /// The call is allowed where its argument of this index is one of these numbers.
     OneOf(u32, &'static [u32]),
-    /// Those whose argument of this index has none of these bits.
+    /// The call is allowed where its argument of this index has none of these bits.
     Without(u32, u32),
-    /// None: the caller is told that the kernel does not have the call, and makes an older one.
+    /// The call is never made: the caller is told that the kernel does not have it, and makes an older one
+    /// or does without.
     Absent,
 }
 
@@ -54,4 +55,20 @@ pub const fn without(number: Sysno, argument: u32, bits: u32) -> Call {
 /// A call that the kernel seems not to have.
 pub const fn absent(number: Sysno) -> Call {
     call(number, When::Absent)
+}
+
+/// Lines that say of each call of a kind of threads with which arguments it is allowed, and why no test sees it, if none does.
+#[cfg(test)]
+pub fn list(kind: &str, lists: &[&[Call]]) -> String {
+    let line = |call: &Call| {
+        let only = match call.when {
+            When::Always => "",
+            When::OneOf(..) => " (some)",
+            When::Without(..) => " (not executable)",
+            When::Absent => " (seems to be missing)",
+        };
+        let why = call.unseen.map(|why| format!(": not seen: {why}")).unwrap_or_default();
+        format!("{kind} {}{only}{why}\n", call.number.name())
+    };
+    lists.iter().copied().flatten().map(line).collect()
 }

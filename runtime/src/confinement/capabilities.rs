@@ -2,7 +2,7 @@
 
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
-/// From now on changing the file-system user keeps capabilities, and uid 0 brings none.
+/// Has a change of the file-system user keep capabilities from now on, and uid 0 bring none.
 ///
 /// # Errors
 /// The kernel's.
@@ -31,7 +31,9 @@ pub fn empty_bounding_set() {
 /// # Errors
 /// The kernel's.
 pub fn keep(capabilities: CapabilitySet) -> rustix::io::Result<()> {
-    let there = rustix::thread::capabilities(None)?.permitted;
-    let (kept, none) = (there.intersection(capabilities), CapabilitySet::empty());
+    let none = CapabilitySet::empty();
+    // Who keeps nothing need not know what there is.
+    let there = if capabilities.is_empty() { none } else { rustix::thread::capabilities(None)?.permitted };
+    let kept = there.intersection(capabilities);
     rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
 }

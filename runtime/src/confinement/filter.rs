@@ -9,7 +9,7 @@ use super::violation;
 
 // linux/seccomp.h
 const SET_MODE_FILTER: libc::c_uint = 1;
-/// Filters say nothing on speculation.
+/// Flag of a filter that leaves speculation as it is.
 const SPEC_ALLOW: libc::c_ulong = 1 << 2;
 
 /// Whether the host's kernel has no filters, and the administrator goes on without.
@@ -29,7 +29,7 @@ pub fn prepare(filters: bool) -> io::Result<()> {
 pub struct Filter {
     /// Name of the kind, for messages.
     pub name: &'static str,
-    /// What the kernel runs.
+    /// Program that the kernel runs for each call.
     pub program: &'static Program,
 }
 

@@ -14,9 +14,9 @@ use crate::log;
 /// Longest line.
 const LINE: usize = 256;
 
-/// Where lines go.
+/// Descriptor that lines go to.
 static LOG: AtomicI32 = AtomicI32::new(libc::STDERR_FILENO);
-/// Whether they are JSON.
+/// Whether lines are JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -51,7 +51,7 @@ impl fmt::Write for Line {
 }
 
 impl Line {
-    /// A line of this level.
+    /// Begins a line of this level.
     pub fn begin(level: &str) -> Self {
         let (mut line, json) = (Self { bytes: [0; LINE], length: 0 }, JSON.load(Ordering::Relaxed));
         line.push(if json { r#"{"time":""# } else { "time=\"" });

@@ -3,8 +3,8 @@
 use anyhow::{Context, ensure};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
-/// The process's memory gets into no core file and is not shown to others of the same user, and no program that it could execute
-/// would give it more rights.
+/// Keeps the process's memory out of core files and from others of the same user, and has no program that it could execute give it
+/// more rights.
 ///
 /// # Errors
 /// The kernel's.
@@ -15,7 +15,7 @@ pub fn hide_memory() -> anyhow::Result<()> {
     rustix::thread::set_no_new_privs(true).context("forbid new privileges")
 }
 
-/// Arenas of the allocator: all threads share the one that grows by brk(2). To count processors for more of them, and to see
+/// Number of the allocator's arenas: all threads share the one that grows by brk(2). To count processors for more of them, and to see
 /// whether one may shrink, the C library opens files.
 const ARENAS: libc::c_int = 1;
 

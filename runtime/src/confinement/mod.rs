@@ -5,6 +5,7 @@
 mod calls;
 mod capabilities;
 mod filter;
+pub mod groups;
 mod line;
 mod memory;
 #[cfg(feature = "owned")]
@@ -12,9 +13,9 @@ mod owned;
 mod program;
 mod violation;
 
-#[cfg(test)]
-pub use calls::When;
 pub use calls::{Call, absent, any, one_of, unseen, without};
+#[cfg(test)]
+pub use calls::{When, list};
 pub use capabilities::{empty_bounding_set, fix_capabilities, keep};
 pub use filter::{Filter, prepare};
 pub use line::name_thread;

@@ -14,14 +14,14 @@ use std::io;
 
 use super::line::Line;
 
-/// The signal.
+/// Signal that has a thread make an attack.
 const SIGNAL: libc::c_int = 43;
-/// Bit of the number: a call that is caught ends the process as always.
+/// Bit of the attack's number that has a call which is caught end the process as always.
 const FOR_GOOD: usize = 0x80;
 /// Argument of the binary that makes the attack whose number follows, and a pid, in a process that is not confined.
 const CONTROL: &str = "owned-control";
 
-/// What the test prepares.
+/// File that the test prepares, as are the next ones.
 const FILE: &CStr = c"/run/runvm-owned/secret";
 const FROM_BELOW: &CStr = c"../../../../../../../../run/runvm-owned/secret";
 const MOUNT_POINT: &CStr = c"/run/runvm-owned/mount";
@@ -29,13 +29,13 @@ const MODULE: &CStr = c"/run/runvm-owned/module.ko";
 const NODE: &CStr = c"/run/runvm-owned/node";
 const NAMESPACE: &CStr = c"/proc/1/ns/net";
 const PROGRAM: &CStr = c"/bin/sh";
-/// What the guest makes in the root of its container, and a link to that on the host.
+/// Node that the guest makes in the root of its container; the next one is a link to it on the host.
 const DISK: &CStr = c"/owned-disk";
 const DISK_ON_HOST: &CStr = c"/run/runvm-owned/disk";
 
 /// Result of a call that the filter caught.
 const CAUGHT: i64 = -(libc::EPERM as i64);
-/// How many descriptors are tried as places to go up from.
+/// Number of descriptors that are tried as places to go up from.
 const DESCRIPTORS: i64 = 64;
 
 thread_local! {
@@ -162,7 +162,7 @@ fn tell(attack: &str, result: i64, caught: Option<u32>) {
     line.write();
 }
 
-/// To be asked when the filter has caught a call: whether it is part of an attack. If so, the call gives an error.
+/// Tells whether a call that the filter has caught is part of an attack. If so, the call gives an error.
 pub fn is_attack(number: u32, context: *mut libc::c_void) -> bool {
     if !ATTACKS.get() {
         return false;

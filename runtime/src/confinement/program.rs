@@ -40,7 +40,7 @@ const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
-/// Where a jump leads: an instruction by its number, or one of the returns at the end.
+/// Place that a jump leads to: an instruction by its number, or one of the returns at the end.
 type Target = usize;
 const TO_ALLOW: Target = usize::MAX;
 const TO_TRAP: Target = usize::MAX - 1;
@@ -52,7 +52,7 @@ pub struct Program {
     length: usize,
 }
 
-/// What happens to the numbers from this one up to the next range.
+/// Numbers of calls, from this one up to the next range, that are treated alike.
 #[derive(Clone, Copy)]
 struct Range {
     first: u32,
@@ -66,7 +66,7 @@ struct Builder {
 }
 
 impl Program {
-    /// The program that allows these calls. A constant of it that is wrong does not compile.
+    /// Makes the program that allows these calls. A constant of it that is wrong does not compile.
     pub const fn new(lists: &[&[Call]]) -> Self {
         let none = sock_filter { code: 0, jt: 0, jf: 0, k: 0 };
         let program = Self { code: [none; MOST], length: 0 };
@@ -230,7 +230,7 @@ mod tests {
     ];
     static PROGRAM: Program = Program::new(LISTS);
 
-    /// What the program says to a call, and after how many instructions.
+    /// Runs the program for a call: what it says, and after how many instructions.
     fn run(program: &Program, architecture: u32, number: u32, arguments: [u32; 6]) -> (u32, usize) {
         let (mut at, mut loaded, mut steps) = (0, 0, 0);
         loop {

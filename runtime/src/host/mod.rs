@@ -10,6 +10,7 @@ pub mod live_mounts;
 pub mod monitor_namespaces;
 pub mod mount_attributes;
 pub mod network_helper;
+pub mod node_maker;
 pub mod passt;
 pub mod publish;
 pub mod requirements;

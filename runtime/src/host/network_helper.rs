@@ -22,7 +22,7 @@ pub fn start(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> anyhow::Result<(Process, Descriptor)> {
     let (ours, theirs) = ipc::pair()?;
-    let place = Place { socket: &theirs.into(), network, cgroup, stderr: false };
+    let place = Place { socket: &theirs.into(), network, mounts: None, cgroup, stderr: false };
     let log = log::file().map(|file| file.as_fd().as_raw_fd());
     let process = spawn::fork_of_this(c"network-helper", &place, log, |monitor| helper::run(monitor, setup));
     Ok((process.context("start the network helper")?, ours.into()))

@@ -15,7 +15,7 @@ use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 use vmm::virtio::fs;
 
-use super::live_mounts::{self, LiveMounts};
+use super::live_mounts::{self, LiveMounts, Source};
 use super::{file_id, monitor_namespaces, mount_attributes};
 use crate::ipc::Descriptor;
 use crate::log;
@@ -103,7 +103,7 @@ pub fn open(plans: &[SharePlan], joined: bool) -> anyhow::Result<Opened> {
     let mut shares = plans.iter().map(open_one).collect::<anyhow::Result<Vec<_>>>()?;
     let skipped = usize::from(!joined);
     let live: Vec<_> =
-        shares.iter_mut().zip(plans).skip(skipped).filter(|(_, plan)| matches!(plan.tree, Tree::Live)).collect();
+        shares.iter_mut().zip(plans).skip(skipped).filter(|(_, plan)| matches!(plan.tree, Tree::Live { .. })).collect();
     let namespace = if live.is_empty() { None } else { move_apart(live)? };
     Ok(Opened { shares, namespace })
 }
@@ -118,7 +118,12 @@ fn open_one(plan: &SharePlan) -> anyhow::Result<Share> {
 /// Gives shares that hear of the host's later mounts a root from which no way leads up. Where that cannot be, they stay as they
 /// are; returns the namespace that they are in.
 fn move_apart(live: Vec<(&mut Share, &SharePlan)>) -> anyhow::Result<Option<Descriptor>> {
-    let sources: Vec<_> = live.iter().map(|(_, plan)| (plan.source.as_path(), plan.read_only)).collect();
+    let source = |plan: &SharePlan| Source {
+        path: plan.source.clone(),
+        read_only: plan.read_only,
+        recursive: matches!(plan.tree, Tree::Live { recursive: true }),
+    };
+    let sources: Vec<_> = live.iter().map(|(_, plan)| source(plan)).collect();
     let LiveMounts { namespace, roots } = match live_mounts::open(&sources) {
         Ok(mounts) => mounts,
         Err(error) => {
@@ -135,7 +140,12 @@ fn move_apart(live: Vec<(&mut Share, &SharePlan)>) -> anyhow::Result<Option<Desc
 
 fn open_root(plan: &SharePlan) -> anyhow::Result<OwnedFd> {
     let what = || format!("open {} to share it with the container", plan.source.display());
-    let Tree::Copy { recursive, ids } = &plan.tree else { return live(plan).with_context(what) };
+    let (recursive, ids) = match &plan.tree {
+        Tree::Live { recursive: true } => return live(plan).with_context(what),
+        // For now: it may have to stay without what was there before.
+        Tree::Live { recursive: false } => (&false, &None),
+        Tree::Copy { recursive, ids } => (recursive, ids),
+    };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, *recursive);
     let mount = match rustix::mount::open_tree(CWD, &plan.source, flags) {
@@ -175,7 +185,9 @@ mod tests {
         let source = dir.path().join("volume");
         std::fs::create_dir(&source).unwrap();
         let id = file_id::of(&rustix::fs::stat(&source).unwrap());
-        for tree in [Tree::Live, Tree::Copy { recursive: true, ids: None }] {
+        for tree in
+            [Tree::Live { recursive: true }, Tree::Live { recursive: false }, Tree::Copy { recursive: true, ids: None }]
+        {
             let plan = SharePlan {
                 name: "m0".to_owned(),
                 source: source.clone(),

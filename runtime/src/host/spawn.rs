@@ -1,4 +1,4 @@
-//! Starting the monitor, and the network helper: a fork that is born in its cgroup, and for the monitor this binary again.
+//! Starting the monitor, the network helper and what makes device nodes for an exec: a fork that is born in its cgroup, and for the monitor this binary again.
 //!
 //! Moving a process that lives into a cgroup waits for the kernel's readers, some ten milliseconds; being
 //! born there waits for nobody, and nothing is ever accounted elsewhere. `std::process` cannot do that.
@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use anyhow::Context;
+use nix::sched::CloneFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::control::Reply;
@@ -82,6 +83,8 @@ pub struct Place<'a> {
     pub socket: &'a UnixStream,
     /// Its network namespace.
     pub network: BorrowedFd<'a>,
+    /// Its mount namespace, if that is another one than the command's.
+    pub mounts: Option<BorrowedFd<'a>>,
     /// The cgroup v2 to be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it has the command's standard error output.
@@ -92,7 +95,8 @@ impl Place<'_> {
     /// In the child: takes its place.
     fn enter(&self, null: &OwnedFd) -> io::Result<()> {
         crate::signals::unblock()?;
-        nix::sched::setns(self.network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        nix::sched::setns(self.network, CloneFlags::CLONE_NEWNET)?;
+        self.mounts.map_or(Ok(()), |mounts| nix::sched::setns(mounts, CloneFlags::CLONE_NEWNS))?;
         rustix::stdio::dup2_stdin(null)?;
         rustix::stdio::dup2_stdout(null)?;
         if !self.stderr {
@@ -139,7 +143,7 @@ pub fn fork_of_this(
     work: impl FnOnce(&UnixStream),
 ) -> anyhow::Result<Process> {
     let null = streams::open_null()?;
-    // SAFETY: a command has no other threads before it starts its monitor.
+    // SAFETY: a command has no other threads before it starts a process of the container.
     if let Some(process) = unsafe { fork(place.cgroup) }.context("fork")? {
         return Ok(process);
     }
@@ -157,11 +161,14 @@ pub fn fork_of_this(
     unsafe { libc::_exit(0) }
 }
 
-/// Closes every descriptor above the standard ones but these.
+/// Closes every descriptor of this process above the standard ones but these.
 ///
 /// # Safety
 /// Nobody uses the others any more.
-unsafe fn close_all_but(kept: &[Option<RawFd>]) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's.
+pub unsafe fn close_all_but(kept: &[Option<RawFd>]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().flatten().filter_map(|fd| u32::try_from(*fd).ok()).collect();
     kept.sort_unstable();
     let mut first = 3;

@@ -17,7 +17,7 @@ mod host_process;
 mod inbox;
 mod lifecycle;
 pub mod network;
-mod node_maker;
+pub mod node_maker;
 mod oom_trigger;
 mod pod;
 mod server;
@@ -63,7 +63,7 @@ pub fn main(fd: RawFd) -> anyhow::Result<u8> {
     };
     confine::harden(label.confinement)?;
     confine::leave_the_hosts_mounts()?;
-    let nodes = label.makes_nodes.then(node_maker::start).transpose()?;
+    let nodes = label.makes_nodes.then(node_maker::process::start).transpose()?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Those that wait for devices and sockets of the host.
     runtime.enable_all().on_thread_start(|| confinement::name_thread("blocking"));
@@ -152,7 +152,9 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let vm = BuiltVm::new(setup, request.container_id.clone(), parts, label.timeline)?;
     leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
-    let vm = vm.start()?;
+    let vm = Rc::new(vm.start()?);
+    // It ends with the process, and not before: its threads may do nothing for an end of their own.
+    std::mem::forget(Rc::clone(&vm));
     confine::confine_main().context("confine the main thread")?;
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);

@@ -111,7 +111,7 @@ fn the_smallest_bundle_has_a_plan() {
         id: FileId::default(),
         read_only: false,
         cache: CachePlan::ROOT,
-        tree: Tree::Live,
+        tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: true },
     };
     assert_eq!(plan.shares, [rootfs]);
@@ -285,7 +285,8 @@ fn binds_become_shares() {
     assert_eq!(shares, expected);
     let trees: Vec<_> = plan.shares.iter().map(|share| share.tree.clone()).collect();
     let copy = |recursive| Tree::Copy { recursive, ids: None };
-    assert_eq!(trees, [Tree::Live, Tree::Live, copy(false), copy(true), Tree::Live]);
+    let live = |recursive| Tree::Live { recursive };
+    assert_eq!(trees, [live(true), live(true), live(false), copy(true), live(true)]);
     let mounts = &plan.container.mounts;
     assert_eq!((mounts[0].share.as_str(), mounts[0].source_is_dir, mounts[0].recursive), ("m0", true, true));
     assert_eq!((mounts[0].flags, mounts[0].propagation), (libc::MS_RDONLY, 0));
@@ -293,6 +294,17 @@ fn binds_become_shares() {
     assert_eq!((mounts[2].source_is_dir, mounts[2].propagation), (false, libc::MS_PRIVATE | libc::MS_REC));
     assert_eq!((mounts[3].destination.as_str(), mounts[3].clear_flags), ("/d", libc::MS_RDONLY));
     assert_eq!((mounts[4].share.as_str(), mounts[4].clear_flags), ("m0", libc::MS_NOEXEC));
+}
+
+#[test]
+fn a_private_namespace_hears_of_nothing() {
+    for (propagation, hears) in [("rslave", true), ("rshared", true), ("rprivate", false), ("unbindable", false)] {
+        let mut changed = config();
+        set(&mut changed, "/mounts", bind("/vol", "/a"));
+        set(&mut changed, "/linux/rootfsPropagation", json!(propagation));
+        let tree = plan_with(changed, &facts()).unwrap().shares[1].tree.clone();
+        assert_eq!(matches!(tree, Tree::Live { .. }), hears, "{propagation}");
+    }
 }
 
 #[test]

@@ -118,15 +118,18 @@ impl Machine {
     /// Starts the threads, those of devices first.
     ///
     /// # Errors
-    /// The host has no more threads, or [`MachineSpec::on_thread`] failed on one.
+    /// The host has no more threads, or [`MachineSpec::on_thread`] failed on one. Threads that were started then stay, parked, and
+    /// so does all of the machine: the process is to end.
     pub fn start(self) -> Result<Running, Error> {
         let Self { vcpus, mut body } = self;
-        let at_boot = body.devices.len() - body.hotplugged.len();
-        slots::start_threads(body.devices.get(..at_boot).unwrap_or_default(), &body.on_thread)?;
-        body.timeline.mark("device threads");
-        let vcpus = Vcpus::start(vcpus, body.shared.clone(), &body.on_thread)?;
-        body.timeline.mark("vCPU threads");
-        Ok(Running { vcpus, body })
+        match body.start_threads(vcpus) {
+            Ok(vcpus) => Ok(Running { vcpus, body }),
+            Err(error) => {
+                // The owner may have taken from them the calls by which they would end.
+                std::mem::forget(body);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -234,6 +237,15 @@ impl Stopped {
 }
 
 impl Body {
+    fn start_threads(&mut self, vcpus: Vec<VcpuFd>) -> Result<Vcpus, Error> {
+        let at_boot = self.devices.len() - self.hotplugged.len();
+        slots::start_threads(self.devices.get(..at_boot).unwrap_or_default(), &self.on_thread)?;
+        self.timeline.mark("device threads");
+        let vcpus = Vcpus::start(vcpus, self.shared.clone(), &self.on_thread)?;
+        self.timeline.mark("vCPU threads");
+        Ok(vcpus)
+    }
+
     fn each_device(&self, act: impl Fn(&mut Transport)) {
         for device in &self.devices {
             act(&mut device.lock().unwrap_or_else(PoisonError::into_inner));

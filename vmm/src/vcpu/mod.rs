@@ -18,7 +18,6 @@ mod exit;
 
 use std::cell::Cell;
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -133,36 +132,53 @@ impl Shared {
 pub struct Vcpus {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<VcpuFd>>,
+    /// This process, and the threads as the kernel knows them.
+    process: libc::pid_t,
+    ids: Vec<libc::pid_t>,
 }
 
 impl Vcpus {
     /// Starts a thread `vcpuN` for each vCPU, which first does what `on_thread` says.
     ///
     /// # Errors
-    /// The host has no more threads, or `on_thread` failed; those started are stopped again.
+    /// The host has no more threads, or `on_thread` failed; those started are paused for good.
     pub fn start(fds: Vec<VcpuFd>, shared: Arc<Shared>, on_thread: &OnThread) -> Result<Self, Error> {
         register_signal_handler(SIGRTMIN(), on_kick)
             .map_err(|error| Error::Host("handle a signal", io::Error::from_raw_os_error(error.errno())))?;
-        // On an error the threads end as this is dropped.
-        let mut vcpus = Self { shared, threads: Vec::new() };
+        let process = std::process::id() as libc::pid_t;
+        let mut vcpus = Self { shared, threads: Vec::new(), process, ids: Vec::new() };
+        if let Err(error) = vcpus.start_each(fds, on_thread) {
+            vcpus.shared.set(Want::Pause);
+            vcpus.kick();
+            // They may have given up the calls by which they would end.
+            std::mem::forget(vcpus);
+            return Err(error);
+        }
+        Ok(vcpus)
+    }
+
+    fn start_each(&mut self, fds: Vec<VcpuFd>, on_thread: &OnThread) -> Result<(), Error> {
         let (enter, entered) = mpsc::sync_channel(fds.len());
         for (index, fd) in fds.into_iter().enumerate() {
             let name = format!("{}{index}", ThreadKind::Vcpu.name());
-            let (shared, on_thread, enter) = (vcpus.shared.clone(), on_thread.clone(), enter.clone());
+            let (shared, on_thread, enter) = (self.shared.clone(), on_thread.clone(), enter.clone());
             let begin = move || {
                 accept_kicks();
-                let admitted = on_thread.run(ThreadKind::Vcpu);
+                // SAFETY: the call has no arguments.
+                let id = unsafe { libc::gettid() };
+                let admitted = on_thread.run(ThreadKind::Vcpu).map(|()| id);
                 let runs = admitted.is_ok();
                 let heard = enter.send(admitted).is_ok();
                 drop(enter);
                 if runs && heard { run(fd, &shared) } else { fd }
             };
             let thread = Builder::new().name(name.clone()).spawn(begin);
-            vcpus.threads.push(thread.map_err(|error| Error::Thread(name, error))?);
+            self.threads.push(thread.map_err(|error| Error::Thread(name, error))?);
         }
         drop(enter);
-        entered.iter().collect::<io::Result<()>>().map_err(|error| Error::Thread(ThreadKind::Vcpu.name(), error))?;
-        Ok(vcpus)
+        let ids = entered.iter().collect::<io::Result<_>>();
+        self.ids = ids.map_err(|error| Error::Thread(ThreadKind::Vcpu.name(), error))?;
+        Ok(())
     }
 
     /// Returns when no vCPU runs any more; those that ended by themselves count.
@@ -184,13 +200,15 @@ impl Vcpus {
     pub fn stop(&mut self) -> Vec<VcpuFd> {
         self.shared.set(Want::Stop);
         self.kick();
+        self.ids.clear();
         self.threads.drain(..).filter_map(|thread| thread.join().ok()).collect()
     }
 
     fn kick(&self) {
-        for thread in &self.threads {
-            // SAFETY: the thread is not joined yet, so its id is valid; the signal has our handler.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+        for &id in &self.ids {
+            // With less around it than pthread_kill(3) has.
+            // SAFETY: the call has no pointers; the signal has our handler.
+            unsafe { libc::syscall(libc::SYS_tgkill, self.process, id, SIGRTMIN()) };
         }
     }
 }

@@ -61,13 +61,19 @@ fn load(devices: &MonitorDevices) -> Result<OwnedFd, Missing> {
     let program = devices.program();
     let loaded = device_filter::load(&program).or_else(|error| match error.kind() {
         // Before Linux 5.11 programs count as locked memory of the user's.
-        ErrorKind::PermissionDenied => {
-            rustix::process::setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })?;
-            device_filter::load(&program)
-        }
+        ErrorKind::PermissionDenied => with_memory_to_lock(|| device_filter::load(&program)),
         _ => Err(error),
     });
     loaded.map_err(|error| Requirement::DeviceFilters.missing(format!("load a program for a cgroup: {error}")))
+}
+
+/// Does something without a limit of locked memory, which holds again afterwards: the monitor inherits it.
+fn with_memory_to_lock<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let usual = rustix::process::getrlimit(Resource::Memlock);
+    rustix::process::setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })?;
+    let done = act();
+    rustix::process::setrlimit(Resource::Memlock, usual)?;
+    done
 }
 
 fn no_controller() -> Missing {
@@ -112,5 +118,23 @@ impl Directory {
 
     fn unfiltered(&self, error: &io::Error) -> Missing {
         Requirement::DeviceFilters.missing(format!("filter the devices of cgroup {}: {error}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_locked_memory_is_the_usual_one_afterwards() {
+        let limit = || rustix::process::getrlimit(Resource::Memlock);
+        let usual = limit();
+        let lower = Rlimit { current: Some(4096), maximum: usual.maximum };
+        rustix::process::setrlimit(Resource::Memlock, lower).unwrap();
+        // Only root may be without one.
+        let within = with_memory_to_lock(|| Ok(limit()));
+        assert!(within.is_err() || within.is_ok_and(|within| within.current.is_none() && within.maximum.is_none()));
+        assert_eq!(limit(), lower);
+        rustix::process::setrlimit(Resource::Memlock, usual).unwrap();
     }
 }

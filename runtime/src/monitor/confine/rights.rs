@@ -28,11 +28,11 @@ pub const FILES: CapabilitySet = CapabilitySet::CHOWN
     // File capabilities.
     .union(CapabilitySet::SETFCAP);
 
-/// Those of the main thread, and of threads that it starts for other things than devices: sockets of the host are connected to
+/// Capabilities of the main thread, and of threads that it starts for other things than devices: sockets of the host are connected to
 /// whoever owns them.
 pub const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
-/// Those of the process that makes device nodes, in the host's user namespace.
+/// Capabilities of the process that makes device nodes, in the host's user namespace.
 pub const NODES: CapabilitySet =
     CapabilitySet::MKNOD.union(CapabilitySet::DAC_OVERRIDE).union(CapabilitySet::SETUID).union(CapabilitySet::SETGID);
 

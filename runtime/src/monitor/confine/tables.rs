@@ -9,9 +9,8 @@
 
 use syscalls::Sysno;
 
+use crate::confinement::groups::{BASE, HANDOVER, MEMORY, STREAMS};
 use crate::confinement::{Call, Filter, Program, absent, any, one_of, unseen, without};
-
-const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
 // linux/kvm.h
 const KVM_RUN: u32 = 0xae80;
@@ -19,11 +18,11 @@ const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 
-/// linux/if_tun.h
+// linux/if_tun.h
 const TUNGETIFF: u32 = 0x8004_54d2;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
-/// linux/fs.h
+// linux/fs.h
 const BLKDISCARD: u32 = 0x1277;
 
 /// Flags with which the C library makes a thread: all that can be shared is.
@@ -36,63 +35,47 @@ const THREAD: u32 = (libc::CLONE_VM
     | libc::CLONE_SETTLS
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u32;
-/// Those with which it forks: nothing is shared, and no namespace is new.
+/// Flags with which the C library forks: nothing is shared, and no namespace is new.
 const FORK: u32 = (libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | libc::SIGCHLD) as u32;
 
-/// The signal that has a vCPU leave the guest.
+/// Signal that has a vCPU leave the guest.
 pub const KICK: u32 = 34;
 
-/// What every thread does: memory, locks, its log lines, its end.
-const EVERY: &[Call] = &[
-    any(Sysno::futex),
-    // The allocator; never for code.
-    without(Sysno::mmap, 2, EXECUTABLE),
-    without(Sysno::mprotect, 2, EXECUTABLE),
-    any(Sysno::munmap),
-    any(Sysno::mremap),
-    any(Sysno::brk),
-    any(Sysno::madvise),
-    // Seeds of hash maps.
-    any(Sysno::getrandom),
-    // Lines of the log, and wake-ups of other threads.
-    any(Sysno::write),
-    any(Sysno::close),
-    // A lock that is held for a moment: the standard library's channels wait so on several processors.
-    unseen(any(Sysno::sched_yield), "hosts with several processors"),
-    // The time, on hosts whose clock a process cannot read by itself.
-    unseen(any(Sysno::clock_gettime), "hosts whose clock a process cannot read by itself"),
-    // After a signal: the kick of a vCPU.
-    any(Sysno::rt_sigreturn),
-    unseen(any(Sysno::restart_syscall), "a wait that the process's being stopped interrupts"),
-    // The end of a thread, and of the process.
-    any(Sysno::sigaltstack),
-    any(Sysno::rt_sigprocmask),
-    any(Sysno::exit),
-    any(Sysno::exit_group),
-];
+/// Calls of every thread of a machine, be it a vCPU's or a device's. None of them ends before the process does.
+const MACHINE: &[Call] = &[unseen(any(Sysno::rt_sigreturn), "a signal that comes while the main thread has one")];
 
-/// The loop of a device's thread: its rings.
-const DEVICE: &[Call] = &[any(Sysno::epoll_wait), any(Sysno::epoll_ctl), any(Sysno::epoll_create1), any(Sysno::read)];
+/// Calls of the loop in which a device's thread, the main thread or a join proxy waits for events.
+const LOOP: &[Call] = &[any(Sysno::epoll_wait), any(Sysno::epoll_ctl), any(Sysno::read)];
 
-/// Interrupts of the guest.
+/// Call that interrupts the guest.
 const INTERRUPT: Call = one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE]);
 
-const VCPU: &[Call] = &[one_of(Sysno::ioctl, 1, &[KVM_RUN, KVM_GET_REGS, KVM_IRQ_LINE])];
+/// Call by which a wait that is bounded in time goes on after the process was stopped.
+const RESUMED: Call = unseen(any(Sysno::restart_syscall), "a wait that is interrupted as the process is stopped");
 
+/// Call that lets go of a descriptor where a vCPU resets a device that no thread has.
+const RESETS: Call = unseen(any(Sysno::close), "a device with connections that is reset before its driver was ready");
+
+/// Calls of a vCPU's thread, which also carries out writes to devices' registers.
+const VCPU: &[Call] = &[one_of(Sysno::ioctl, 1, &[KVM_RUN, KVM_GET_REGS, KVM_IRQ_LINE]), RESUMED, RESETS];
+
+/// Calls of the socket device's thread: streams to other threads, and connections that the monitor has made.
 const VSOCK: &[Call] = &[
     INTERRUPT,
-    // Streams: to this process's other threads, and connections that the monitor has made.
     any(Sysno::socketpair),
-    any(Sysno::recvfrom),
     any(Sysno::recvmsg),
-    any(Sysno::sendto),
     any(Sysno::sendmsg),
-    any(Sysno::readv),
-    any(Sysno::writev),
     any(Sysno::shutdown),
-    one_of(Sysno::fcntl, 1, &[libc::F_GETFL as u32, libc::F_SETFL as u32, libc::F_DUPFD_CLOEXEC as u32]),
+    any(Sysno::close),
 ];
 
+/// Calls that read and write what a file or a disk has.
+const DATA: &[Call] = &[any(Sysno::preadv), any(Sysno::pwritev2), any(Sysno::fallocate), any(Sysno::fdatasync)];
+
+/// Calls by which a new object belongs to the guest's caller from its beginning.
+const AS_OWNER: &[Call] = &[any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid), any(Sysno::mknodat)];
+
+/// Calls of the thread that serves files.
 const FS: &[Call] = &[
     INTERRUPT,
     // Names and attributes, below descriptors of shares.
@@ -103,19 +86,13 @@ const FS: &[Call] = &[
     any(Sysno::getdents64),
     any(Sysno::lseek),
     any(Sysno::fchownat),
-    any(Sysno::fchmod),
     any(Sysno::fchmodat),
     any(Sysno::utimensat),
     any(Sysno::getxattr),
     any(Sysno::listxattr),
     any(Sysno::setxattr),
     any(Sysno::removexattr),
-    // New objects belong to the guest's caller.
-    any(Sysno::umask),
-    any(Sysno::setfsuid),
-    any(Sysno::setfsgid),
     any(Sysno::mkdirat),
-    any(Sysno::mknodat),
     any(Sysno::symlinkat),
     any(Sysno::linkat),
     any(Sysno::renameat2),
@@ -123,13 +100,10 @@ const FS: &[Call] = &[
     // Device nodes are made by another process.
     any(Sysno::sendmsg),
     // Data.
-    any(Sysno::preadv),
-    any(Sysno::pwritev2),
+    any(Sysno::close),
     any(Sysno::ftruncate),
-    any(Sysno::fallocate),
     any(Sysno::copy_file_range),
     any(Sysno::fsync),
-    any(Sysno::fdatasync),
     any(Sysno::syncfs),
     // Locks.
     any(Sysno::flock),
@@ -140,34 +114,58 @@ const FS: &[Call] = &[
     ),
 ];
 
+/// Calls that move frames from and to a tap.
+const FRAMES: &[Call] = &[any(Sysno::readv), any(Sysno::writev)];
+
+/// Calls of a network device's thread.
 const NET: &[Call] = &[
     one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, TUNSETOFFLOAD]),
-    any(Sysno::readv),
-    any(Sysno::writev),
-    // Whether the tap has room.
-    any(Sysno::ppoll),
-    // The pace at which the tap's offloads change.
-    any(Sysno::clock_nanosleep),
+    any(Sysno::close),
+    unseen(any(Sysno::ppoll), "a tap that is gone, and a guest that changes its offloads all the time"),
 ];
 
-const BLOCK: &[Call] = &[
-    one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, BLKDISCARD]),
-    any(Sysno::preadv),
-    any(Sysno::pwritev2),
-    any(Sysno::fdatasync),
-    any(Sysno::fallocate),
+/// Calls of a disk's thread.
+const BLOCK: &[Call] = &[one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE, BLKDISCARD])];
+
+/// Calls of the threads of the entropy device, and of the balloon.
+const SMALL: &[Call] = &[INTERRUPT, any(Sysno::getrandom), any(Sysno::madvise)];
+
+/// Calls of the process that makes device nodes.
+const NODES: &[Call] = &[
+    any(Sysno::recvmsg),
+    any(Sysno::close),
+    // The end of an attack that a test makes.
+    #[cfg(feature = "owned")]
+    any(Sysno::rt_sigreturn),
 ];
 
-/// The process that makes device nodes, each as its owner.
-const NODES: &[Call] =
-    &[any(Sysno::recvmsg), any(Sysno::mknodat), any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid)];
+/// Calls by which a process is made that the host's kernel kills for lack of memory, and its limits for that.
+const OUT_OF_MEMORY: &[Call] = &[any(Sysno::pread64), any(Sysno::pwrite64), any(Sysno::alarm), any(Sysno::wait4)];
 
-/// The entropy device and the balloon.
-const SMALL: &[Call] = &[INTERRUPT];
+/// Calls of the C library's at the beginning of a thread or a process that it does without: this process has no robust locks, and
+/// no threads that are bound to processors.
+const NEEDLESS: &[Call] = &[absent(Sysno::set_robust_list), absent(Sysno::sched_getaffinity)];
 
-/// The main thread, whose loop takes what commands, the agent and the network helper say; threads that move standard streams and
-/// frames of passt(1), wait for devices or connect to sockets of the host, which it starts; and what threads of hot-plugged NICs
-/// make before they have a filter of their own, which comes on top of this one.
+/// Calls for signals that are passed on to the guest.
+const SIGNALS: &[Call] = &[any(Sysno::rt_sigaction), any(Sysno::rt_sigprocmask), any(Sysno::rt_sigreturn)];
+
+/// Calls of threads that the main thread starts, at their beginning and their end.
+const THREADS: &[Call] = &[
+    // What clone3(2) is asked for lies in memory, so the C library is to take clone(2).
+    absent(Sysno::clone3),
+    one_of(Sysno::clone, 0, &[THREAD, FORK]),
+    without(Sysno::mprotect, 2, libc::PROT_EXEC as u32),
+    any(Sysno::rseq),
+    any(Sysno::gettid),
+    one_of(Sysno::prctl, 0, &[libc::PR_SET_NAME as u32]),
+    any(Sysno::sigaltstack),
+    any(Sysno::madvise),
+    any(Sysno::exit),
+];
+
+/// Calls of the main thread, whose loop takes what commands, the agent and the network helper say; of threads that move standard
+/// streams and frames of passt(1), wait for devices or connect to sockets of the host, which it starts; and of threads of
+/// hot-plugged NICs before they have a filter of their own, which comes on top of this one.
 const MAIN: &[Call] = &[
     one_of(
         Sysno::ioctl,
@@ -183,69 +181,34 @@ const MAIN: &[Call] = &[
             libc::TIOCGWINSZ as u32,
         ],
     ),
-    any(Sysno::readv),
-    any(Sysno::writev),
+    RESUMED,
+    any(Sysno::close),
     any(Sysno::ppoll),
-    // The pace at which a tap's offloads change, and the last resort's patience.
-    any(Sysno::clock_nanosleep),
     // Connections of commands, streams of the guest, published ports.
     any(Sysno::accept4),
-    any(Sysno::recvfrom),
-    any(Sysno::recvmsg),
-    any(Sysno::sendto),
-    any(Sysno::sendmsg),
-    any(Sysno::socketpair),
-    any(Sysno::shutdown),
     any(Sysno::getsockopt),
     // Sockets of the host are connected to: no others can be made.
     one_of(Sysno::socket, 0, &[libc::AF_UNIX as u32]),
     any(Sysno::setsockopt),
     any(Sysno::connect),
-    one_of(Sysno::fcntl, 1, &[libc::F_GETFL as u32, libc::F_SETFL as u32, libc::F_DUPFD_CLOEXEC as u32]),
-    any(Sysno::eventfd2),
     // The guest's clock.
-    any(Sysno::timerfd_create),
     any(Sysno::timerfd_settime),
-    // Signals that are passed on, and the kick of a vCPU; no process of the host is in sight.
-    any(Sysno::rt_sigaction),
-    any(Sysno::getpid),
+    // The kick of a vCPU; no process of the host is in sight.
     one_of(Sysno::tgkill, 2, &[KICK]),
-    // Threads. What clone3(2) is asked for lies in memory, so the C library is to take clone(2).
-    absent(Sysno::clone3),
-    one_of(Sysno::clone, 0, &[THREAD, FORK]),
-    any(Sysno::set_robust_list),
-    any(Sysno::rseq),
-    any(Sysno::sched_getaffinity),
-    any(Sysno::gettid),
-    one_of(Sysno::prctl, 0, &[libc::PR_SET_NAME as u32]),
-    // Threads of hot-plugged NICs give up more.
-    any(Sysno::capget),
+    // Threads of hot-plugged NICs wait for events of their own, and give up more.
+    any(Sysno::eventfd2),
+    any(Sysno::epoll_create1),
     any(Sysno::capset),
     one_of(Sysno::seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER]),
-    // A process that the host's kernel kills for lack of memory, and the limits for that.
-    any(Sysno::pread64),
-    any(Sysno::pwrite64),
-    any(Sysno::alarm),
-    any(Sysno::wait4),
+    any(Sysno::getrandom),
 ];
 
-/// The process that stands for a container in another one's VM.
+/// Calls of the process that stands for a container in another one's VM.
 const PROXY: &[Call] = &[
     one_of(Sysno::ioctl, 1, &[libc::TIOCGWINSZ as u32, libc::FIONBIO as u32]),
-    any(Sysno::recvfrom),
-    any(Sysno::recvmsg),
-    any(Sysno::sendto),
-    any(Sysno::sendmsg),
-    any(Sysno::socketpair),
-    any(Sysno::shutdown),
-    one_of(Sysno::fcntl, 1, &[libc::F_GETFL as u32, libc::F_SETFL as u32, libc::F_DUPFD_CLOEXEC as u32]),
-    any(Sysno::rt_sigaction),
     one_of(Sysno::clone, 0, &[FORK]),
-    any(Sysno::set_robust_list),
-    any(Sysno::pread64),
-    any(Sysno::pwrite64),
-    any(Sysno::alarm),
-    any(Sysno::wait4),
+    any(Sysno::close),
+    any(Sysno::sigaltstack),
 ];
 
 /// Kinds of threads, by what they may call.
@@ -280,15 +243,17 @@ impl Kind {
     /// What threads of the kind may call.
     pub const fn calls(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Vcpu => &[VCPU, EVERY],
-            Self::Vsock => &[VSOCK, DEVICE, EVERY],
-            Self::Fs => &[FS, DEVICE, EVERY],
-            Self::Net => &[NET, DEVICE, EVERY],
-            Self::Block => &[BLOCK, DEVICE, EVERY],
-            Self::Small => &[SMALL, DEVICE, EVERY],
-            Self::Nodes => &[NODES, EVERY],
-            Self::Main => &[MAIN, DEVICE, EVERY],
-            Self::Proxy => &[PROXY, DEVICE, EVERY],
+            Self::Vcpu => &[VCPU, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Vsock => &[VSOCK, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Fs => &[FS, AS_OWNER, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Net => &[NET, FRAMES, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Block => &[BLOCK, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Small => &[SMALL, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Nodes => &[NODES, AS_OWNER, BASE, MEMORY],
+            Self::Main => {
+                &[MAIN, FRAMES, THREADS, NEEDLESS, SIGNALS, OUT_OF_MEMORY, STREAMS, LOOP, HANDOVER, BASE, MEMORY]
+            }
+            Self::Proxy => &[PROXY, NEEDLESS, SIGNALS, OUT_OF_MEMORY, STREAMS, LOOP, HANDOVER, BASE, MEMORY],
         }
     }
 

@@ -7,9 +7,9 @@ use vmm::{OnThread, ThreadKind};
 
 use super::rights;
 use super::tables::Kind;
-use crate::confinement::{fix_capabilities, keep};
+use crate::confinement::{empty_bounding_set, fix_capabilities, keep};
 
-/// What each thread of a machine does before anything of the guest's reaches it.
+/// Says what each thread of a machine is to do before anything of the guest's reaches it.
 pub fn on_thread() -> OnThread {
     OnThread::new(confine)
 }
@@ -38,6 +38,7 @@ pub fn confine_proxy() -> io::Result<()> {
 /// The kernel's.
 pub fn make_nodes_only() -> io::Result<()> {
     fix_capabilities()?;
+    empty_bounding_set();
     keep(rights::NODES)?;
     Kind::Nodes.filter().confine()
 }

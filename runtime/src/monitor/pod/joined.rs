@@ -33,7 +33,8 @@ pub async fn join(
     stream: &Rc<UnixStream>,
     nodes: Option<Descriptor>,
 ) -> anyhow::Result<Reply> {
-    pod.nodes.take_on(nodes.map(Descriptor::into_owned).transpose()?);
+    let nodes = nodes.map(Descriptor::into_owned).transpose()?;
+    let _nodes = nodes.map(|process| pod.nodes.take_on(process));
     let parcel = ipc::receive_async(stream).await.context("take over what the container has of the host")?;
     let mut parcel: Parcel = parcel.context("the container's process ended before it said what the container is")?;
     if !(parcel.disks.is_empty() && parcel.ports.is_empty() && parcel.user_network.is_none()) {

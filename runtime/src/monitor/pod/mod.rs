@@ -45,9 +45,9 @@ pub struct Pod {
 
 impl Pod {
     /// A VM with one container.
-    pub fn new(vm: Vm, nodes: NodeMaker, first: Inbox) -> Self {
+    pub fn new(vm: Rc<Vm>, nodes: NodeMaker, first: Inbox) -> Self {
         Self {
-            vm: Rc::new(vm),
+            vm,
             nodes,
             first,
             joined: RefCell::default(),

@@ -24,6 +24,7 @@ use super::inbox::{Events, Inbox, Ticket};
 use super::lifecycle::{Ending, Event, State};
 use super::network::Network;
 use super::network::published_ports::Ports;
+use super::node_maker::Loan;
 use super::oom_trigger::HostOomTrigger;
 use super::pod::Pod;
 use super::streams::connections::Guest;
@@ -74,6 +75,8 @@ pub struct Server {
     /// The container's network, unless it joined with the network of another.
     network: RefCell<Option<Rc<Network>>>,
     files: SharePolicies,
+    /// What makes device nodes, where an exec brought it.
+    nodes: RefCell<Option<Loan>>,
     /// Kept until the container's end.
     _namespace: Option<Descriptor>,
     execs: Cell<u64>,
@@ -135,6 +138,7 @@ impl Server {
             state: RefCell::new(State::new(report_stops_vm)),
             network: RefCell::new(host_side.network.map(Rc::new)),
             files: host_side.files,
+            nodes: RefCell::default(),
             _namespace: host_side.namespace,
             execs: Cell::new(0),
             oom_kills: watch::Sender::new(0),
@@ -196,6 +200,8 @@ impl Server {
     pub async fn run_joined(self: &Rc<Self>, channels: Channels) -> Joined {
         let (_tasks, mut stdio) = self.begin(channels);
         let ending = self.ending().await;
+        // It is in the container's cgroup, which is to be empty.
+        drop(self.nodes.take());
         let overdue = ending == Ending::Overdue;
         let code = match ending {
             Ending::Exited(code) => {

@@ -8,10 +8,11 @@ use tokio::net::UnixStream;
 
 use super::{DRAIN_PATIENCE, KILL_PATIENCE, KILLED, Server};
 use crate::control::{Exec, Reply, Request};
-use crate::ipc;
+use crate::ipc::{self, Descriptor};
 use crate::log::{self, Level};
 use crate::monitor::host_process;
 use crate::monitor::lifecycle::{self, Signal};
+use crate::monitor::node_maker::Loan;
 use crate::monitor::streams::stdio::Stdio;
 use crate::monitor::vm::request_gate::InFlight;
 
@@ -21,7 +22,8 @@ const KILL: u32 = libc::SIGKILL as u32;
 impl Server {
     /// Runs another process, to its end. Its start is what is in flight.
     pub(super) async fn exec(&self, stream: &UnixStream, exec: Exec, pass: Option<InFlight>) -> anyhow::Result<Reply> {
-        let Exec { mut process, streams } = exec;
+        let Exec { mut process, streams, nodes } = exec;
+        self.take_on(nodes)?;
         let number = self.execs.replace(self.execs.get() + 1);
         let exec_id = format!("exec{number}");
         let mut stdio = Stdio::attach(&self.pod.vm.vsock, streams, &mut process)?;
@@ -43,6 +45,15 @@ impl Server {
         // The container's end is the end of its other processes too: they are not waited for longer.
         let _ = tokio::time::timeout(DRAIN_PATIENCE, stdio.drained()).await;
         Ok(Reply::Exited(end.code))
+    }
+
+    /// Takes on a process that makes device nodes, unless the container has got one by an exec before.
+    fn take_on(&self, process: Option<Descriptor>) -> anyhow::Result<()> {
+        let mut nodes = self.nodes.borrow_mut();
+        if let (Some(process), false) = (process, nodes.as_ref().is_some_and(Loan::lives)) {
+            *nodes = Some(self.pod.nodes.take_on(process.into_owned()?));
+        }
+        Ok(())
     }
 
     /// Waits until a process must have ended: a while after it is `killed`, or after the container's end.

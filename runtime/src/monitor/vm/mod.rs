@@ -6,6 +6,7 @@ pub mod nics;
 pub mod request_gate;
 mod responses;
 pub mod share_policies;
+mod timer;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -27,6 +28,7 @@ use vmm::{Machine, MachineSpec, Running};
 use self::agent_client::{Agent, ENTROPY};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
+use self::timer::Timer;
 use crate::host::disks::Disk;
 use crate::log::{self, Level};
 use crate::monitor::confine;
@@ -45,6 +47,8 @@ pub struct Vm {
     /// The virtual CPUs, and who runs them.
     pub running: Running,
     ended: AsyncFd<OwnedFd>,
+    /// When the guest should be told the time; or why nobody knows that.
+    clock: anyhow::Result<Timer>,
     /// Opens streams to the guest.
     pub vsock: Handle,
     /// Where the agent reports; gone once it has, so that the guest can open no stream.
@@ -114,7 +118,8 @@ impl BuiltVm {
         let ended = watch(running.ended().try_clone_to_owned()?)?;
         let reports = RefCell::new(Some(Reports { ready: watch(waiting(&listener)?)?, listener }));
         let (timeline, gate) = (RefCell::new(timeline), RequestGate::new());
-        Ok(Vm { running, ended, vsock, reports, container_id, timeline, requests, sharing, nics, gate })
+        let clock = Timer::new();
+        Ok(Vm { running, ended, clock, vsock, reports, container_id, timeline, requests, sharing, nics, gate })
     }
 }
 

@@ -83,7 +83,7 @@ impl FileRights {
         let changes_group = !process.no_new_privileges || has(&["CAP_CHOWN", "CAP_SETGID", "CAP_SYS_ADMIN"]);
         let (user, groups) = (Some(process.uid), process.additional_gids.iter().chain([&process.gid]));
         Self {
-            device_nodes: self.device_nodes || self.maps.is_none() && has(&["CAP_MKNOD"]),
+            device_nodes: self.device_nodes || self.may_gain_device_nodes() && may_make_device_nodes(process),
             file_capabilities: self.file_capabilities || has(&["CAP_SETFCAP"]),
             any_owner: self.any_owner || has(&["CAP_FOWNER"]),
             keeps_set_id: self.keeps_set_id || has(&["CAP_FSETID"]),
@@ -92,6 +92,11 @@ impl FileRights {
             gids: add(&self.gids, changes_group, groups.copied()),
             maps: self.maps.clone(),
         }
+    }
+
+    /// Whether one more process can bring the right to make device nodes: not into a user namespace.
+    pub fn may_gain_device_nodes(&self) -> bool {
+        self.maps.is_none()
     }
 
     /// These rights while the container is being set up: its root makes what mounts and devices need.
@@ -122,6 +127,11 @@ impl FileRights {
             map.host.checked_add(offset)
         })
     }
+}
+
+/// Whether a process may ever make device nodes, outside of a user namespace.
+pub fn may_make_device_nodes(process: &Process) -> bool {
+    capabilities(process) & bit("CAP_MKNOD") != 0
 }
 
 /// All capabilities that a process can ever have.

@@ -13,7 +13,7 @@ use protocol::CreateContainerRequest;
 use super::cache::{CachePlan, Caches};
 use super::guest_mounts;
 use super::mount_options::{self, MountOptions};
-use super::share::{SharePlan, ShareRole, SocketPlan, Tree};
+use super::share::{self, SharePlan, ShareRole, SocketPlan, Tree};
 use crate::bundle::Bundle;
 use crate::plan::devices::{Destinations, Image};
 use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
@@ -68,8 +68,9 @@ pub fn plan(
     let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
     let sockets_allowed = annotations::sockets_allowed(spec)?;
     let (shares, sockets, images, disks) = (vec![rootfs], Vec::new(), Vec::new(), Destinations::of(spec)?);
+    let hears = share::hears(root_propagation(spec));
     let mut planner =
-        Planner { bundle, facts, ipc_owner, sockets_allowed, shares, sockets, images, disks, caches, notes };
+        Planner { bundle, facts, ipc_owner, hears, sockets_allowed, shares, sockets, images, disks, caches, notes };
     for mount in spec.mounts().iter().flatten() {
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
         request.mounts.extend(planned);
@@ -95,7 +96,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         id: fact.id,
         read_only: false,
         cache: CachePlan::ROOT,
-        tree: Tree::Live,
+        tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: !has_own_dev(&bundle.spec) },
     })
 }
@@ -104,6 +105,11 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
 fn has_own_dev(spec: &Spec) -> bool {
     let mut destinations = spec.mounts().iter().flatten().filter_map(|mount| mount.destination().to_str());
     destinations.any(|destination| guest_path::clean(destination) == "/dev")
+}
+
+/// What the bundle says of the propagation of mounts; empty where it says nothing.
+fn root_propagation(spec: &Spec) -> &str {
+    spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default()
 }
 
 /// Fills in masked and read-only paths and the propagation of the root.
@@ -118,7 +124,7 @@ fn paths(spec: &Spec, request: &mut CreateContainerRequest, notes: &mut Vec<Stri
     if request.masked_paths.iter().any(|path| path == "/") {
         bail!("linux.maskedPaths names the root file system itself: name paths in it");
     }
-    let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    let propagation = root_propagation(spec);
     let known = mount_options::parse(&[propagation.to_owned()]).propagation != 0;
     if !propagation.is_empty() && !known {
         bail!("rootfsPropagation={propagation} is not supported");
@@ -135,6 +141,8 @@ struct Planner<'a> {
     facts: &'a Facts,
     /// Id of the container whose IPC namespace, and with it /dev/shm, is shared.
     ipc_owner: Option<&'a str>,
+    /// Whether the container's mounts hear of the host's.
+    hears: bool,
     /// Whether annotation `io.runvm.sockets` lets sockets of the host in.
     sockets_allowed: bool,
     shares: Vec<SharePlan>,
@@ -240,7 +248,8 @@ impl<'a> Planner<'a> {
         let (source, id, name) = (fact.canonical.clone(), fact.id, String::new());
         let role = ShareRole { nosuid: options.flags & libc::MS_NOSUID != 0, gets_devices: false };
         let read_only = options.read_only();
-        let tree = Tree::of(options, ids);
+        // Nothing is ever mounted below a file.
+        let tree = Tree::of(options, self.hears && source_is_dir, ids);
         let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role });
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cache::CachePlan;
-use super::mount_options::MountOptions;
+use super::mount_options::{self, MountOptions};
 use crate::plan::facts::FileId;
 
 /// A directory or file of the host that the guest sees.
@@ -39,8 +39,11 @@ pub struct ShareRole {
 /// Which of the host's mounts below its path a share contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tree {
-    /// All mounts that exist at any moment.
-    Live,
+    /// Mounts of the moment: the share hears of what the host mounts and unmounts.
+    Live {
+        /// Whether mounts that were below the path before the container was created are included.
+        recursive: bool,
+    },
     /// The mounts that existed when the container was created.
     Copy {
         /// Whether mounts below the path are included.
@@ -51,14 +54,29 @@ pub enum Tree {
 }
 
 impl Tree {
-    /// The tree of a bind mount: one that receives later mounts of the host sees all of them.
-    pub fn of(options: &MountOptions, ids: Option<[String; 2]>) -> Self {
-        let hears = options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0 || options.propagation == 0;
+    /// The tree of a bind mount. `hears` says whether its source can tell it of anything: see [`hears`].
+    ///
+    /// A bind mount copies a mount of the container's namespace and hears of what that one does, `bind` like `rbind`, until a word
+    /// makes it private. `rslave` and `rshared` add nothing to that but what goes back to the host, which no VM can do.
+    pub fn of(options: &MountOptions, hears: bool, ids: Option<[String; 2]>) -> Self {
+        let recursive = options.recursive;
         match ids {
-            None if hears && options.recursive => Self::Live,
-            ids => Self::Copy { recursive: options.recursive, ids },
+            None if hears && !is_private(options.propagation) => Self::Live { recursive },
+            ids => Self::Copy { recursive, ids },
         }
     }
+}
+
+/// Whether mounts of a container hear of the host's, with this `rootfsPropagation`.
+///
+/// Runc makes all mounts of the container's namespace slaves of the host's (`rslave`) where nothing is said, and otherwise what is
+/// said. What is private there has nothing to pass on to a bind mount, whatever the propagation of that one.
+pub fn hears(rootfs_propagation: &str) -> bool {
+    !is_private(mount_options::parse(&[rootfs_propagation.to_owned()]).propagation)
+}
+
+fn is_private(propagation: u64) -> bool {
+    propagation & (libc::MS_PRIVATE | libc::MS_UNBINDABLE) != 0
 }
 
 /// A socket of the host that processes of the container may connect to.

@@ -84,7 +84,7 @@
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
-//! `linkat`, `fchmod`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
+//! `linkat`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
 //! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`, `fcntl(F_GETFL)`, `fcntl(F_OFD_*)`, `flock`.
 //! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).

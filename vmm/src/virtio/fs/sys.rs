@@ -130,7 +130,7 @@ pub(super) fn drop_suid(file: BorrowedFd) -> Served {
         if rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE == OFlags::RDONLY {
             return Err(Errno(libc::EBADF));
         }
-        rustix::fs::fchmod(file, mode(bits & !dropped))?;
+        set_mode(file, bits & !dropped)?;
     }
     Ok(())
 }
@@ -156,10 +156,15 @@ pub(super) fn restore_set_id(file: BorrowedFd, before: SetId) -> Served {
     if before != SetId::default() {
         let there = permissions(&stat(file)?);
         if before.bits() & !there != 0 {
-            rustix::fs::fchmod(file, mode(there | before.bits()))?;
+            set_mode(file, there | before.bits())?;
         }
     }
     Ok(())
+}
+
+/// Sets an object's permission bits, whatever its descriptor is for: by its name in `/proc/self/fd`, where the thread is.
+pub(super) fn set_mode(object: BorrowedFd, bits: u32) -> Served {
+    Ok(rustix::fs::chmodat(CWD, proc_name(object), mode(bits), AtFlags::empty())?)
 }
 
 /// Whether a file can only be appended to (`chattr +a` on the host).

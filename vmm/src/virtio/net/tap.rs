@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use libc::iovec;
@@ -67,7 +66,7 @@ impl Tap {
             return Ok(());
         }
         let mut pace = self.pace.get();
-        thread::sleep(pace.take(Instant::now()));
+        wait(pace.take(Instant::now()));
         self.pace.set(pace);
         self.tell_offloads(flags)?;
         self.offloads.set(Some(flags));
@@ -127,6 +126,16 @@ impl Tap {
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> i32 {
         self.fd.as_raw_fd()
+    }
+}
+
+/// Waits for so long, by a call that the thread makes anyway.
+fn wait(time: Duration) {
+    let end = Instant::now() + time;
+    let rest = || end.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero());
+    while let Some(rest) = rest().and_then(|rest| Timespec::try_from(rest).ok()) {
+        // A signal only makes the rest shorter.
+        let _ = poll(&mut [], Some(&rest));
     }
 }
 

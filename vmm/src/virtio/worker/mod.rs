@@ -95,6 +95,8 @@ struct Seat {
     returned: SyncSender<Idle>,
     signals: Arc<Signals>,
     wiring: Wiring,
+    /// Made with the thread, so that a guest that resets the device again and again makes no descriptors.
+    watcher: EventLoop,
     /// Reasons of the faults that were reported.
     reported: Vec<&'static str>,
 }
@@ -109,8 +111,9 @@ impl Worker {
         wiring: Wiring,
         on_thread: &OnThread,
     ) -> Result<Starting, (Box<dyn Device>, io::Error)> {
-        let stop = match EventFd::new(libc::EFD_CLOEXEC) {
-            Ok(stop) => stop,
+        let made = EventFd::new(libc::EFD_CLOEXEC).and_then(|stop| Ok((EventLoop::new(&stop)?, stop)));
+        let (watcher, stop) = match made {
+            Ok(made) => made,
             Err(error) => return Err((device, error)),
         };
         let signals = Arc::new(Signals { stop, reset: AtomicBool::new(false) });
@@ -119,7 +122,8 @@ impl Worker {
         let ((enter, entered), (jobs, taken), (give, returned)) =
             (mpsc::sync_channel(1), mpsc::sync_channel(1), mpsc::sync_channel(1));
         let (name, on_thread) = (wiring.name.clone(), on_thread.clone());
-        let mut seat = Seat { jobs: taken, returned: give, signals: signals.clone(), wiring, reported: Vec::new() };
+        let mut seat =
+            Seat { jobs: taken, returned: give, signals: signals.clone(), wiring, watcher, reported: Vec::new() };
         let begin = move || {
             let Ok(mut device) = brought.recv() else { return };
             let admitted = admit(device.as_mut(), &on_thread);
@@ -214,7 +218,8 @@ impl Seat {
         let Job { idle: Idle { mut device, queues }, features } = job;
         let (result, queues) = match build_rings(&queues, &self.wiring) {
             Ok(mut rings) => {
-                let result = serve(device.as_mut(), features, &mut rings, &self.wiring, &self.signals.stop);
+                let result = serve(device.as_mut(), features, &mut rings, &self.wiring, &mut self.watcher);
+                self.watcher.clear();
                 (result, rings.iter().map(Ring::state).collect())
             }
             Err(error) => (Err(error), queues),
@@ -243,19 +248,19 @@ fn serve(
     features: u64,
     rings: &mut [Ring],
     wiring: &Wiring,
-    stop: &EventFd,
+    watcher: &mut EventLoop,
 ) -> Result<(), Error> {
     let live = rings.iter().enumerate().filter(|(_, ring)| ring.state().ready).map(|(index, _)| index);
     let notified = live.clone().filter_map(|index| Some((index, wiring.notified.get(index)?.as_ref())));
-    let mut watcher = EventLoop::new(stop, notified).map_err(|error| Error::Host("watch a device's queues", error))?;
+    watcher.watch_queues(notified).map_err(|error| Error::Host("watch a device's queues", error))?;
     let live: Vec<usize> = live.collect();
-    let mut context = Context { memory: &wiring.memory, rings, watcher: &mut watcher };
+    let mut context = Context { memory: &wiring.memory, rings, watcher };
     device.activate(features, &mut context)?;
     // Notifications that came before this thread, or that an earlier worker consumed, count too.
     let mut result = live.into_iter().try_for_each(|queue| device.handle(Event::Queue(queue), &mut context));
     while result.is_ok() {
         let ready = watcher.next_ready().map_err(|error| Error::Host("wait for events", error));
-        let mut context = Context { memory: &wiring.memory, rings, watcher: &mut watcher };
+        let mut context = Context { memory: &wiring.memory, rings, watcher };
         result = match ready {
             Ok(Ready::Stop) => break,
             Ok(Ready::Queue(queue)) => device.handle(Event::Queue(queue), &mut context),
@@ -263,7 +268,7 @@ fn serve(
             Err(error) => Err(error),
         };
     }
-    device.deactivate(&mut Context { memory: &wiring.memory, rings, watcher: &mut watcher });
+    device.deactivate(&mut Context { memory: &wiring.memory, rings, watcher });
     result
 }
 

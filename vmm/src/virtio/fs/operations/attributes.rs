@@ -1,6 +1,6 @@
 //! Attributes of objects and of file systems.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Gid, OFlags, StatxTimestamp, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
@@ -132,7 +132,7 @@ impl Server {
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if args.valid & fattr::MODE != 0 {
-            self.chmod(inode.fd()?, mode)?;
+            sys::set_mode(inode.fd()?, mode)?;
         }
         if args.valid & fattr::SIZE != 0 {
             self.truncate(request.header.nodeid, &args)?;
@@ -153,12 +153,6 @@ impl Server {
             return Ok(args.mode);
         }
         policy.check_change(args, &sys::stat(inode.fd()?)?)
-    }
-
-    /// Sets an object's permission bits.
-    pub fn chmod(&self, object: BorrowedFd, bits: u32) -> Served {
-        let name = sys::proc_name(object);
-        Ok(rustix::fs::chmodat(&self.proc_fd, name, sys::mode(bits), AtFlags::empty())?)
     }
 
     fn truncate(&self, nodeid: u64, args: &SetattrIn) -> Served {

@@ -89,7 +89,7 @@ impl Server {
         if args.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0 {
             let bits = sys::permissions(&sys::stat(inode.fd()?)?);
             if bits & libc::S_ISGID != 0 {
-                self.chmod(inode.fd()?, bits & !libc::S_ISGID)?;
+                sys::set_mode(inode.fd()?, bits & !libc::S_ISGID)?;
             }
         }
         self.changed(request.header.nodeid);
