@@ -136,7 +136,8 @@ impl Server {
     /// Opens an object and the directories above it again, from the topmost one in which the guest may change something.
     pub fn open_from_above(&mut self, nodeid: u64) -> Served {
         let mut chain = vec![nodeid];
-        let mut top = None;
+        // The object itself, unless it may not be changed.
+        let mut top = self.writable(nodeid).ok().map(|_| 0);
         while let Some(parent) = chain.last().and_then(|&at| self.inodes.peek(at).ok()).map(|inode| inode.parent) {
             let Ok(inode) = self.inodes.peek(parent) else { break };
             if chain.len() == MAX_DEPTH {

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod coherence;
+mod common;
 mod guest;
 mod hostile;
 mod kernel;
