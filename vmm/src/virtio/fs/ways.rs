@@ -108,7 +108,8 @@ impl Server {
         let both = self.shares.both(inode.way, above.way);
         let changeable = |way| !self.shares.rules(way).read_only;
         let (known, here) = (changeable(inode.way), changeable(above.way));
-        if here && !known && inode.fd().is_ok() {
+        // The root of another share gets to the mount of this one: nothing else tells its name.
+        if here && (!known || inode.pinned) && inode.fd().is_ok() {
             let (fd, stat) = inode.open_as(self.inodes.get(parent)?.fd()?, name, above)?;
             self.inodes.hold(nodeid, fd, &stat)?;
         }

@@ -72,6 +72,18 @@ fn a_directory_in_a_directory_is_the_same_one() {
 }
 
 #[test]
+fn names_move_between_directories_found_through_different_shares() {
+    let directory = tree();
+    let (mut guest, [whole, part]) =
+        guest([all("whole", directory.path(), false), all("part", &at(&directory, "sub"), false)]);
+    let dir = guest.lookup(part, "dir").unwrap().nodeid;
+    assert_eq!(guest.lookup(whole, "sub").unwrap().nodeid, part);
+    fs::write(at(&directory, "g"), "").unwrap();
+    rename(&mut guest, (whole, "g"), (dir, "g")).unwrap();
+    assert!(at(&directory, "sub/dir/g").exists());
+}
+
+#[test]
 fn files_are_the_same_where_directories_may_differ() {
     let directory = tree();
     let sub = at(&directory, "sub");
