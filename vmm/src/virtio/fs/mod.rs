@@ -31,6 +31,13 @@
 //! `default_permissions`). The host gives new objects the caller's ids atomically (see `identity`). What
 //! even a hostile kernel may not do to the files of a share its [`Policy`] says: owners, device nodes, setuid.
 //!
+//! # One object in several shares
+//!
+//! Shares may overlap: a directory and one in it, one that is read-only beside one that is not, a single file of a directory. Those
+//! that [`Common`] says have something in common are entries of one directory, which is one file system to the guest, and a host
+//! object that several of them reach is one inode there. The guest may do to it what any of these shares allows, and keep of
+//! it what all of them allow (`shares`, `ways`).
+//!
 //! # Caching
 //!
 //! Names and attributes are valid for as long as the share's [`Cache`] says, and each open is checked against what
@@ -99,6 +106,7 @@ mod fuse;
 mod identity;
 mod nodes;
 mod operations;
+mod place;
 mod policy;
 mod request;
 mod saved;

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::fuse::ROOT_ID;
+use super::place::{Place, WayId};
 use super::share::Common;
-use super::table::inode::Place;
 use super::{Cache, Policy};
 
 /// Nodeid of the first directory of shares. The table of inodes has no slot of this number.
@@ -30,9 +30,6 @@ pub struct Root {
     /// The directory of shares that it is in; `None` for the device's root directory.
     directory: Option<u16>,
 }
-
-/// Number of a [`Way`].
-pub type WayId = u16;
 
 /// Shares that an object is reached through, and what holds for such an object.
 #[derive(Clone, Debug)]

@@ -7,9 +7,10 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::place::WayId;
 use super::request::{Errno, NAME_MAX, Served};
 use super::server::Server;
-use super::shares::{Rules, WayId};
+use super::shares::Rules;
 use super::table::inode::{Above, Anchor, Inode};
 use super::{Policy, Share, sys};
 use crate::virtio::Error;

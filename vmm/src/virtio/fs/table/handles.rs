@@ -6,8 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::slab::{Slab, Slots};
+use crate::virtio::fs::place::WayId;
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::shares::WayId;
 
 /// An open file of the guest's.
 pub enum Handle {

@@ -4,28 +4,12 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::virtio::fs::place::{Place, WayId};
 use crate::virtio::fs::request::{Errno, Served};
-use crate::virtio::fs::shares::WayId;
 use crate::virtio::fs::sys::{self, SetId, Stat};
 
 /// First nodeid of the table: nodeid 0 means none, and 1 is the device's root directory.
 pub const FIRST_ID: u64 = 2;
-
-/// Where objects of a share count as the same as those of other shares: numbers of what the guest has as one file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// For whatever is no directory.
-    pub files: u16,
-    /// For directories.
-    pub directories: u16,
-}
-
-impl Place {
-    /// The number for an object of this kind, which may be on a mount inside of its share.
-    pub fn number(self, kind: u32, nested: bool) -> u16 {
-        if nested || kind == libc::S_IFDIR { self.directories } else { self.files }
-    }
-}
 
 /// What an object has of the directory that it is found in.
 #[derive(Clone, Copy, Debug)]
