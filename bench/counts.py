@@ -179,7 +179,7 @@ class Bundle:
         return f"; the log of {self.name} ends:\n{self.log.read_text(errors='replace')[-2000:]}"
 
     def was_reset(self):
-        return "the guest stopped (reset)" in self.said()
+        return "the guest stopped (reset)" in self.log.read_text(errors="replace")
 
     def requests(self):
         """FUSE requests of all containers that this bundle's log tells of."""
