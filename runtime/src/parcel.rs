@@ -182,7 +182,10 @@ impl Parcel {
     pub fn mounts(&self) -> anyhow::Result<Mounts> {
         let root = self.shares.first().context("a container without a root file system")?.in_place();
         let volume = |mount: &Mount| {
-            let share = self.shares.iter().find(|share| !mount.share.is_empty() && share.name == mount.share)?;
+            let share = self
+                .shares
+                .iter()
+                .find(|share| !mount.share.is_empty() && share.common.place(&share.name) == mount.share)?;
             Some(VolumeMount {
                 destination: mount.destination.clone(),
                 root: share.in_place(),

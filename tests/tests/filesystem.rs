@@ -618,3 +618,35 @@ fn the_cgroup_mount_shows_the_containers_own() {
         assert!(outcome.stdout.contains("cgroup.procs"), "{outcome:?}");
     }
 }
+
+/// A container with a volume at `/w` that is writable, the same at `/ro`, a directory of it at `/home/ci` and a file of it at `/single`.
+fn overlapping<'a>(scene: &'a Scene, word: &str) -> tests::Container<'a> {
+    let volume = scene.dir().join("volume");
+    fs::create_dir_all(volume.join("sub/dir")).unwrap();
+    fs::write(volume.join("sub/f"), "precious\n").unwrap();
+    let mut container = scene.container();
+    container.mount("bind", &volume, "/w", &["rbind", word]);
+    container.mount("bind", &volume, "/ro", &["rbind", "ro", word]);
+    container.mount("bind", &volume.join("sub"), "/home/ci", &["rbind", word]);
+    container.mount("bind", &volume.join("sub/f"), "/single", &["bind", word]);
+    container
+}
+
+#[test]
+fn one_file_of_the_host_is_one_file() {
+    let scene = Scene::new();
+    for word in ["rprivate", "rslave"] {
+        let script = "test $(stat -c %d:%i /w/sub/f /ro/sub/f /home/ci/f /single | uniq | wc -l) = 1 || exit 1
+            cp /w/sub/f /home/ci/f 2>/dev/null; cp /single /ro/sub/f 2>/dev/null; cat /w/sub/f
+            cd /home/ci && ls /w/sub >/dev/null && readlink /proc/self/cwd
+            mkfifo /w/sub/fifo; echo through >/home/ci/fifo & timeout 9 cat /w/sub/fifo
+            echo more >>/single; cat /home/ci/f
+            exec 9</w/sub/f; flock 9; flock -n /single true || echo locked
+            touch /ro/no 2>/dev/null || echo read-only
+            mv /w/sub/f /w/sub/dir/moved; cat /home/ci/dir/moved; mv /home/ci/dir/moved /home/ci/f
+            rm /home/ci/fifo; rmdir /home/ci/dir; ls /w/sub; ls /ro/sub; mkdir /w/sub/dir";
+        let outcome = overlapping(&scene, word).sh(script).run().success();
+        let expected = "precious\n/home/ci\nthrough\nprecious\nmore\nlocked\nread-only\nprecious\nmore\nf\nf\n";
+        assert_eq!(outcome.stdout, expected, "{word}: {}", outcome.stderr);
+    }
+}

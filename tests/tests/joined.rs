@@ -4,6 +4,8 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 use tests::command::run;
 use tests::disk::Tmpfs;
@@ -472,5 +474,34 @@ fn vm_killed_at_any_moment_it_leaves_the_machine_as_it_was() {
     process::wait_until("its descriptors to be closed", || descriptors() <= before + 2);
     assert_eq!(second.sh("echo at last").run().success().stdout, "at last\n");
     assert_eq!(first.exec_sh("ls /sys/fs/cgroup >/dev/null; echo alive").success().stdout, "alive\n");
+    first.end(&one);
+}
+
+#[test]
+fn a_volume_of_both_is_one() {
+    let scene = Scene::new();
+    let volume = scene.dir().join("volume");
+    std::fs::create_dir_all(volume.join("sub")).unwrap();
+    let mut first = scene.container();
+    let one = first.mount("bind", &volume, "/w", &["rbind", "rprivate"]).idle();
+    first.exec_sh("mkfifo /w/sub/fifo; echo before >/w/sub/file; ls -R /w").success();
+    let mut second = neighbour(&scene, one.pid, &["ipc"]);
+    second.mount("bind", &volume.join("sub"), "/v", &["rbind", "rprivate"]);
+    let two = second.idle();
+    let ids = |container: &Container, path: &str| container.exec_sh(&format!("stat -c %d:%i {path}")).success().stdout;
+    assert_eq!(ids(&first, "/w/sub/fifo"), ids(&second, "/v/fifo"));
+    let mut reader = first.command("exec");
+    reader.args([&first.id, "timeout", "9", "cat", "/w/sub/fifo"]);
+    let reader = reader.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    second.exec_sh("cd /v && echo after >>file && timeout 9 sh -c 'echo through >fifo'").success();
+    assert_eq!(reader.wait_with_output().unwrap().stdout, b"through\n");
+    assert_eq!(first.exec_sh("cat /w/sub/file").success().stdout, "before\nafter\n");
+    second.kill("KILL").success();
+    wait_orphan(two.pid);
+    second.delete().success();
+    assert_eq!(
+        first.exec_sh("cat /w/sub/file && ls /w/sub && echo more >/w/sub/new").success().stdout,
+        "before\nafter\nfifo\nfile\n"
+    );
     first.end(&one);
 }

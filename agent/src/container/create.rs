@@ -44,7 +44,7 @@ pub async fn create(
         disks::lend(&request.devices, |device| (namespaces.guest_uid(device.uid), namespaces.guest_gid(device.gid)))?;
     }
     let stdio = stdio::prepare(&request.process, taken, &namespaces)?;
-    containers.mount_shares()?;
+    containers.mount_shares(&request)?;
     let peers = Peers::of(containers, &request, &namespaces)?;
     let config = Arc::new(ContainerConfig::new(&request, &containers.paths, namespaces)?);
     let mut unfinished = Unfinished { containers, request: &request, config: &config, entered: false, finished: false };

@@ -17,6 +17,8 @@ use crate::host::sockets::{ConnectionQueue, HostSocketClient, HostSockets};
 use crate::process::child_pipe::ChildPipe;
 use crate::process::handle::{Exit, Process};
 use crate::sys;
+use protocol::CreateContainerRequest;
+use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,13 +100,26 @@ impl Containers {
         Self { paths, mounted: AtomicBool::new(false), table: Mutex::default() }
     }
 
-    /// Mounts the virtio-fs device, unless that is done. The first container that needs a share causes it, so that a
-    /// template of the machine has nothing of the host's files in it. A second mount would fail: the kernel takes the
-    /// superblock of a share for that of the device.
-    pub fn mount_shares(&self) -> Result<()> {
-        let Some(tag) = self.paths.shares_tag.as_ref().filter(|_| !self.mounted.load(Relaxed)) else { return Ok(()) };
-        sys::mount(tag, &self.paths.shares.to_string_lossy(), "virtiofs", 0, "").context(|| "mount virtio-fs")?;
-        self.mounted.store(true, Relaxed);
+    /// Mounts what a container's shares are in, unless that is done: the virtio-fs device, and directories of it that are file systems of
+    /// their own. The first container that needs a share causes it, so that a template of the machine has nothing of the host's
+    /// files in it. A second mount of the device would fail: the kernel takes the superblock of a share for that of the device.
+    pub fn mount_shares(&self, request: &CreateContainerRequest) -> Result<()> {
+        let Some(tag) = self.paths.shares_tag.as_ref() else { return Ok(()) };
+        if !self.mounted.swap(true, Relaxed) {
+            let mounted = sys::mount(tag, &self.paths.shares.to_string_lossy(), "virtiofs", 0, "");
+            mounted.inspect_err(|_| self.mounted.store(false, Relaxed)).context(|| "mount virtio-fs")?;
+        }
+        let places = request.mounts.iter().map(|mount| &mount.share).chain([&request.share]);
+        let mut directories: Vec<_> = places.filter_map(|place| Some(place.split_once('/')?.0)).collect();
+        directories.sort_unstable();
+        directories.dedup();
+        // The kernel mounts one when somebody walks into it. Done in a container's mount namespace, each would have one of its own, and
+        // a file that two containers share would be two.
+        for directory in directories {
+            let path = self.paths.shares.join(directory);
+            let opened = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            opened.context(|| format!("mount the shares in {directory:?}"))?;
+        }
         Ok(())
     }
 

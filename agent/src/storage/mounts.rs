@@ -147,12 +147,13 @@ impl<'a> Mounter<'a> {
     }
 }
 
-/// The path of a share; its name comes from the host and is a single component.
-pub fn share_path(shares: &Path, name: &str) -> std::result::Result<String, Errno> {
-    if name.is_empty() || name == "." || name == ".." || name.contains('/') {
+/// The path of a share; the host says where it is among the shares: its name, or that of a directory and its name there.
+pub fn share_path(shares: &Path, place: &str) -> std::result::Result<String, Errno> {
+    let mut names = place.split('/');
+    if names.clone().count() > 2 || names.any(|name| matches!(name, "" | "." | "..")) {
         return Err(Errno::INVAL);
     }
-    Ok(format!("{}/{name}", shares.display()))
+    Ok(format!("{}/{place}", shares.display()))
 }
 
 /// Gives a mount (not its superblock) these flags. Where the kernel does not let flags go that the
@@ -174,10 +175,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn share_names_are_single_components() {
+    fn no_share_is_elsewhere() {
         let shares = Path::new("/run/shares");
         assert_eq!(share_path(shares, "root").unwrap(), "/run/shares/root");
-        for bad in ["", ".", "..", "a/b", "../x"] {
+        assert_eq!(share_path(shares, "8:1/m0").unwrap(), "/run/shares/8:1/m0");
+        for bad in ["", ".", "..", "a/", "/a", "../x", "x/..", "a/b/c"] {
             assert_eq!(share_path(shares, bad), Err(Errno::INVAL), "{bad}");
         }
     }

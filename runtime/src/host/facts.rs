@@ -1,5 +1,6 @@
 //! Gathers the facts for planning: the only look at the host before anything is made.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -12,12 +13,15 @@ use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::bundle::Bundle;
-use crate::host::{file_id, sockets};
+use crate::host::{file_id, mounted, sockets};
 use crate::plan::facts::{
     DiskFact, Facts, FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
 use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::state::{self, Life, State};
+
+/// linux/magic.h, OVERLAYFS_SUPER_MAGIC.
+const OVERLAY: i64 = 0x794c_7630;
 
 /// Gathers facts about everything that the bundle refers to; `root` is the directory of the containers' state.
 ///
@@ -29,8 +33,11 @@ pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
     let sources = mounts.filter_map(|mount| bind_source(mount, &bundle.dir));
     // Where it says neither yes nor no, planning does not get far.
     let sockets_allowed = sockets_allowed(&bundle.spec).unwrap_or(false);
+    let mounted = LazyCell::new(mounted::points);
     let look = |path: PathBuf| {
         let mut fact = source(&path);
+        let below = |point: &PathBuf| *point != fact.canonical && point.starts_with(&fact.canonical);
+        fact.has_mounts = fact.kind == SourceKind::Directory && mounted.iter().any(below);
         if let (true, SourceKind::Socket(socket)) = (sockets_allowed, &mut fact.kind) {
             socket.carries_messages = sockets::carries_messages(&fact.canonical);
         }
@@ -122,7 +129,18 @@ fn source(path: &Path) -> SourceFact {
     let on_tmpfs = system.filter(|system| system.f_type == libc::TMPFS_MAGIC);
     let tmpfs_size =
         on_tmpfs.map(|system| system.f_blocks.saturating_mul(u64::try_from(system.f_bsize).unwrap_or_default()));
-    SourceFact { canonical, id: file_id::of(&stat), kind: kind(&stat), file_system, tmpfs_size }
+    let system = if magic == OVERLAY && !canonical.is_dir() { device_above(&canonical) } else { None };
+    let (id, kind) = (file_id::of(&stat), kind(&stat));
+    let system = system.unwrap_or(id.device);
+    SourceFact { canonical, id, kind, file_system, system, has_mounts: false, tmpfs_size }
+}
+
+/// Device number of the directory that a file is in, if that is on an overlay as well. Files of an overlay may have the device
+/// numbers of its layers.
+fn device_above(file: &Path) -> Option<u64> {
+    let directory = file.parent()?;
+    let system = rustix::fs::statfs(directory).ok()?;
+    (system.f_type == OVERLAY).then(|| std::fs::metadata(directory).ok().map(|found| found.dev()))?
 }
 
 /// What a path leads to: open as a place, its path without symlinks, and its attributes.
@@ -146,6 +164,8 @@ fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
         id: FileId::default(),
         kind: SourceKind::Missing(why),
         file_system: FileSystemKind::Ordinary,
+        system: 0,
+        has_mounts: false,
         tmpfs_size: None,
     }
 }

@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod live_mounts;
 pub mod monitor_namespaces;
 pub mod mount_attributes;
+pub mod mounted;
 pub mod network_helper;
 pub mod node_maker;
 pub mod passt;

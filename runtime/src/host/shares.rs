@@ -19,7 +19,7 @@ use super::live_mounts::{self, LiveMounts, Source};
 use super::{file_id, monitor_namespaces, mount_attributes};
 use crate::ipc::Descriptor;
 use crate::log;
-use crate::plan::{CachePlan, FileRights, IdRanges, SharePlan, ShareRole, Tree};
+use crate::plan::{CachePlan, CommonPlan, FileRights, IdRanges, SharePlan, ShareRole, Tree};
 
 /// A directory or file of the host that the container sees.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Share {
     pub cache: CachePlan,
     /// How the container uses it.
     pub role: ShareRole,
+    /// With which other shares it has files and directories in common.
+    pub common: CommonPlan,
     /// `O_PATH` descriptor of its root.
     pub root: Descriptor,
     /// The same place among the host's mounts, where the root is not there; for the command alone.
@@ -53,7 +55,13 @@ impl Share {
         let CachePlan { valid_ms, exclusive, host_locks } = self.cache;
         let cache = fs::Cache { valid: Duration::from_millis(valid_ms), exclusive, host_locks };
         let (root, policy) = (self.root.into_owned()?, setup_policy(self.role, rights));
-        Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy, common: fs::Common::Nothing })
+        let common = match self.common {
+            CommonPlan::Nothing => fs::Common::Nothing,
+            CommonPlan::Files(system) => fs::Common::Files(system),
+            CommonPlan::All(system) => fs::Common::All(system),
+            CommonPlan::Live(system) => fs::Common::Live(system),
+        };
+        Ok(fs::Share { name: self.name, root, read_only: self.read_only, cache, policy, common })
     }
 }
 
@@ -112,7 +120,8 @@ fn open_one(plan: &SharePlan) -> anyhow::Result<Share> {
     let root = open_root(plan)?;
     file_id::check(&root, plan.id, &plan.source)?;
     let SharePlan { read_only, cache, role, .. } = *plan;
-    Ok(Share { name: plan.name.clone(), read_only, cache, role, root: root.into(), place: None })
+    let (name, common) = (plan.name.clone(), plan.common.clone());
+    Ok(Share { name, read_only, cache, role, common, root: root.into(), place: None })
 }
 
 /// Gives shares that hear of the host's later mounts a root from which no way leads up. Where that cannot be, they stay as they
@@ -196,6 +205,7 @@ mod tests {
                 cache: CachePlan::VOLUME,
                 tree,
                 role: ShareRole::default(),
+                common: CommonPlan::Nothing,
             };
             assert!(open(std::slice::from_ref(&plan), false).is_ok());
             std::fs::rename(&source, dir.path().join("moved")).unwrap();

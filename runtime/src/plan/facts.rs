@@ -61,6 +61,10 @@ pub struct SourceFact {
     pub kind: SourceKind,
     /// Kind of the file system that it is on.
     pub file_system: FileSystemKind,
+    /// Device number of that file system, which on some is not the one of each of its files.
+    pub system: u64,
+    /// Whether other file systems are mounted below it.
+    pub has_mounts: bool,
     /// Size in bytes of the tmpfs that it is on.
     pub tmpfs_size: Option<u64>,
 }

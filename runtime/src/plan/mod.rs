@@ -57,8 +57,8 @@ pub use network::{NetworkPlan, PortPlan, user_network};
 pub use options::Options;
 pub use process::{CAPABILITIES, add_capabilities, exec as exec_process, seccomp::features as seccomp_features};
 pub use storage::{
-    CachePlan, FileRights, IdRanges, SharePlan, ShareRole, SocketPlan, Tree, bind_source, may_make_device_nodes,
-    mount_option_names, rootfs_path,
+    CachePlan, CommonPlan, FileRights, IdRanges, SharePlan, ShareRole, SocketPlan, Tree, bind_source,
+    may_make_device_nodes, mount_option_names, rootfs_path,
 };
 pub use validate::id as validate_id;
 pub use vm::{MachinePlan, may_share_vm};

@@ -13,7 +13,18 @@ const HOST: NamespaceId = NamespaceId { device: 4, inode: 1 };
 const OTHER: NamespaceId = NamespaceId { device: 4, inode: 2 };
 
 fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf, SourceFact) {
-    (path.into(), SourceFact { canonical: path.into(), id: FileId::default(), kind, file_system, tmpfs_size: None })
+    (
+        path.into(),
+        SourceFact {
+            canonical: path.into(),
+            id: FileId::default(),
+            kind,
+            file_system,
+            system: 0x801,
+            has_mounts: false,
+            tmpfs_size: None,
+        },
+    )
 }
 
 fn socket(carries_messages: bool) -> SourceKind {
@@ -113,6 +124,7 @@ fn the_smallest_bundle_has_a_plan() {
         cache: CachePlan::ROOT,
         tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: true },
+        common: CommonPlan::Nothing,
     };
     assert_eq!(plan.shares, [rootfs]);
     assert_eq!(plan.cgroup.path, "box");
@@ -288,12 +300,12 @@ fn binds_become_shares() {
     let live = |recursive| Tree::Live { recursive };
     assert_eq!(trees, [live(true), live(true), live(false), copy(true), live(true)]);
     let mounts = &plan.container.mounts;
-    assert_eq!((mounts[0].share.as_str(), mounts[0].source_is_dir, mounts[0].recursive), ("m0", true, true));
+    assert_eq!((mounts[0].share.as_str(), mounts[0].source_is_dir, mounts[0].recursive), ("8:1/m0", true, true));
     assert_eq!((mounts[0].flags, mounts[0].propagation), (libc::MS_RDONLY, 0));
     assert_eq!((mounts[1].destination.as_str(), mounts[1].data.as_str(), mounts[1].recursive), ("/b", "", false));
     assert_eq!((mounts[2].source_is_dir, mounts[2].propagation), (false, libc::MS_PRIVATE | libc::MS_REC));
     assert_eq!((mounts[3].destination.as_str(), mounts[3].clear_flags), ("/d", libc::MS_RDONLY));
-    assert_eq!((mounts[4].share.as_str(), mounts[4].clear_flags), ("m0", libc::MS_NOEXEC));
+    assert_eq!((mounts[4].share.as_str(), mounts[4].clear_flags), ("8:1/m0", libc::MS_NOEXEC));
 }
 
 #[test]
@@ -353,7 +365,7 @@ fn what_every_kernel_has_is_the_guests_own() {
     assert!(plan.container.mounts.iter().all(|mount| mount.share.is_empty() && mount.flags == libc::MS_RDONLY));
     // Somebody's data stays data, whatever its destination.
     let plan = with("/mounts", bind("/vol", "/dev/shm")).unwrap();
-    assert_eq!(plan.container.mounts[0].share, "m0");
+    assert_eq!(plan.container.mounts[0].share, "8:1/m0");
 }
 
 #[test]
@@ -914,4 +926,40 @@ proptest! {
     fn no_id_makes_it_panic(id in "\\PC{0,300}") {
         let _ = validate_id(&id);
     }
+}
+
+#[test]
+fn volumes_of_one_file_system_have_files_in_common() {
+    let mut changed = config();
+    let bind = |source: &str, options: &[&str], destination: &str| json!({"destination": destination, "type": "bind", "source": source, "options": options});
+    let private = &["rbind", "rprivate"];
+    changed["mounts"] = json!([
+        bind("/vol", private, "/a"),
+        bind("/file", private, "/b"),
+        bind("/nested", private, "/c"),
+        bind("/vol", &["rbind"], "/d")
+    ]);
+    let mut facts = facts();
+    let at = |path: &str, kind| {
+        let (path, mut fact) = source(path, kind, FileSystemKind::Ordinary);
+        (fact.system, fact.has_mounts) = (0x802, path.ends_with("nested"));
+        (path, fact)
+    };
+    facts.sources.extend([
+        at("/vol", SourceKind::Directory),
+        at("/file", SourceKind::File),
+        at("/nested", SourceKind::Directory),
+    ]);
+    let plan = plan_with(changed.clone(), &facts).unwrap();
+    let system = || "8:2".to_owned();
+    let common: Vec<_> = plan.shares.iter().map(|share| share.common.clone()).collect();
+    let all = CommonPlan::All(system());
+    let wanted = [CommonPlan::Nothing, all.clone(), all, CommonPlan::Files(system()), CommonPlan::Live(system())];
+    assert_eq!(common, wanted);
+    let places: Vec<_> = plan.container.mounts.iter().map(|mount| mount.share.as_str()).collect();
+    assert_eq!(places, ["8:2/m0", "8:2/m1", "8:2/m2", "8:2/m3"]);
+    assert_eq!(plan.container.share, "rootfs");
+    // A root file system on the same one is beside them.
+    facts.rootfs.as_mut().unwrap().system = 0x802;
+    assert_eq!(plan_with(changed, &facts).unwrap().container.share, "8:2/rootfs");
 }

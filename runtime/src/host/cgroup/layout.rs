@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::host::mounted::unescape;
+
 /// Cgroup hierarchies that a process can be in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -120,13 +122,6 @@ fn own_path<'a>(line: &'a str, controllers: &[String]) -> Option<&'a str> {
         None => names.is_empty(),
     };
     wanted.then_some(path)
-}
-
-/// Decodes the octal escapes that mountinfo has for spaces and the like.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
 #[cfg(test)]

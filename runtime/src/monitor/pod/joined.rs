@@ -66,9 +66,15 @@ struct Joining<'a> {
 /// Gives the shares names that no other join has: all shares of a VM are in one directory.
 fn rename_shares(parcel: &mut Parcel, number: u64) {
     let rename = |name: &mut String| *name = format!("{number}.{name}");
+    let move_to = |place: &mut String| {
+        *place = match place.rsplit_once('/') {
+            Some((directory, name)) => format!("{directory}/{number}.{name}"),
+            None => format!("{number}.{place}"),
+        }
+    };
     let request = &mut parcel.container;
-    rename(&mut request.share);
-    request.mounts.iter_mut().map(|mount| &mut mount.share).filter(|share| !share.is_empty()).for_each(rename);
+    move_to(&mut request.share);
+    request.mounts.iter_mut().map(|mount| &mut mount.share).filter(|share| !share.is_empty()).for_each(move_to);
     parcel.shares.iter_mut().map(|share| &mut share.name).for_each(rename);
 }
 

@@ -11,4 +11,4 @@ pub use cache::CachePlan;
 pub use file_rights::{FileRights, IdRanges, may_make_device_nodes};
 pub use mount_options::names as mount_option_names;
 pub use mounts::{bind_source, plan, rootfs_path};
-pub use share::{SharePlan, ShareRole, SocketPlan, Tree};
+pub use share::{CommonPlan, SharePlan, ShareRole, SocketPlan, Tree};

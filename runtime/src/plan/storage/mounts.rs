@@ -13,7 +13,7 @@ use protocol::CreateContainerRequest;
 use super::cache::{CachePlan, Caches};
 use super::guest_mounts;
 use super::mount_options::{self, MountOptions};
-use super::share::{self, SharePlan, ShareRole, SocketPlan, Tree};
+use super::share::{self, CommonPlan, SharePlan, ShareRole, SocketPlan, Tree};
 use crate::bundle::Bundle;
 use crate::plan::devices::{Destinations, Image};
 use crate::plan::facts::{Facts, FileSystemKind, SocketFact, SourceFact, SourceKind};
@@ -62,7 +62,6 @@ pub fn plan(
     let Surroundings { facts, sandbox } = surroundings;
     let mut rootfs = rootfs(bundle, facts)?;
     rootfs.cache = caches.take("/", rootfs.cache);
-    request.share = rootfs.name.clone();
     // The share itself stays writable: mount points are made in it, as runc does.
     request.rootfs_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let ipc_owner = sandbox.and_then(|sandbox| sandbox.owner(LinuxNamespaceType::Ipc));
@@ -75,6 +74,8 @@ pub fn plan(
         let planned = planner.mount(mount).with_context(|| format!("mount {}", mount.destination().display()))?;
         request.mounts.extend(planned);
     }
+    planner.join_rootfs();
+    request.share = planner.shares.first().map(SharePlan::place).unwrap_or_default();
     planner.caches.finish()?;
     planner.disks.finish()?;
     let planned = StoragePlan { shares: planner.shares, sockets: planner.sockets, images: planner.images };
@@ -98,6 +99,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         cache: CachePlan::ROOT,
         tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: !has_own_dev(&bundle.spec) },
+        common: CommonPlan::Nothing,
     })
 }
 
@@ -250,7 +252,8 @@ impl<'a> Planner<'a> {
         let read_only = options.read_only();
         // Nothing is ever mounted below a file.
         let tree = Tree::of(options, self.hears && source_is_dir, ids);
-        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role });
+        let common = CommonPlan::of(fact, &tree);
+        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role, common });
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }
 
@@ -266,15 +269,26 @@ impl<'a> Planner<'a> {
         Ok(protocol::Socket { mode: node.mode, uid: node.uid, gid: node.gid, ..Default::default() })
     }
 
-    /// Adds a share, and returns its name; one share serves all mounts with the same source and rules.
+    /// Gives the root file system files in common with volumes that are on the same file system of the host.
+    fn join_rootfs(&mut self) {
+        let Some((rootfs, volumes)) = self.shares.split_first_mut() else { return };
+        let Some(fact) = &self.facts.rootfs else { return };
+        let common = CommonPlan::files(fact);
+        if volumes.iter().any(|volume| volume.common.system() == common.system()) {
+            rootfs.common = common;
+        }
+    }
+
+    /// Adds a share, and returns where the guest finds it; one share serves all mounts with the same source and rules.
     fn share(&mut self, wanted: SharePlan) -> String {
         let same = |share: &&SharePlan| SharePlan { name: String::new(), ..(*share).clone() } == wanted;
         if let Some(share) = self.shares.iter().skip(1).find(same) {
-            return share.name.clone();
+            return share.place();
         }
-        let name = format!("m{}", self.shares.len() - 1);
-        self.shares.push(SharePlan { name: name.clone(), ..wanted });
-        name
+        let share = SharePlan { name: format!("m{}", self.shares.len() - 1), ..wanted };
+        let place = share.place();
+        self.shares.push(share);
+        place
     }
 }
 

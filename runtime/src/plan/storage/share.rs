@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::CachePlan;
 use super::mount_options::{self, MountOptions};
-use crate::plan::facts::FileId;
+use crate::plan::facts::{FileId, SourceFact};
 
 /// A directory or file of the host that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,66 @@ pub struct SharePlan {
     pub tree: Tree,
     /// How the container uses it.
     pub role: ShareRole,
+    /// With which other shares it has files and directories in common.
+    pub common: CommonPlan,
+}
+
+impl SharePlan {
+    /// Where the guest finds it among the shares.
+    pub fn place(&self) -> String {
+        self.common.place(&self.name)
+    }
+}
+
+/// With which other shares of its VM a share has objects in common, which are then one to the guest however it comes to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommonPlan {
+    /// None.
+    #[default]
+    Nothing,
+    /// Whatever is no directory, with all shares on this file system of the host.
+    Files(String),
+    /// Directories as well, with all shares that say so: nothing was mounted below them.
+    All(String),
+    /// The same among shares that hear of what the host mounts later.
+    Live(String),
+}
+
+impl CommonPlan {
+    /// What a bind mount of this source and tree has in common with others.
+    pub fn of(fact: &SourceFact, tree: &Tree) -> Self {
+        let system = name_of(fact);
+        match tree {
+            // Files have other owners there.
+            Tree::Copy { ids: Some(_), .. } => Self::Nothing,
+            _ if fact.has_mounts => Self::Files(system),
+            Tree::Copy { .. } => Self::All(system),
+            Tree::Live { .. } => Self::Live(system),
+        }
+    }
+
+    /// What it has in common where directories are not the same.
+    pub fn files(fact: &SourceFact) -> Self {
+        Self::Files(name_of(fact))
+    }
+
+    /// The file system of the host.
+    pub fn system(&self) -> Option<&str> {
+        match self {
+            Self::Nothing => None,
+            Self::Files(system) | Self::All(system) | Self::Live(system) => Some(system),
+        }
+    }
+
+    /// Where the guest finds a share of this name.
+    pub fn place(&self, name: &str) -> String {
+        self.system().map_or_else(|| name.to_owned(), |system| format!("{system}/{name}"))
+    }
+}
+
+/// Name of the file system of a source.
+fn name_of(fact: &SourceFact) -> String {
+    format!("{}:{}", libc::major(fact.system), libc::minor(fact.system))
 }
 
 /// What the container does with a share, as far as it bears on what may be done to its files.

@@ -34,6 +34,9 @@ pub enum Common {
     /// Directories as well, with all shares that say so. Right where the host shows the same names in a directory through each
     /// of them: where nothing is mounted below.
     All(String),
+    /// The same for shares that hear of what the host mounts below them: they show each other's names, and not those of
+    /// the others.
+    Live(String),
 }
 
 impl Common {
@@ -41,7 +44,7 @@ impl Common {
     pub(super) fn directory(&self) -> Option<&str> {
         match self {
             Self::Nothing => None,
-            Self::Files(name) | Self::All(name) => Some(name),
+            Self::Files(name) | Self::All(name) | Self::Live(name) => Some(name),
         }
     }
 }

@@ -14,8 +14,10 @@ use super::{Cache, Policy};
 const FIRST_DIRECTORY: u64 = 1 << 31;
 /// First of the [`Place`] numbers that are one share's alone.
 const ALONE: u16 = 1 << 15;
+/// Bit of the [`Place`] number of directories whose shares hear of what the host mounts.
+const LIVE: u16 = 1 << 14;
 /// Most shares, and most directories of shares.
-const MOST: usize = ALONE as usize;
+const MOST: usize = LIVE as usize;
 /// Most combinations of shares that objects are reached through.
 const MOST_WAYS: usize = 1 << 12;
 
@@ -177,7 +179,11 @@ impl Shares {
         let Some(Root { common, directory: Some(directory), .. }) = self.get(number) else {
             return Place { files: alone, directories: alone };
         };
-        let directories = if matches!(common, Common::All(_)) { *directory } else { alone };
+        let directories = match common {
+            Common::All(_) => *directory,
+            Common::Live(_) => *directory | LIVE,
+            Common::Files(_) | Common::Nothing => alone,
+        };
         Place { files: *directory, directories }
     }
 
