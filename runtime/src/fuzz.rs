@@ -236,7 +236,7 @@ fn source(path: PathBuf) -> SourceFact {
         id: FileId::default(),
         kind,
         file_system,
-        system: u64::from(last % 3),
+        system: format!("8:{}", last % 3),
         has_mounts: last % 7 == 0,
         tmpfs_size: (last % 5 == 0).then_some(1 << 20),
     }

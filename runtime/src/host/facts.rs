@@ -132,6 +132,7 @@ fn source(path: &Path) -> SourceFact {
     let system = if magic == OVERLAY && !canonical.is_dir() { device_above(&canonical) } else { None };
     let (id, kind) = (file_id::of(&stat), kind(&stat));
     let system = system.unwrap_or(id.device);
+    let system = format!("{}:{}", libc::major(system), libc::minor(system));
     SourceFact { canonical, id, kind, file_system, system, has_mounts: false, tmpfs_size }
 }
 
@@ -164,7 +165,7 @@ fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
         id: FileId::default(),
         kind: SourceKind::Missing(why),
         file_system: FileSystemKind::Ordinary,
-        system: 0,
+        system: String::new(),
         has_mounts: false,
         tmpfs_size: None,
     }

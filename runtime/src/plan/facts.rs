@@ -61,8 +61,8 @@ pub struct SourceFact {
     pub kind: SourceKind,
     /// Kind of the file system that it is on.
     pub file_system: FileSystemKind,
-    /// Device number of that file system, which on some is not the one of each of its files.
-    pub system: u64,
+    /// Device number of that file system (`major:minor`), which on some is not the one of each of its files.
+    pub system: String,
     /// Whether other file systems are mounted below it.
     pub has_mounts: bool,
     /// Size in bytes of the tmpfs that it is on.

@@ -20,7 +20,7 @@ fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf
             id: FileId::default(),
             kind,
             file_system,
-            system: 0x801,
+            system: "8:1".to_owned(),
             has_mounts: false,
             tmpfs_size: None,
         },
@@ -942,7 +942,7 @@ fn volumes_of_one_file_system_have_files_in_common() {
     let mut facts = facts();
     let at = |path: &str, kind| {
         let (path, mut fact) = source(path, kind, FileSystemKind::Ordinary);
-        (fact.system, fact.has_mounts) = (0x802, path.ends_with("nested"));
+        (fact.system, fact.has_mounts) = ("8:2".to_owned(), path.ends_with("nested"));
         (path, fact)
     };
     facts.sources.extend([
@@ -960,6 +960,6 @@ fn volumes_of_one_file_system_have_files_in_common() {
     assert_eq!(places, ["8:2/m0", "8:2/m1", "8:2/m2", "8:2/m3"]);
     assert_eq!(plan.container.share, "rootfs");
     // A root file system on the same one is beside them.
-    facts.rootfs.as_mut().unwrap().system = 0x802;
+    facts.rootfs.as_mut().unwrap().system = "8:2".to_owned();
     assert_eq!(plan_with(changed, &facts).unwrap().container.share, "8:2/rootfs");
 }

@@ -53,7 +53,7 @@ pub enum CommonPlan {
 impl CommonPlan {
     /// What a bind mount of this source and tree has in common with others.
     pub fn of(fact: &SourceFact, tree: &Tree) -> Self {
-        let system = name_of(fact);
+        let system = fact.system.clone();
         match tree {
             // Files have other owners there.
             Tree::Copy { ids: Some(_), .. } => Self::Nothing,
@@ -65,7 +65,7 @@ impl CommonPlan {
 
     /// What it has in common where directories are not the same.
     pub fn files(fact: &SourceFact) -> Self {
-        Self::Files(name_of(fact))
+        Self::Files(fact.system.clone())
     }
 
     /// The file system of the host.
@@ -80,11 +80,6 @@ impl CommonPlan {
     pub fn place(&self, name: &str) -> String {
         self.system().map_or_else(|| name.to_owned(), |system| format!("{system}/{name}"))
     }
-}
-
-/// Name of the file system of a source.
-fn name_of(fact: &SourceFact) -> String {
-    format!("{}:{}", libc::major(fact.system), libc::minor(fact.system))
 }
 
 /// What the container does with a share, as far as it bears on what may be done to its files.
