@@ -383,15 +383,16 @@ static u64 lookup(u64 node, const char *name) {
   return *(u64 *)(reply + sizeof(struct fuse_out));
 }
 
-/* The names in the root directory, each a share. */
+/* The shares: names in the root directory, and in those directories in it that have a colon in their names. */
 static char names[16][64];
-static u32 shares(void) {
-  u32 found = 0;
-  *(u64 *)body(OPENDIR, 1) = 0;
-  if (ask(8)) return 0;
+static u64 parents[16];
+static u64 share(u32 at) { return lookup(parents[at], names[at]); }
+static u32 list(u64 directory, u32 found) {
+  *(u64 *)body(OPENDIR, directory) = 0;
+  if (ask(8)) return found;
   u64 handle = *(u64 *)(reply + sizeof(struct fuse_out)), offset = 0;
   for (u32 call = 0; call < 16; call++) {
-    u64 *in = (u64 *)body(READDIR, 1);
+    u64 *in = (u64 *)body(READDIR, directory);
     in[0] = handle, in[1] = offset, *(u32 *)&in[2] = 4096;
     if (ask(40)) break;
     u32 length = ((struct fuse_out *)reply)->length, at = sizeof(struct fuse_out);
@@ -402,12 +403,30 @@ static u32 shares(void) {
       offset = entry[1];
       if (found < 16 && name < 64 && reply[at + 24] != '.') {
         memcpy(names[found], reply + at + 24, name);
-        names[found++][name] = 0;
+        names[found][name] = 0;
+        parents[found++] = directory;
       }
       at += (24 + name + 7) & ~7u;
     }
   }
   return found;
+}
+static u32 shares(void) {
+  u32 found = list(1, 0), left = 0;
+  for (u32 at = 0, top = found; at < top; at++) {
+    u32 colon = 0;
+    while (names[at][colon] && names[at][colon] != ':') colon++;
+    if (names[at][colon]) found = list(lookup(1, names[at]), found);
+  }
+  /* Without the directories themselves. */
+  for (u32 at = 0; at < found; at++) {
+    u32 colon = 0;
+    while (names[at][colon] && names[at][colon] != ':') colon++;
+    if (parents[at] == 1 && names[at][colon]) continue;
+    memcpy(names[left], names[at], sizeof names[at]);
+    parents[left++] = parents[at];
+  }
+  return left;
 }
 
 /* Names that lead elsewhere, in every request that takes one: how many of them the host took. */
@@ -479,7 +498,7 @@ static void garbage_requests(u32 rounds) {
 static void files(void) {
   start_fs();
   u32 found = shares();
-  u64 root = found ? lookup(1, names[0]) : 0;
+  u64 root = found ? share(0) : 0;
   note("shares", found);
   static const u32 create[4] = {02, 0100644, 0, 0};
   ask_named(CREATE, root, create, 16, "hostile", 8);
@@ -489,7 +508,7 @@ static void files(void) {
   note("above", lookup(1, "..") != 0);
   note("followed", followed(root));
   garbage_requests(24);
-  note("alive", *reg(fs, STATUS) == 15 && lookup(1, names[0]) != 0);
+  note("alive", *reg(fs, STATUS) == 15 && share(0) != 0);
 }
 
 /* What no process of the container could do to its volumes. */
@@ -497,7 +516,7 @@ static void rights(void) {
   static const u32 create[4] = {02, 0104755, 0, 0}, node[4] = {060600, 8 << 8, 0, 0};
   start_fs();
   for (u32 found = shares(), at = 0; at < found; at++) {
-    u64 directory = lookup(1, names[at]);
+    u64 directory = share(at);
     ask_named(CREATE, directory, create, 16, "setuid", 7);
     note("node", ask_named(MKNOD, directory, node, 16, "node", 5));
   }
@@ -509,7 +528,7 @@ static void grab(void) {
   static const u32 create[4] = {02, 0104755, 0, 0}, node[4] = {060600, 8 << 8, 0, 0};
   start_fs();
   for (u32 found = shares(), at = 0; at < found; at++) {
-    u64 directory = lookup(1, names[at]), file;
+    u64 directory = share(at), file;
     ask_named(CREATE, directory, create, 16, "setuid", 7);
     ask_named(MKNOD, directory, node, 16, "node", 5);
     ask_named(LINK, directory, (u64[]){lookup(directory, "given")}, 8, "linked", 7);
