@@ -12,7 +12,7 @@
 //!
 //! A queue's settings live here until `DRIVER_OK`; from then on the worker owns the queues, and what
 //! it returns when stopped takes the settings' place. Wrong accesses are ignored, as hardware would.
-//! After each write of the driver's the transport shows in a [`Window`] what the driver reads.
+//! After each write of the driver's the transport shows in a [`crate::registers::Window`] what the driver reads.
 
 mod state;
 mod values;
