@@ -23,11 +23,11 @@ use crate::streams::Streams;
 /// The monitor answers an exec when the guest has executed the program.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the process in the guest has of the host.
+/// The part of the host that a process in the guest gets.
 pub struct Attachment {
     /// Files or terminal that it is attached to; they are handed to the monitor.
     pub streams: Streams,
-    /// What makes device nodes for it, in a container that came without; handed over as well.
+    /// Connection to the process that makes device nodes for it, in a container that came without; handed over as well.
     pub nodes: Option<Descriptor>,
     /// The terminal whose size the guest's pty follows.
     pub size_of: Option<OwnedFd>,

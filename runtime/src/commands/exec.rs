@@ -49,7 +49,7 @@ fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     if args.detach { detach(&job, nodes) } else { foreground(&job, nodes) }
 }
 
-/// What is to run, and where.
+/// A process to be executed, with its container's directory, the flags, and the signals that are passed on.
 struct Job<'a> {
     dir: &'a Path,
     process: &'a protocol::Process,

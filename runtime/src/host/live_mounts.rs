@@ -18,7 +18,7 @@ use rustix::mount::{
 
 use super::mount_attributes;
 
-/// What is copied.
+/// A directory whose mount is to be copied.
 pub struct Source {
     /// The directory.
     pub path: PathBuf,

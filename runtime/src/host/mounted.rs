@@ -1,18 +1,10 @@
-//! What is mounted where, as this process sees it.
+//! Mount points of the mount namespace of this process.
 
 use std::path::PathBuf;
 
-/// Text of proc_pid_mountinfo(5).
-///
-/// # Errors
-/// There is no procfs.
-pub fn read() -> std::io::Result<String> {
-    std::fs::read_to_string("/proc/self/mountinfo")
-}
-
-/// Where something is mounted. Without a procfs nothing is known of.
+/// The mount points; none where there is no procfs.
 pub fn points() -> Vec<PathBuf> {
-    points_in(&read().unwrap_or_default())
+    points_in(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
 }
 
 fn points_in(mountinfo: &str) -> Vec<PathBuf> {

@@ -1,7 +1,7 @@
 //! The process that makes device nodes, as `exec` starts it for a container that came without one: see
 //! [`node_maker`](crate::monitor::node_maker).
 //!
-//! It is in the container's cgroup, and in the mount and network namespaces of the container's process on the host. It is in
+//! The process is in the container's cgroup, and in the mount and network namespaces of the container's process on the host. It is in
 //! their user namespace no more than the one that a monitor forks: nodes are made with the host's rights.
 
 use std::fs::File;

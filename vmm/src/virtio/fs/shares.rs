@@ -81,7 +81,7 @@ pub struct Shares {
     rules: Vec<Option<Rules>>,
     /// Names of the directories, and how many shares each has.
     directories: Vec<Option<(String, usize)>>,
-    /// The ways: first those of single shares, by number.
+    /// The ways, by number.
     ways: Vec<Option<Way>>,
 }
 
@@ -255,6 +255,9 @@ impl Shares {
 
     /// What is left of a way without a share.
     pub fn without(&mut self, way: WayId, number: u16) -> Option<WayId> {
+        if !self.shares_of(way).contains(&number) {
+            return Some(way).filter(|&way| !self.shares_of(way).is_empty());
+        }
         let left: Vec<u16> = self.shares_of(way).iter().copied().filter(|&share| share != number).collect();
         if left.is_empty() { None } else { self.way_through(left) }
     }

@@ -60,6 +60,8 @@ impl Server {
         if let Ok(inode) = self.inodes.get_mut(root) {
             inode.pinned = others;
         }
+        // What is known by this share alone and may be changed through another one is opened there, while names still lead to it.
+        self.inodes.all().into_iter().for_each(|nodeid| self.widen(nodeid));
         let left: Vec<(u64, Option<WayId>)> =
             self.inodes.all().into_iter().map(|nodeid| (nodeid, self.way_without(nodeid, number))).collect();
         for (nodeid, way) in left {
@@ -83,10 +85,13 @@ impl Server {
     /// The way that an object is still reached when a share has gone: by itself, or in a directory that is.
     fn way_without(&mut self, nodeid: u64, number: u16) -> Option<WayId> {
         let mut at = nodeid;
+        let own = self.inodes.peek(nodeid).ok()?.way;
         for _ in 0..MAX_DEPTH {
             let (way, parent) = self.inodes.peek(at).map(|inode| (inode.way, inode.parent)).ok()?;
             if let Some(left) = self.shares.without(way, number) {
-                return Some(left);
+                // Its descriptor does not let it be changed, so the guest has to look it up again.
+                let gains = self.shares.rules(own).read_only && !self.shares.rules(left).read_only;
+                return Some(left).filter(|_| !gains);
             }
             at = parent;
         }
@@ -161,7 +166,7 @@ impl Server {
     /// Does something with two objects; once more, opened from above, where the host says that they are on different mounts.
     pub fn on_one_mount(&mut self, objects: [u64; 2], act: impl Fn(&Self) -> Served) -> Served {
         match act(self) {
-            Err(Errno(libc::EXDEV)) if self.shares_of_one_file_system(objects) => {}
+            Err(Errno(libc::EXDEV)) if self.are_on_two_mounts(objects) => {}
             result => return result,
         }
         for nodeid in objects {
@@ -172,7 +177,8 @@ impl Server {
         act(self)
     }
 
-    fn shares_of_one_file_system(&self, objects: [u64; 2]) -> bool {
+    /// Whether two objects of one file system are reached through descriptors on different mounts.
+    fn are_on_two_mounts(&self, objects: [u64; 2]) -> bool {
         let [one, other] =
             objects.map(|nodeid| self.inodes.peek(nodeid).ok().map(|inode| (inode.key.device, inode.mount)));
         one.zip(other).is_some_and(|((device, mount), (same, elsewhere))| device == same && mount != elsewhere)

@@ -1,6 +1,7 @@
 //! Objects that are reached through several shares.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use rustix::mount::OpenTreeFlags;
 use super::super::fuse::{ATTR_SUBMOUNT, RenameIn, opcode};
 use super::super::{Common, Fs, Share, Sharing};
 use super::guest::*;
-use crate::virtio::Event;
+use crate::virtio::{Error, Event};
 
 const SYSTEM: &str = "8:1";
 
@@ -18,6 +19,15 @@ const SYSTEM: &str = "8:1";
 fn all(name: &str, directory: &Path, read_only: bool) -> Share {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let root = rustix::mount::open_tree(CWD, directory, flags).unwrap_or_else(|_| path(directory));
+    if read_only {
+        let attr_set = libc::MOUNT_ATTR_RDONLY;
+        let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        // SAFETY: the path is an empty C string, and the attributes are as long as said. Where it fails, the mount can be written to.
+        unsafe {
+            let size = size_of::<libc::mount_attr>();
+            libc::syscall(libc::SYS_mount_setattr, root.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attr, size)
+        };
+    }
     Share { common: Common::All(SYSTEM.to_owned()), root, ..share(name, directory, read_only) }
 }
 
@@ -39,9 +49,18 @@ fn guest<const N: usize>(shares: [Share; N]) -> (Guest, [u64; N]) {
     (guest, roots)
 }
 
+fn add(guest: &mut Guest, share: Share) {
+    ask(guest, move |sharing| sharing.add(vec![share]));
+}
+
 fn remove(guest: &mut Guest, name: &'static str) {
-    let sharing: Sharing = guest.device.sharing();
-    let asking = std::thread::spawn(move || sharing.remove(vec![name.to_owned()]));
+    ask(guest, move |sharing| sharing.remove(vec![name.to_owned()]));
+}
+
+/// Asks from another thread, as the device's own has to answer.
+fn ask(guest: &mut Guest, ask: impl FnOnce(Sharing) -> Result<(), Error> + Send + 'static) {
+    let sharing = guest.device.sharing();
+    let asking = std::thread::spawn(move || ask(sharing));
     while !asking.is_finished() {
         guest.event(Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
     }
@@ -117,16 +136,22 @@ fn what_was_known_before_a_writable_share_came_can_be_changed_through_it() {
     let sub = guest.lookup(whole, "sub").unwrap().nodeid;
     let (dir, file) = (guest.lookup(sub, "dir").unwrap().nodeid, guest.lookup(sub, "f").unwrap().nodeid);
     assert_eq!(guest.mkdir(dir, "new", 0o755).unwrap_err(), libc::EROFS);
-    let sharing = guest.device.sharing();
-    let part = all("part", &at(&directory, "sub"), false);
-    let asking = std::thread::spawn(move || sharing.add(vec![part]));
-    while !asking.is_finished() {
-        guest.event(Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
-    }
-    asking.join().unwrap().unwrap();
+    add(&mut guest, all("part", &at(&directory, "sub"), false));
     guest.mkdir(dir, "new", 0o755).unwrap();
     guest.open(file, libc::O_WRONLY).unwrap();
     assert_eq!(guest.mkdir(whole, "new", 0o755).unwrap_err(), libc::EROFS);
+}
+
+#[test]
+fn what_a_read_only_share_found_can_be_changed_when_that_has_gone() {
+    let directory = tree();
+    let (mut guest, [whole]) = guest([all("whole", directory.path(), true)]);
+    let sub = guest.lookup(whole, "sub").unwrap().nodeid;
+    let (dir, file) = (guest.lookup(sub, "dir").unwrap().nodeid, guest.lookup(sub, "f").unwrap().nodeid);
+    add(&mut guest, all("part", &at(&directory, "sub"), false));
+    remove(&mut guest, "whole");
+    guest.open(file, libc::O_RDWR).unwrap();
+    guest.mkdir(dir, "new", 0o755).unwrap();
 }
 
 #[test]
