@@ -84,6 +84,7 @@ impl Wires {
             name: "fuzz".to_owned(),
             memory: self.memory.clone(),
             notified: device.queue_sizes().iter().map(|_| event()).collect(),
+            active: Arc::default(),
             interrupt: Silent::interrupt(),
             on_fault: Arc::new(move |_| {
                 faults.fetch_add(1, Ordering::Relaxed);

@@ -596,6 +596,35 @@ fn vm_a_write_is_one_request() {
     assert!(requests("GETXATTR") < 20, "{log}");
 }
 
+/// What ends at once is served where the guest notifies of it, and the guest's driver finds it done: nobody is interrupted.
+#[test]
+fn vm_a_request_is_one_exit() {
+    let scene = Scene::new();
+    let volume = scene.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.timeline": "true"}));
+    container.mount("bind", &volume, "/volume", &["bind"]);
+    // The second device's line; of several processors all.
+    let script = r#"
+        interrupts() { awk '$1 == "6:" { for (n = 2; n <= NF && $n ~ /^[0-9]+$/; n++) sum += $n } END { print sum + 0 }' /proc/interrupts; }
+        interrupts
+        n=0; while [ $n -lt 300 ]; do [ -e /absent$n ]; echo text >/volume/$n; n=$((n + 1)); done
+        interrupts
+        n=0; while [ $n -lt 300 ]; do read line </volume/$n; [ "$line" = text ] || echo wrong; n=$((n + 1)); done
+        interrupts"#;
+    let counts = container.sh(script).run().success().stdout;
+    let counts: Vec<u32> = counts.lines().map(|line| line.parse().expect(line)).collect();
+    let [begin, made, read] = counts[..] else { panic!("{counts:?}") };
+    let log = fs::read_to_string(scene.log()).unwrap();
+    let requests = |name: &str| -> u32 {
+        let count = log.split(&format!("{name} ")).nth(1).unwrap_or("0").split(',').next().unwrap();
+        count.parse().unwrap_or_else(|error| panic!("{error}: {log}"))
+    };
+    assert!(requests("LOOKUP") >= 600 && requests("CREATE") >= 300 && requests("READ") >= 300, "{log}");
+    assert!(begin > 0 && made - begin < 30 && read - made < 30, "{counts:?}: {log}");
+}
+
 #[test]
 fn shared_memory_and_message_queues_work() {
     let scene = Scene::new();

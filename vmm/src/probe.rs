@@ -12,7 +12,7 @@ use crate::error::{Error, kvm};
 use crate::layout::{KVM_TSS, MIB};
 use crate::memory;
 use crate::threads::OnThread;
-use crate::vcpu::bus::{Bus, Target};
+use crate::vcpu::bus::{Bus, Registers};
 use crate::vcpu::{Exit, Shared, Vcpus};
 
 /// The only version of KVM's API there is.
@@ -116,7 +116,7 @@ fn probe() -> Result<ProbeReport, ProbeError> {
 
 struct Marks(Arc<Mutex<Vec<Instant>>>);
 
-impl Target for Marks {
+impl Registers for Marks {
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
     fn write(&mut self, _offset: u64, _data: &[u8]) {
@@ -139,7 +139,7 @@ fn count(kvm_fd: &Kvm) -> Result<Duration, ProbeError> {
     let marks: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let mut ports = Bus::default();
     ports.insert(MARK_PORT.into(), 1, Arc::new(Mutex::new(Marks(marks.clone()))));
-    let shared = Arc::new(Shared::new(ports, Bus::default())?);
+    let shared = Arc::new(Shared::new(ports, Bus::default(), Vec::new())?);
     let mut vcpus = Vcpus::start(vec![vcpu], shared.clone(), &OnThread::default())?;
     wait_readable(&shared.ended);
     // Stopped before memory goes away; if this hangs, the caller has its answer by then.

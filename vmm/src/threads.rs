@@ -13,6 +13,7 @@
 //! | kind | calls |
 //! |---|---|
 //! | vCPU | `ioctl(KVM_RUN)`, `rt_sigreturn`, `write` (of an event; of the console, where there is one), `ioctl(KVM_GET_REGS)` when KVM fails |
+//! | vCPU of a machine with a file system | the same, `ioctl(KVM_IRQ_LINE)`, and those that [`fs`](crate::virtio::fs) lists, without those that may take long |
 //! | every device | `epoll_ctl`, `epoll_wait`, `close` and `read` (of an event), `ioctl(KVM_IRQ_LINE)` |
 //! | vsock | `read` and `write` of its wake-up; of streams `recvmsg`, `sendmsg`, `shutdown`, `close`, `socketpair` |
 //! | file system | those that [`fs`](crate::virtio::fs) lists |
@@ -31,6 +32,8 @@ use virtio_bindings::virtio_ids;
 pub enum ThreadKind {
     /// Runs a virtual CPU.
     Vcpu,
+    /// Runs a virtual CPU and serves a file-system device when the guest notifies it.
+    ServingVcpu,
     /// Serves a socket device.
     Vsock,
     /// Serves a file-system device.
@@ -64,7 +67,7 @@ impl ThreadKind {
     /// Name of the threads of this kind, at most 15 bytes. Those of vCPUs have a number behind it.
     pub(crate) fn name(self) -> String {
         let name = match self {
-            Self::Vcpu => "vcpu",
+            Self::Vcpu | Self::ServingVcpu => "vcpu",
             Self::Vsock => "virtio-vsock",
             Self::Fs => "virtio-fs",
             Self::Net => "virtio-net",

@@ -26,9 +26,10 @@ use crate::timeline::Timeline;
 use crate::vcpu::bus::Bus;
 use crate::vcpu::console::Console;
 use crate::vcpu::{Exit, ExitCounts, Shared, Vcpus};
+use crate::virtio::ExitNotifier;
 use crate::virtio::mmio::Transport;
 use crate::virtio::worker::OnFault;
-use slots::{Devices, HotPlugged, Slot, SlotBuilder};
+use slots::{Devices, HotPlugged, Slot, SlotBuilder, Slots};
 use snapshot::MachineState;
 
 /// A machine that is built and has not run yet.
@@ -99,8 +100,9 @@ impl Machine {
         timeline.mark("vCPUs");
         let on_fault: Arc<OnceLock<OnFault>> = Arc::default();
         let builder = SlotBuilder { vm: &vm, memory: &memory, on_fault: &on_fault };
-        let (devices, hotplugged) = builder.build(devices, hotplugged, windows)?;
-        let shared = Arc::new(Shared::new(ports(&vm, &mut spec)?, mmio(&devices))?);
+        let Slots { all: devices, hotplugged, notifiers, enter_vcpu } = builder.build(devices, hotplugged, windows)?;
+        let shared = Shared::new(ports(&vm, &mut spec, notifiers)?, mmio(&devices), enter_vcpu)?;
+        let shared = Arc::new(shared);
         timeline.mark("devices");
         let MachineSpec { memory_mib, on_thread, .. } = spec;
         // KVM is closed with the specification: it could make more machines, and nothing needs it any more.
@@ -310,8 +312,11 @@ fn build_vcpus(kvm_fd: &Kvm, vm: &VmFd, cpus: Cpus, entry: u64) -> Result<Vec<Vc
     (0..cpus.count).map(build).collect()
 }
 
-fn ports(vm: &VmFd, spec: &mut MachineSpec) -> Result<Bus, Error> {
+fn ports(vm: &VmFd, spec: &mut MachineSpec, notifiers: Vec<(u64, Arc<ExitNotifier>)>) -> Result<Bus, Error> {
     let mut ports = Bus::default();
+    for (port, notifier) in notifiers {
+        ports.insert(port, layout::NOTIFY_PORT_SIZE, notifier);
+    }
     if let Some(output) = spec.console.take() {
         let console = Console::new(output, slots::irqfd(vm, layout::SERIAL_IRQ)?);
         ports.insert(layout::SERIAL_PORT.into(), layout::SERIAL_PORTS.into(), Arc::new(Mutex::new(console)));

@@ -19,15 +19,28 @@ use crate::layout;
 use crate::registers::Window;
 use crate::registers::offset::{INTERRUPT_ACK, NOTIFY_PORT, QUEUE_NOTIFY};
 use crate::threads::{OnThread, ThreadKind};
-use crate::virtio::Device;
 use crate::virtio::mmio::Transport;
 use crate::virtio::worker::{OnFault, Wiring};
+use crate::virtio::{Device, EnterThread, ExitNotifier};
 
 /// Devices of a machine, in the order of their slots.
 pub type Devices = Vec<Box<dyn Device>>;
 
 /// A device with its registers.
 pub type Slot = Arc<Mutex<Transport>>;
+
+/// The slots of a machine, and what belongs to some of them.
+#[derive(Default)]
+pub struct Slots {
+    /// All slots.
+    pub all: Vec<Slot>,
+    /// Devices that are hot-plugged.
+    pub hotplugged: Vec<HotPlugged>,
+    /// Ports through which vCPUs notify devices that they serve themselves.
+    pub notifiers: Vec<(u64, Arc<ExitNotifier>)>,
+    /// What each vCPU's thread does before it may serve them.
+    pub enter_vcpu: Vec<EnterThread>,
+}
 
 /// Builds the slots of one machine.
 pub struct SlotBuilder<'a> {
@@ -45,6 +58,8 @@ pub struct IoeventfdBindings {
     registers: Window,
     /// One event per queue.
     notified: Vec<Arc<EventFd>>,
+    /// Whether the notification port is an exit, where the vCPU serves the device itself.
+    served_at_exit: bool,
 }
 
 /// A device that the guest's kernel is told of while it runs.
@@ -57,61 +72,61 @@ pub struct HotPlugged {
 
 impl SlotBuilder<'_> {
     /// Slots for the devices that the kernel finds as it boots, then for those to be hot-plugged. The latter are returned
-    /// a second time as what [`HotPlugged::connect`] is called on.
-    pub fn build(
-        &self,
-        devices: Devices,
-        hotplugged: Devices,
-        windows: Vec<Window>,
-    ) -> Result<(Vec<Slot>, Vec<HotPlugged>), Error> {
+    /// a second time as what [`HotPlugged::connect`] is called on; only the former can be served by vCPUs.
+    pub fn build(&self, devices: Devices, hotplugged: Devices, windows: Vec<Window>) -> Result<Slots, Error> {
         let at_boot = devices.len();
-        let (mut slots, mut unconnected) = (Vec::new(), Vec::new());
+        let mut slots = Slots::default();
         for (slot, (device, window)) in devices.into_iter().chain(hotplugged).zip(windows).enumerate() {
-            let (built, bindings) = self.build_slot(slot, device, window)?;
+            let enter_vcpu = device.enter_vcpu().filter(|_| slot < at_boot);
+            let wiring = self.wiring(slot, device.as_ref(), window.clone())?;
+            let (notified, served_at_exit) = (wiring.notified.clone(), enter_vcpu.is_some());
+            let bindings = IoeventfdBindings { slot, registers: window, notified, served_at_exit };
+            if let Some(enter) = enter_vcpu {
+                slots.notifiers.push((layout::notify_port(slot), Arc::new(ExitNotifier::new(&wiring))));
+                slots.enter_vcpu.push(enter);
+            }
+            let built = Arc::new(Mutex::new(Transport::new(device, wiring)));
             if slot < at_boot {
                 bindings.connect(self.vm)?;
             } else {
                 let bindings = Mutex::new(Some(bindings));
-                unconnected.push(HotPlugged { slot, device: built.clone(), bindings });
+                slots.hotplugged.push(HotPlugged { slot, device: built.clone(), bindings });
             }
-            slots.push(built);
+            slots.all.push(built);
         }
-        Ok((slots, unconnected))
+        Ok(slots)
     }
 
-    fn build_slot(
-        &self,
-        slot: usize,
-        device: Box<dyn Device>,
-        window: Window,
-    ) -> Result<(Slot, IoeventfdBindings), Error> {
+    fn wiring(&self, slot: usize, device: &dyn Device, window: Window) -> Result<Wiring, Error> {
         let (_, irq) = layout::virtio_slot(slot);
         let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let on_fault = self.on_fault.clone();
-        let wiring = Wiring {
+        Ok(Wiring {
             name: ThreadKind::of_device(device.id()).name(),
             memory: self.memory.clone(),
-            notified: notified.clone(),
-            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window.clone()),
+            notified,
+            active: Arc::default(),
+            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window),
             on_fault: Arc::new(move |text| match on_fault.get() {
                 Some(report) => report(text),
                 None => eprintln!("{text}"),
             }),
-        };
-        let bindings = IoeventfdBindings { slot, registers: window, notified };
-        Ok((Arc::new(Mutex::new(Transport::new(device, wiring))), bindings))
+        })
     }
 }
 
 impl IoeventfdBindings {
-    /// Has KVM notify the queues without an exit to user space.
+    /// Has KVM notify the queues without an exit to user space. Where vCPUs serve the device the port is left out: drivers that
+    /// do not know it have its thread serve them.
     pub fn connect(&self, vm: &VmFd) -> Result<(), Error> {
         let ((address, _), port) = (layout::virtio_slot(self.slot), layout::notify_port(self.slot));
         let refused = kvm("register an ioeventfd");
         for (queue, notified) in self.notified.iter().enumerate() {
             let at = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
             vm.register_ioevent(notified, &at, queue as u32).map_err(&refused)?;
-            vm.register_ioevent(notified, &IoEventAddress::Pio(port), queue as u32).map_err(&refused)?;
+            if !self.served_at_exit {
+                vm.register_ioevent(notified, &IoEventAddress::Pio(port), queue as u32).map_err(&refused)?;
+            }
         }
         self.registers.store(NOTIFY_PORT, port as u32);
         // A write of any value ends in the kernel; KVM keeps the event.

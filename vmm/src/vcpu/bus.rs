@@ -2,31 +2,59 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::virtio::ExitNotifier;
 use crate::virtio::mmio::Transport;
 
-/// A device with registers on a bus.
-pub trait Target: Send {
+/// What answers accesses to a range of a bus, of several vCPUs at the same time.
+pub trait Target: Send + Sync {
     /// The guest reads `data.len()` bytes at `offset` from the range's start. `data` comes filled
     /// with ones, what an empty bus reads as.
     /// Not called where the registers are memory to the guest.
-    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+    fn read(&self, _offset: u64, _data: &mut [u8]) {}
     /// The guest writes `data` at `offset`.
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// A device with registers, which is locked for the length of one access.
+pub trait Registers: Send {
+    /// As [`Target::read`].
+    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+    /// As [`Target::write`].
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-impl Target for Transport {
+impl<T: Registers> Target for Mutex<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+    }
+}
+
+impl Registers for Transport {
     fn write(&mut self, offset: u64, data: &[u8]) {
         Transport::write(self, offset, data);
+    }
+}
+
+/// The port that a device is notified through: no vCPU waits here for another one.
+impl Target for ExitNotifier {
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (0, Ok(queue)) = (offset, data.try_into()) {
+            self.notify(u32::from_le_bytes(queue));
+        }
     }
 }
 
 struct Range {
     start: u64,
     length: u64,
-    target: Arc<Mutex<dyn Target>>,
+    target: Arc<dyn Target>,
 }
 
-/// Devices by address; a device is locked for the length of one access.
+/// Devices by address.
 #[derive(Default)]
 pub struct Bus {
     ranges: Vec<Range>,
@@ -34,7 +62,7 @@ pub struct Bus {
 
 impl Bus {
     /// Adds a device at `start`; ranges must not overlap.
-    pub fn insert(&mut self, start: u64, length: u64, target: Arc<Mutex<dyn Target>>) {
+    pub fn insert(&mut self, start: u64, length: u64, target: Arc<dyn Target>) {
         let at = self.ranges.partition_point(|range| range.start < start);
         self.ranges.insert(at, Range { start, length, target });
     }
@@ -43,14 +71,14 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
         let Some((range, offset)) = self.find(address, data.len()) else { return false };
-        range.target.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        range.target.read(offset, data);
         true
     }
 
     /// Writes; `false` where no device is.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         let Some((range, offset)) = self.find(address, data.len()) else { return false };
-        range.target.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        range.target.write(offset, data);
         true
     }
 
@@ -68,7 +96,7 @@ mod tests {
 
     struct Echo(u8);
 
-    impl Target for Echo {
+    impl Registers for Echo {
         fn read(&mut self, offset: u64, data: &mut [u8]) {
             data.fill(self.0 + offset as u8);
         }

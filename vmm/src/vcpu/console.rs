@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bus::Target;
+use super::bus::Registers;
 
 /// The irqfd of the serial port.
 struct Line(Arc<EventFd>);
@@ -31,7 +31,7 @@ impl Console {
     }
 }
 
-impl Target for Console {
+impl Registers for Console {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let [byte] = data {
             *byte = self.0.read(offset as u8);

@@ -30,6 +30,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::Error;
 use crate::threads::{OnThread, ThreadKind};
+use crate::virtio::EnterThread;
 use bus::Bus;
 use exit::{Counters, Ending, ending, failure};
 pub use exit::{Exit, ExitCounts};
@@ -64,6 +65,8 @@ pub struct Shared {
     pub ports: Bus,
     /// Memory-mapped devices.
     pub mmio: Bus,
+    /// What each thread does first, to be able to serve devices at exits.
+    enter: Vec<EnterThread>,
     /// Written when the guest stops by itself.
     pub ended: EventFd,
     exit: OnceLock<Exit>,
@@ -74,10 +77,11 @@ pub struct Shared {
 
 impl Shared {
     /// The state before any vCPU is started.
-    pub fn new(ports: Bus, mmio: Bus) -> Result<Self, Error> {
+    pub fn new(ports: Bus, mmio: Bus, enter: Vec<EnterThread>) -> Result<Self, Error> {
         Ok(Self {
             ports,
             mmio,
+            enter,
             ended: EventFd::new(libc::EFD_NONBLOCK).map_err(|error| Error::Host("create an event", error))?,
             exit: OnceLock::new(),
             counters: Counters::default(),
@@ -94,6 +98,12 @@ impl Shared {
     /// Exits so far.
     pub fn counts(&self) -> ExitCounts {
         self.counters.read()
+    }
+
+    /// Readies the calling thread for a vCPU: for devices that it serves, then as the machine's owner says.
+    fn admit(&self, on_thread: &OnThread) -> io::Result<()> {
+        self.enter.iter().try_for_each(|enter| enter()).map_err(io::Error::other)?;
+        on_thread.run(if self.enter.is_empty() { ThreadKind::Vcpu } else { ThreadKind::ServingVcpu })
     }
 
     fn gate(&self) -> MutexGuard<'_, GateState> {
@@ -166,7 +176,7 @@ impl Vcpus {
                 accept_kicks();
                 // SAFETY: the call has no arguments.
                 let id = unsafe { libc::gettid() };
-                let admitted = on_thread.run(ThreadKind::Vcpu).map(|()| id);
+                let admitted = shared.admit(&on_thread).map(|()| id);
                 let runs = admitted.is_ok();
                 let heard = enter.send(admitted).is_ok();
                 drop(enter);
@@ -336,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_first_ending_counts() {
-        let shared = Shared::new(Bus::default(), Bus::default()).unwrap();
+        let shared = Shared::new(Bus::default(), Bus::default(), Vec::new()).unwrap();
         assert_eq!(shared.exit(), None);
         shared.end(Exit::Reset);
         shared.end(Exit::Failed("late".to_owned()));

@@ -1,5 +1,7 @@
 //! The contract that every device keeps.
 
+use std::sync::Arc;
+
 use vm_memory::GuestMemoryMmap;
 
 use super::error::Error;
@@ -14,6 +16,18 @@ pub enum Event {
     /// The descriptor registered under this token is ready; the bits are `EPOLLIN`, `EPOLLOUT`, …
     Fd(u64, u32),
 }
+
+/// What is left of a queue that was served at an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtExit {
+    /// Nothing.
+    Served,
+    /// Something that the device's own thread is to serve.
+    Left,
+}
+
+/// What a thread does once before it may serve a device, as [`Device::enter_thread`] has the device's own thread do.
+pub type EnterThread = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// What a device is given with every call, for as long as the call lasts.
 pub struct Context<'a> {
@@ -49,6 +63,21 @@ pub trait Device: Send {
     /// its rights are taken from it.
     fn enter_thread(&mut self) -> Result<(), Error> {
         Ok(())
+    }
+    /// Has the threads of vCPUs serve queues as well, with [`Device::serve_at_exit`]: what each of them has to do first. `None`
+    /// where the device's own thread serves alone.
+    fn enter_vcpu(&self) -> Option<EnterThread> {
+        None
+    }
+    /// Serves what the driver has just added to the queue of this index, on the thread of the vCPU that notifies it, which stands
+    /// still meanwhile: so only what is done at once. What is left is for [`Device::handle`].
+    fn serve_at_exit(
+        &mut self,
+        _queue: usize,
+        _memory: &GuestMemoryMmap,
+        _rings: &mut [Ring],
+    ) -> Result<AtExit, Error> {
+        Ok(AtExit::Left)
     }
     /// Begins to serve a driver that is ready (`DRIVER_OK`) with these features. Register descriptors here.
     fn activate(&mut self, _features: u64, _context: &mut Context) -> Result<(), Error> {

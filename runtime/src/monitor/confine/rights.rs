@@ -11,7 +11,7 @@ use crate::host::monitor_namespaces::{self, Volume};
 use crate::host::requirements::{Confinement, Requirement};
 use crate::ipc;
 
-/// Capabilities of the thread that serves files, in the monitor's own user namespace: over every file of the shares, whoever
+/// Capabilities of the threads that serve files, the device's own and those of vCPUs, in the monitor's own user namespace: over every file of the shares, whoever
 /// owns it, and over nothing else. Which of them a container's files are served with is the policy of each share, since other
 /// containers can join the VM.
 pub const FILES: CapabilitySet = CapabilitySet::CHOWN

@@ -53,11 +53,15 @@ const INTERRUPT: Call = one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE]);
 /// Call by which a wait that is bounded in time goes on after the process was stopped.
 const RESUMED: Call = unseen(any(Sysno::restart_syscall), "a wait that is interrupted as the process is stopped");
 
-/// Call that lets go of a descriptor where a vCPU resets a device that no thread has.
-const RESETS: Call = unseen(any(Sysno::close), "a device with connections that is reset before its driver was ready");
-
-/// Calls of a vCPU's thread, which also carries out writes to devices' registers.
-const VCPU: &[Call] = &[one_of(Sysno::ioctl, 1, &[KVM_RUN, KVM_GET_REGS, KVM_IRQ_LINE]), RESUMED, RESETS];
+/// Calls of a vCPU's thread, which also carries out writes to devices' registers, and serves requests for files that end at once.
+/// What a file's pages are read with says whether they are in memory.
+const VCPU: &[Call] = &[
+    one_of(Sysno::ioctl, 1, &[KVM_RUN, KVM_GET_REGS, KVM_IRQ_LINE]),
+    RESUMED,
+    any(Sysno::preadv2),
+    any(Sysno::preadv),
+    any(Sysno::pwritev2),
+];
 
 /// Calls of the socket device's thread: streams to other threads, and connections that the monitor has made.
 const VSOCK: &[Call] = &[
@@ -73,11 +77,22 @@ const VSOCK: &[Call] = &[
 const DATA: &[Call] = &[any(Sysno::preadv), any(Sysno::pwritev2), any(Sysno::fallocate), any(Sysno::fdatasync)];
 
 /// Calls by which a new object belongs to the guest's caller from its beginning.
-const AS_OWNER: &[Call] = &[any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid), any(Sysno::mknodat)];
+const AS_OWNER: &[Call] = &[any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid)];
 
-/// Calls of the thread that serves files.
+/// Calls of the thread that serves files, besides those that vCPUs make for files as well.
 const FS: &[Call] = &[
     INTERRUPT,
+    // Device nodes are made by another process.
+    any(Sysno::mknodat),
+    any(Sysno::sendmsg),
+    any(Sysno::ftruncate),
+    any(Sysno::copy_file_range),
+    any(Sysno::fsync),
+    any(Sysno::syncfs),
+];
+
+/// Calls by which files are served.
+const FILES: &[Call] = &[
     // Names and attributes, below descriptors of shares.
     any(Sysno::openat),
     any(Sysno::statx),
@@ -97,14 +112,7 @@ const FS: &[Call] = &[
     any(Sysno::linkat),
     any(Sysno::renameat2),
     any(Sysno::unlinkat),
-    // Device nodes are made by another process.
-    any(Sysno::sendmsg),
-    // Data.
     any(Sysno::close),
-    any(Sysno::ftruncate),
-    any(Sysno::copy_file_range),
-    any(Sysno::fsync),
-    any(Sysno::syncfs),
     // Locks.
     any(Sysno::flock),
     one_of(
@@ -132,6 +140,7 @@ const SMALL: &[Call] = &[INTERRUPT, any(Sysno::getrandom), any(Sysno::madvise)];
 
 /// Calls of the process that makes device nodes.
 const NODES: &[Call] = &[
+    any(Sysno::mknodat),
     any(Sysno::recvmsg),
     any(Sysno::close),
     // The end of an attack that a test makes.
@@ -214,7 +223,7 @@ const PROXY: &[Call] = &[
 /// Kinds of threads, by what they may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Runs a virtual CPU.
+    /// Runs a virtual CPU, and serves files.
     Vcpu,
     /// Serves the socket device.
     Vsock,
@@ -243,9 +252,9 @@ impl Kind {
     /// What threads of the kind may call.
     pub const fn calls(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Vcpu => &[VCPU, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Vcpu => &[VCPU, FILES, AS_OWNER, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Vsock => &[VSOCK, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
-            Self::Fs => &[FS, AS_OWNER, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Fs => &[FS, FILES, AS_OWNER, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Net => &[NET, FRAMES, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Block => &[BLOCK, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Small => &[SMALL, LOOP, MACHINE, HANDOVER, BASE, MEMORY],

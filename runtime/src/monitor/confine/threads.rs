@@ -44,10 +44,10 @@ pub fn make_nodes_only() -> io::Result<()> {
 }
 
 fn confine(thread: ThreadKind) -> io::Result<()> {
-    let capabilities = if thread == ThreadKind::Fs { rights::FILES } else { CapabilitySet::empty() };
-    keep(capabilities)?;
+    let serves_files = matches!(thread, ThreadKind::Fs | ThreadKind::ServingVcpu);
+    keep(if serves_files { rights::FILES } else { CapabilitySet::empty() })?;
     let kind = match thread {
-        ThreadKind::Vcpu => Kind::Vcpu,
+        ThreadKind::Vcpu | ThreadKind::ServingVcpu => Kind::Vcpu,
         ThreadKind::Vsock => Kind::Vsock,
         ThreadKind::Fs => Kind::Fs,
         ThreadKind::Net => Kind::Net,

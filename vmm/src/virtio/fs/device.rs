@@ -3,11 +3,14 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use vm_memory::GuestMemoryMmap;
+
+use super::identity;
 use super::server::Server;
 use super::sharing::{self, ChangeReceiver, Sharing};
 use super::{Counters, MakeNode, Share};
-use crate::virtio::queue::Outcome;
-use crate::virtio::{Context, Device, Error, Event};
+use crate::virtio::queue::{Outcome, Ring};
+use crate::virtio::{AtExit, Context, Device, EnterThread, Error, Event};
 
 /// Bytes of the tag in the configuration space (virtio 1.2, section 5.11.4).
 const TAG_SIZE: usize = 36;
@@ -16,6 +19,8 @@ const TAG_SIZE: usize = 36;
 const QUEUE_SIZES: [u16; 2] = [64, 512];
 /// Most requests of a queue between two looks at other events.
 const AT_A_TIME: usize = 256;
+/// Most requests that a vCPU serves at one exit: others than its own come from other vCPUs, which have time of their own.
+const AT_AN_EXIT: usize = 8;
 /// Token of the eventfd that wakes the worker for changes of the shares.
 const CHANGES: u64 = 0;
 
@@ -117,7 +122,29 @@ impl Device for Fs {
     }
 
     fn enter_thread(&mut self) -> Result<(), Error> {
-        self.server.enter_thread()
+        identity::adopt_thread(&self.server.proc_fd)
+    }
+
+    fn enter_vcpu(&self) -> Option<EnterThread> {
+        let proc_fd = Arc::clone(&self.server.proc_fd);
+        Some(Arc::new(move || identity::adopt_thread(&proc_fd)))
+    }
+
+    /// Serves requests that end at once, see `at_exit`.
+    fn serve_at_exit(&mut self, queue: usize, memory: &GuestMemoryMmap, rings: &mut [Ring]) -> Result<AtExit, Error> {
+        let Some(ring) = rings.get_mut(queue) else { return Ok(AtExit::Left) };
+        let (mut served, mut rest) = (0, AtExit::Served);
+        self.server.may_wait = false;
+        let result = ring.serve(memory, |chain| {
+            let outcome = if served < AT_AN_EXIT { self.server.serve(chain)? } else { Outcome::Later };
+            served += 1;
+            if outcome == Outcome::Later {
+                rest = AtExit::Left;
+            }
+            Ok(outcome)
+        });
+        self.server.may_wait = true;
+        result.map(|()| rest)
     }
 
     fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {

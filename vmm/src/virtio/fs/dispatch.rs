@@ -17,7 +17,7 @@ type Operation = fn(&mut Server, &mut Request, &mut Output) -> Served;
 
 impl Server {
     /// Serves the request of a chain; says how many bytes the reply has (0: none is due), or that the request goes on when
-    /// the chain is served again.
+    /// the chain is served again, on a thread where it may wait.
     ///
     /// Fails when there is no whole header, or no room for the header of a reply that is due.
     pub fn serve(&mut self, chain: &mut Chain) -> Result<Outcome, Error> {
@@ -26,9 +26,9 @@ impl Server {
         if chain.readable.read(header.as_mut_bytes()) < size_of::<InHeader>() {
             return Err(Error::Protocol("a request shorter than its header"));
         }
-        self.counters.count(header.opcode);
         // Others, which come in another queue meanwhile, leave it as it is.
-        let begun = if header.opcode == opcode::FALLOCATE { self.unfinished.take() } else { None };
+        let goes_on = header.opcode == opcode::FALLOCATE && self.may_wait;
+        let begun = if goes_on { self.unfinished.take() } else { None };
         let begun = begun.filter(|begun| begun.unique == header.unique);
         let mut output = Output::new(chain.writable.split_off(size_of::<OutHeader>()));
         let result = if header.len as usize == total && header.total_extlen == 0 {
@@ -36,6 +36,10 @@ impl Server {
         } else {
             Err(Errno(libc::EINVAL))
         };
+        if result == Err(Errno::WOULD_WAIT) {
+            return Ok(Outcome::Later);
+        }
+        self.counters.count(header.opcode);
         if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT) {
             return Ok(Outcome::Used(0));
         }
@@ -78,7 +82,11 @@ impl Server {
         body.resize(chain.readable.len(), 0);
         chain.readable.read(&mut body);
         let mut request = Request { header, done: begun.map_or(0, |begun| begun.done), body: &body, data };
-        let result = self.warm(&header).and_then(|()| operation(self, &mut request, output));
+        let bytes = body.len() + request.data.len() + output.data.len();
+        let result = self
+            .check_time(&header, &body, bytes)
+            .and_then(|()| self.warm(&header))
+            .and_then(|()| operation(self, &mut request, output));
         self.body = body;
         result
     }

@@ -1,10 +1,10 @@
-//! The identity under which the worker's thread acts on the host.
+//! The identity under which a thread that serves acts on the host.
 //!
 //! A new object has to belong to the caller from its first moment, so it is created with the caller's
 //! `fsuid` and `fsgid`, which Linux keeps per thread. Everything else is done as the monitor: the guest's
 //! kernel has already checked the caller's permissions, with groups and capabilities unknown here.
 //!
-//! Before it serves the thread gets, for good:
+//! Before it serves, the device's own thread and each vCPU's gets, for good:
 //! * a file-system context of its own (`CLONE_FS`), so that the `umask` of a request (the host applies
 //!   it, or a directory's default ACL instead) and the working directory are this thread's only;
 //! * `/proc/self/fd` as that directory: extended attributes have no call with a directory descriptor,
@@ -15,6 +15,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -27,67 +28,76 @@ const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 /// An argument that is no id: the calls then only return the present one.
 const NO_ID: u32 = u32::MAX;
 
-/// The identity that the thread has between requests.
-#[derive(Debug)]
-pub(super) struct Identity {
+thread_local! {
+    /// The identity of this thread, once it is prepared.
+    static IDENTITY: Cell<Option<Identity>> = const { Cell::new(None) };
+}
+
+/// The identity that a thread has between requests.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
     uid: u32,
     gid: u32,
-    /// The umask now set: what the last request wanted.
-    umask: Cell<u32>,
+    /// The umask now set: what the thread's last request wanted.
+    umask: u32,
 }
 
-impl Identity {
-    /// Prepares the calling thread, see above; `proc_fd` is `/proc/self/fd` of this process.
-    pub fn adopt_thread(proc_fd: &OwnedFd) -> Result<Self, Error> {
-        // SAFETY: plain system calls without pointers; they change this thread's own context only.
-        unsafe {
-            checked("unshare the file-system context", libc::unshare(libc::CLONE_FS))?;
-            checked("enter /proc/self/fd", libc::fchdir(proc_fd.as_raw_fd()))?;
-            libc::umask(0);
-            let bits = libc::prctl(libc::PR_GET_SECUREBITS);
-            if bits >= 0 {
-                libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong | SECBIT_NO_SETUID_FIXUP, 0, 0, 0);
-            }
+/// Prepares the calling thread, see above; `proc_fd` is `/proc/self/fd` of this process.
+pub(super) fn adopt_thread(proc_fd: &OwnedFd) -> Result<(), Error> {
+    // SAFETY: plain system calls without pointers; they change this thread's own context only.
+    unsafe {
+        checked("unshare the file-system context", libc::unshare(libc::CLONE_FS))?;
+        checked("enter /proc/self/fd", libc::fchdir(proc_fd.as_raw_fd()))?;
+        libc::umask(0);
+        let bits = libc::prctl(libc::PR_GET_SECUREBITS);
+        if bits >= 0 {
+            libc::prctl(libc::PR_SET_SECUREBITS, bits as libc::c_ulong | SECBIT_NO_SETUID_FIXUP, 0, 0, 0);
         }
-        if let Ok(mut sets) = capabilities(None) {
-            sets.effective.remove(CapabilitySet::SYS_RESOURCE);
-            // Giving one up is always allowed, where the call is: without it quotas are not kept, and no more.
-            let _ = set_capabilities(None, sets);
-        }
-        Ok(Self { uid: set_fsuid(NO_ID), gid: set_fsgid(NO_ID), umask: Cell::new(0) })
     }
-
-    /// Acts as these ids and with this umask until the guard is dropped. `EPERM` if the host refuses.
-    pub fn act_as(&self, uid: u32, gid: u32, umask: u32) -> Served<ActingAs<'_>> {
-        let umask = umask & 0o777;
-        if self.umask.replace(umask) != umask {
-            // SAFETY: umask has no pointers and cannot fail; the mask is this thread's own.
-            unsafe { libc::umask(umask) };
-        }
-        let guard = ActingAs { identity: self, changed: (uid, gid) != (self.uid, self.gid) };
-        if guard.changed {
-            set_fsgid(gid);
-            set_fsuid(uid);
-            if (set_fsuid(NO_ID), set_fsgid(NO_ID)) != (uid, gid) {
-                return Err(Errno(libc::EPERM));
-            }
-        }
-        Ok(guard)
+    if let Ok(mut sets) = capabilities(None) {
+        sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+        // Giving one up is always allowed, where the call is: without it quotas are not kept, and no more.
+        let _ = set_capabilities(None, sets);
     }
+    IDENTITY.set(Some(Identity { uid: set_fsuid(NO_ID), gid: set_fsgid(NO_ID), umask: 0 }));
+    Ok(())
 }
 
-/// Guard: while it lives the thread acts as a caller.
+/// Has this thread act as these ids and with this umask until the guard is dropped. `EPERM` if the host refuses, `EIO` on a thread
+/// that was not prepared.
+pub(super) fn act_as(uid: u32, gid: u32, umask: u32) -> Served<ActingAs> {
+    let own = IDENTITY.get().ok_or(Errno(libc::EIO))?;
+    let umask = umask & 0o777;
+    if own.umask != umask {
+        // SAFETY: umask has no pointers and cannot fail; the mask is this thread's own.
+        unsafe { libc::umask(umask) };
+        IDENTITY.set(Some(Identity { umask, ..own }));
+    }
+    let guard = ActingAs { own, changed: (uid, gid) != (own.uid, own.gid), thread: PhantomData };
+    if guard.changed {
+        set_fsgid(gid);
+        set_fsuid(uid);
+        if (set_fsuid(NO_ID), set_fsgid(NO_ID)) != (uid, gid) {
+            return Err(Errno(libc::EPERM));
+        }
+    }
+    Ok(guard)
+}
+
+/// Guard: while it lives its thread acts as a caller.
 #[must_use]
-pub(super) struct ActingAs<'a> {
-    identity: &'a Identity,
+pub(super) struct ActingAs {
+    own: Identity,
     changed: bool,
+    /// It stays on the thread that it is of.
+    thread: PhantomData<*const ()>,
 }
 
-impl Drop for ActingAs<'_> {
+impl Drop for ActingAs {
     fn drop(&mut self) {
         if self.changed {
-            set_fsuid(self.identity.uid);
-            set_fsgid(self.identity.gid);
+            set_fsuid(self.own.uid);
+            set_fsgid(self.own.gid);
         }
     }
 }

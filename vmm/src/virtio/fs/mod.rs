@@ -1,8 +1,8 @@
 //! File system device (virtio 1.2, section 5.11) with our own FUSE server in it.
 //!
 //! ```text
-//!  guest kernel                       this module, on the device's one worker thread
-//!  ────────────                       ───────────────────────────────────────────────
+//!  guest kernel                       this module, on a vCPU's thread (`at_exit`) or on the device's own
+//!  ────────────                       ──────────────────────────────────────────────────────────────────
 //!  mount -t virtiofs shares /x
 //!    │ FUSE request  ──virtqueue──▶   device   rings in, rings out
 //!    │                                server   header and sizes checked once, one function per opcode
@@ -87,17 +87,18 @@
 //!
 //! # System calls
 //!
-//! The worker makes these. Before its hook: `unshare(CLONE_FS)`, `fchdir`, `umask`,
+//! The device's own thread makes these, and vCPUs' those that `at_exit` does not leave to it. Before their hooks: `unshare(CLONE_FS)`, `fchdir`, `umask`,
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstatfs`,
-//! `getdents64`, `lseek`, `preadv`, `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
+//! `getdents64`, `lseek`, `preadv`, `preadv2` (vCPUs), `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
 //! `linkat`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
 //! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`, `fcntl(F_GETFL)`, `fcntl(F_OFD_*)`, `flock`.
-//! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `readlinkat`, `getdents64`,
+//! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `fstatfs`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
 //! Capabilities: `CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `MKNOD`, `SETFCAP`,
 //! `SETUID`, `SETGID`, and `SETPCAP` until the thread serves.
 
+mod at_exit;
 mod coherence;
 mod counters;
 mod device;

@@ -14,6 +14,11 @@ pub(super) const NAME_MAX: usize = 255;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Errno(pub i32);
 
+impl Errno {
+    /// A request that would wait where it must not: the device's own thread serves it again, and the guest hears nothing of this.
+    pub const WOULD_WAIT: Self = Self(i32::MAX);
+}
+
 impl From<rustix::io::Errno> for Errno {
     fn from(error: rustix::io::Errno) -> Self {
         // Running out of descriptors is the server's matter, but it is the guest that has to wait.

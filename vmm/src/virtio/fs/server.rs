@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::coherence::Sent;
 use super::fuse::InHeader;
-use super::identity::{ActingAs, Identity};
+use super::identity::{self, ActingAs};
 use super::nodes::MakeNode;
 use super::place::WayId;
 use super::policy::Policy;
@@ -60,7 +60,8 @@ pub(super) struct Server {
     pub proc_fd: Arc<OwnedFd>,
     /// Buffer for replies of variable size that the server looks at before the guest gets them.
     pub scratch: Vec<u8>,
-    identity: Option<Identity>,
+    /// Whether a request may wait for something: not on a vCPU's thread.
+    pub may_wait: bool,
     /// Makes device nodes, where this process may not.
     pub node_maker: Option<Box<dyn MakeNode>>,
     /// The body of the present request, copied out of guest memory.
@@ -98,7 +99,7 @@ impl Server {
             listings: Listings::default(),
             proc_fd,
             scratch: Vec::new(),
-            identity: None,
+            may_wait: true,
             node_maker: None,
             body: Vec::new(),
             unfinished: None,
@@ -108,12 +109,6 @@ impl Server {
             server.add_share(share)?;
         }
         Ok(server)
-    }
-
-    /// Makes the calling thread the one that serves, see [`Identity::adopt_thread`].
-    pub fn enter_thread(&mut self) -> Result<(), Error> {
-        self.identity = Some(Identity::adopt_thread(&self.proc_fd)?);
-        Ok(())
     }
 
     /// Forgets all that the guest knows and has open, and what was agreed on.
@@ -204,9 +199,9 @@ impl Server {
 
     /// Acts as the caller of a request that makes something in a directory, until the guard is dropped. `EPERM` when the
     /// guest may not make anything as this caller.
-    pub fn act_as_caller(&self, header: &InHeader, umask: u32) -> Served<ActingAs<'_>> {
+    pub fn act_as_caller(&self, header: &InHeader, umask: u32) -> Served<ActingAs> {
         self.policy_of(self.inode(header.nodeid)?.way).check_maker(header.uid, header.gid)?;
-        self.identity.as_ref().ok_or(Errno(libc::EIO))?.act_as(header.uid, header.gid, umask)
+        identity::act_as(header.uid, header.gid, umask)
     }
 
     /// Opens an object of the table for I/O. `ENXIO` where the host must not open it.

@@ -49,6 +49,8 @@ pub struct Rules {
     pub cache: Cache,
     /// What the guest may do to it.
     pub policy: Policy,
+    /// Whether it is on a file system of the host's own, where nobody else has to answer.
+    pub local: bool,
 }
 
 impl Rules {
@@ -57,6 +59,7 @@ impl Rules {
         read_only: true,
         cache: Cache { valid: Duration::ZERO, exclusive: false, host_locks: false },
         policy: Policy::NOTHING,
+        local: false,
     };
 
     fn merged(&self, other: &Self) -> Self {
@@ -69,6 +72,7 @@ impl Rules {
                 (false, true) => self.policy.clone(),
                 _ => self.policy.either(&other.policy),
             },
+            local: self.local && other.local,
         }
     }
 }
@@ -201,8 +205,21 @@ impl Shares {
 
     /// Has another policy hold for a share.
     pub fn set_policy(&mut self, number: u16, policy: Policy) {
+        self.change_rules(number, |rules| rules.policy = policy);
+    }
+
+    /// Notes that file systems are mounted inside of the shares of a way: somebody else may have to answer there.
+    pub fn has_mounts(&mut self, way: WayId) {
+        if self.rules(way).local {
+            for number in self.shares_of(way).to_vec() {
+                self.change_rules(number, |rules| rules.local = false);
+            }
+        }
+    }
+
+    fn change_rules(&mut self, number: u16, change: impl FnOnce(&mut Rules)) {
         if let Some(rules) = self.rules.get_mut(usize::from(number)).and_then(Option::as_mut) {
-            rules.policy = policy;
+            change(rules);
         }
         for at in 0..self.ways.len() {
             let shares = self.ways.get(at).and_then(Option::as_ref).map(|way| way.shares.clone());

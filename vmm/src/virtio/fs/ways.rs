@@ -12,7 +12,7 @@ use super::request::{Errno, NAME_MAX, Served};
 use super::server::Server;
 use super::shares::Rules;
 use super::table::inode::{Above, Anchor, Inode};
-use super::{Policy, Share, sys};
+use super::{Policy, Share, at_exit, sys};
 use crate::virtio::Error;
 
 /// Most directories between an object and the root of its share that are looked at.
@@ -30,7 +30,8 @@ impl Server {
         if !is_name(&name) || taken(&name) || bad_directory || directory == Some(name.as_str()) {
             return Err(Error::Protocol("the name of a share is not a file name, or given twice"));
         }
-        let number = self.shares.add(&name, common, Rules { read_only, cache, policy });
+        let rules = Rules { read_only, cache, policy, local: at_exit::is_local(root.as_fd()) };
+        let number = self.shares.add(&name, common, rules);
         let number = number.ok_or(Error::Protocol("too many shares"))?;
         self.pin(number, root).inspect_err(|_| self.shares.remove(number))
     }

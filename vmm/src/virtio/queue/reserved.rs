@@ -77,6 +77,9 @@ pub struct Reserved {
     bytes: usize,
 }
 
+// SAFETY: the pointers are into guest memory, which is kept mapped by `memory` and belongs to no thread.
+unsafe impl Send for Reserved {}
+
 /// A chain that was taken and not given back.
 pub struct Held {
     pub head: u16,

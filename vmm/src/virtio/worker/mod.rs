@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The device and its queues move into the thread when they are to be served and come back when they are asked for. Who
-//! asks need not wait: a device may be at something slow.
+//! asks need not wait: a device may be at something slow. While they are served they are where threads of vCPUs find them, too
+//! ([`ActiveDevice`]).
 
 use std::io;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::active::{Active, ActiveDevice};
 use super::queue::Ring;
 use super::{Context, Device, Error, Event};
 use crate::event_loop::{EventLoop, Ready};
@@ -40,6 +42,8 @@ pub struct Wiring {
     pub memory: GuestMemoryMmap,
     /// Notification events (ioeventfds), one per queue.
     pub notified: Vec<Arc<EventFd>>,
+    /// Where the device is while it is served.
+    pub active: Arc<ActiveDevice>,
     /// The device's interrupt.
     pub interrupt: Interrupt,
     /// Where a fault is reported.
@@ -203,7 +207,8 @@ fn admit(device: &mut dyn Device, on_thread: &OnThread) -> io::Result<()> {
 impl Seat {
     fn serve_jobs(&mut self) {
         while let Ok(job) = self.jobs.recv() {
-            let mut idle = self.serve_job(job);
+            // Nobody else takes the device.
+            let Some(mut idle) = self.serve_job(job) else { return };
             if self.signals.reset.load(Ordering::Acquire) {
                 idle.device.reset();
             }
@@ -214,21 +219,37 @@ impl Seat {
     }
 
     /// Serves the device until the stop event, which is silent again afterwards.
-    fn serve_job(&mut self, job: Job) -> Idle {
-        let Job { idle: Idle { mut device, queues }, features } = job;
-        let (result, queues) = match build_rings(&queues, &self.wiring) {
-            Ok(mut rings) => {
-                let result = serve(device.as_mut(), features, &mut rings, &self.wiring, &mut self.watcher);
+    fn serve_job(&mut self, job: Job) -> Option<Idle> {
+        let Job { idle: Idle { device, queues }, features } = job;
+        let (result, idle) = match build_rings(&queues, &self.wiring) {
+            Ok(rings) => {
+                let (result, active) = self.serve(Active::new(device, rings), features);
                 self.watcher.clear();
-                (result, rings.iter().map(Ring::state).collect())
+                let idle =
+                    |Active { device, rings, .. }| Idle { device, queues: rings.iter().map(Ring::state).collect() };
+                (result, active.map(idle))
             }
-            Err(error) => (Err(error), queues),
+            Err(error) => (Err(error), Some(Idle { device, queues })),
         };
         if let Err(error) = result {
             self.fault(&error);
         }
         wait_for(&self.signals.stop);
-        Idle { device, queues }
+        idle
+    }
+
+    /// Runs the device until the stop event; an error ends it early.
+    fn serve(&mut self, mut active: Active, features: u64) -> (Result<(), Error>, Option<Active>) {
+        if let Err(error) = activate(&mut active, features, &self.wiring, &mut self.watcher) {
+            return (Err(error), Some(active));
+        }
+        *self.wiring.active.lock() = Some(active);
+        let result = serve_events(&self.wiring, &mut self.watcher);
+        let mut active = self.wiring.active.lock().take();
+        if let Some(Active { device, rings, .. }) = &mut active {
+            device.deactivate(&mut Context { memory: &self.wiring.memory, rings, watcher: &mut self.watcher });
+        }
+        (result, active)
     }
 
     fn fault(&mut self, error: &Error) {
@@ -242,34 +263,35 @@ impl Seat {
     }
 }
 
-/// Runs the device until the stop event; an error ends it early.
-fn serve(
-    device: &mut dyn Device,
-    features: u64,
-    rings: &mut [Ring],
-    wiring: &Wiring,
-    watcher: &mut EventLoop,
-) -> Result<(), Error> {
-    let live = rings.iter().enumerate().filter(|(_, ring)| ring.state().ready).map(|(index, _)| index);
-    let notified = live.clone().filter_map(|index| Some((index, wiring.notified.get(index)?.as_ref())));
+/// Activates the device on its thread.
+fn activate(active: &mut Active, features: u64, wiring: &Wiring, watcher: &mut EventLoop) -> Result<(), Error> {
+    let live = active.rings.iter().enumerate().filter(|(_, ring)| ring.state().ready).map(|(index, _)| index);
+    let notified = live.filter_map(|index| Some((index, wiring.notified.get(index)?.as_ref())));
     watcher.watch_queues(notified).map_err(|error| Error::Host("watch a device's queues", error))?;
-    let live: Vec<usize> = live.collect();
-    let mut context = Context { memory: &wiring.memory, rings, watcher };
-    device.activate(features, &mut context)?;
+    active.device.activate(features, &mut Context { memory: &wiring.memory, rings: &mut active.rings, watcher })
+}
+
+/// Has the device handle events until the stop event.
+fn serve_events(wiring: &Wiring, watcher: &mut EventLoop) -> Result<(), Error> {
     // Notifications that came before this thread, or that an earlier worker consumed, count too.
-    let mut result = live.into_iter().try_for_each(|queue| device.handle(Event::Queue(queue), &mut context));
-    while result.is_ok() {
-        let ready = watcher.next_ready().map_err(|error| Error::Host("wait for events", error));
-        let mut context = Context { memory: &wiring.memory, rings, watcher };
-        result = match ready {
-            Ok(Ready::Stop) => break,
-            Ok(Ready::Queue(queue)) => device.handle(Event::Queue(queue), &mut context),
-            Ok(Ready::Descriptor(token, events)) => device.handle(Event::Fd(token, events), &mut context),
-            Err(error) => Err(error),
-        };
+    for queue in 0..wiring.notified.len() {
+        if let Some(active) = wiring.active.lock().as_mut()
+            && active.rings.get(queue).is_some_and(|ring| ring.state().ready)
+        {
+            active.handle(Event::Queue(queue), &wiring.memory, watcher)?;
+        }
     }
-    device.deactivate(&mut Context { memory: &wiring.memory, rings, watcher });
-    result
+    loop {
+        let ready = watcher.next_ready().map_err(|error| Error::Host("wait for events", error))?;
+        let mut active = wiring.active.lock();
+        let Some(active) = active.as_mut() else { return Ok(()) };
+        let event = match ready {
+            Ready::Stop => return active.check(),
+            Ready::Queue(queue) => Event::Queue(queue),
+            Ready::Descriptor(token, events) => Event::Fd(token, events),
+        };
+        active.handle(event, &wiring.memory, watcher)?;
+    }
 }
 
 fn build_rings(states: &[QueueState], wiring: &Wiring) -> Result<Vec<Ring>, Error> {

@@ -156,6 +156,7 @@ pub(crate) fn wiring(queues: usize) -> (Wiring, Arc<EventFd>, Arc<Mutex<Vec<Stri
         name: "virtio-test".to_owned(),
         memory: crate::memory::allocate(MIB).unwrap(),
         notified: (0..queues).map(|_| event()).collect(),
+        active: Arc::default(),
         interrupt: Interrupt::new(irqfd.clone(), Window::row(1).unwrap().remove(0)),
         on_fault: Arc::new(move |text| report.lock().unwrap().push(text)),
     };

@@ -126,6 +126,9 @@ impl Server {
         let args: SetattrIn = request.take()?;
         let inode = self.writable(request.header.nodeid)?;
         let mode = self.permitted_mode(inode, &args)?;
+        if args.valid & fattr::SIZE != 0 {
+            self.takes_long()?;
+        }
         if args.valid & (fattr::UID | fattr::GID) != 0 {
             let uid = (args.valid & fattr::UID != 0 && args.uid != u32::MAX).then(|| Uid::from_raw(args.uid));
             let gid = (args.valid & fattr::GID != 0 && args.gid != u32::MAX).then(|| Gid::from_raw(args.gid));

@@ -1,6 +1,7 @@
 //! Requests about regular files and what is open.
 
 use std::ffi::CStr;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -41,6 +42,9 @@ impl Server {
     /// `OPEN`.
     pub fn open(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let args: OpenIn = request.take()?;
+        if args.flags & libc::O_TRUNC as u32 != 0 {
+            self.takes_long()?;
+        }
         let keeps = self.check_known(&request.header)?;
         let file = self.open_inode(request.header.nodeid, args.flags, args.open_flags)?;
         let opened = self.opened(request.header.nodeid, file, args.flags, keeps)?;
@@ -190,9 +194,13 @@ impl Server {
         let args: ReadIn = request.take()?;
         let file = self.handles.file(args.fh)?;
         output.limit(args.size as usize);
-        let mut result = Ok(());
-        output.advance(|data| match io::read(file, data, args.offset) {
+        let (mut result, read) = (Ok(()), if self.may_wait { io::read } else { io::read_cached });
+        output.advance(|data| match read(file, data, args.offset) {
             Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !self.may_wait => {
+                result = Err(Errno::WOULD_WAIT);
+                0
+            }
             Err(error) => {
                 result = Err(error.into());
                 0
@@ -207,6 +215,9 @@ impl Server {
         let args: WriteIn = request.take()?;
         if args.size as usize != request.data.len() {
             return Err(Errno(libc::EINVAL));
+        }
+        if args.write_flags & WRITE_CACHE != 0 {
+            self.takes_long()?;
         }
         let file = self.handles.file(args.fh)?;
         let kept = self.kept_set_id(args.fh, args.write_flags & WRITE_KILL_SUIDGID == 0)?;

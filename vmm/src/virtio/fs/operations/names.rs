@@ -52,6 +52,10 @@ impl Server {
         let directory = self.inode(parent)?;
         let above = directory.as_above();
         let stat = sys::stat_at(directory.fd()?, name)?;
+        if Key::new(&stat, &above).mount != 0 {
+            self.takes_long()?;
+            self.shares.has_mounts(above.way);
+        }
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
             self.meet(nodeid, parent, name, &above).inspect_err(|_| self.inodes.forget(nodeid, 1))?;
             return self.entry_below(parent, nodeid, &stat);

@@ -9,6 +9,7 @@ use super::save::refuse;
 use super::walk::Walk;
 use crate::virtio::Error;
 use crate::virtio::fs::Share;
+use crate::virtio::fs::at_exit;
 use crate::virtio::fs::place::WayId;
 use crate::virtio::fs::request::{Errno, Served};
 use crate::virtio::fs::server::Server;
@@ -81,7 +82,7 @@ impl Server {
             // Several shares may have one root.
             let root = self.inodes.peek(nodeid).and_then(|inode| Ok(inode.fd()?.try_clone_to_owned()));
             if let Ok(Ok(root)) = root {
-                let Rules { read_only, cache, policy } = rules;
+                let Rules { read_only, cache, policy, .. } = rules;
                 given.push(Share { name, root, read_only, cache, policy, common });
             }
         }
@@ -94,7 +95,8 @@ impl Server {
         let mut roots = Vec::new();
         for (slot, number, share) in pair(saved, &mut given) {
             let Share { name, root, read_only, cache, policy, common } = share;
-            let added = self.shares.add_at(number, &name, common, Rules { read_only, cache, policy });
+            let rules = Rules { read_only, cache, policy, local: at_exit::is_local(root.as_fd()) };
+            let added = self.shares.add_at(number, &name, common, rules);
             roots.push((slot, added.ok_or(MALFORMED)?, root));
         }
         saved.inodes.entries.iter_mut().flatten().for_each(|inode| self.place(inode));

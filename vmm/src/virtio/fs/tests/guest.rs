@@ -14,7 +14,7 @@ use super::super::fuse::*;
 use super::super::{Cache, Common, Fs, Policy, Share};
 use crate::virtio::driver::{Silent, queue};
 use crate::virtio::queue::Ring;
-use crate::virtio::{Context, Device, Error, Event};
+use crate::virtio::{AtExit, Context, Device, Error, Event};
 
 const SIZE: u16 = 512;
 const DESCRIPTORS: u64 = 0;
@@ -164,6 +164,30 @@ impl Guest {
     pub fn event(&mut self, event: Event) -> Result<(), Error> {
         let mut context = Context { memory: &self.memory, rings: &mut self.rings, watcher: &mut Silent };
         self.device.handle(event, &mut context)
+    }
+
+    /// Has the device serve the queue of requests as a vCPU does that notifies it.
+    pub fn exit(&mut self) -> Result<AtExit, Error> {
+        self.device.serve_at_exit(1, &self.memory, &mut self.rings)
+    }
+
+    /// A request that a vCPU is to serve: its errno, or `None` where it is left to the device's thread, which serves it then.
+    pub fn at_exit(&mut self, code: u32, nodeid: u64, body: &[u8], room: usize) -> Option<i32> {
+        self.offer(&self.message(code, nodeid, body), 16 + room);
+        let left = self.exit().unwrap() == AtExit::Left;
+        assert_eq!(left, self.used() != self.available);
+        if left {
+            self.event(Event::Queue(1)).unwrap();
+            assert_eq!(self.finish(LONGEST).unwrap(), self.available);
+        }
+        let header: OutHeader = OutHeader::read_from_bytes(&self.written(16)).unwrap();
+        (!left).then_some(-header.error)
+    }
+
+    fn written(&self, bytes: usize) -> Vec<u8> {
+        let mut reply = vec![0; bytes];
+        self.memory.read_slice(&mut reply, GuestAddress(WRITABLE)).unwrap();
+        reply
     }
 
     /// The bytes of a request.

@@ -3,6 +3,7 @@
 mod bounds;
 mod coherence;
 mod common;
+mod exits;
 mod guest;
 mod hostile;
 mod kernel;
