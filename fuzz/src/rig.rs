@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::interrupt::Interrupt;
 use vmm::virtio::driver::{Epoll, Silent, queue};
 use vmm::virtio::queue::Ring;
-use vmm::virtio::{Context, Device, Error, Event};
+use vmm::virtio::{AtExit, Context, Device, Error, Event};
 
 use crate::input::Input;
 
@@ -66,6 +66,8 @@ pub struct Rig<D: Device> {
     features: u64,
     /// Whether it is activated, and no error has stopped it.
     works: bool,
+    /// Notifications so far.
+    kicks: usize,
 }
 
 thread_local! {
@@ -82,7 +84,8 @@ impl<D: Device> Rig<D> {
         memory.write_slice(&[0; MEMORY as usize], GuestAddress(0)).unwrap();
         let (driven, epoll) = (vec![Driven::default(); device.queue_sizes().len()], Epoll::new());
         let interrupt = INTERRUPT_OF_ALL.with(Interrupt::clone);
-        let mut rig = Self { device, memory, rings: Vec::new(), driven, epoll, interrupt, features, works: false };
+        let mut rig =
+            Self { device, memory, rings: Vec::new(), driven, epoll, interrupt, features, works: false, kicks: 0 };
         rig.restart(features);
         rig
     }
@@ -145,9 +148,16 @@ impl<D: Device> Rig<D> {
         self.activate();
     }
 
-    /// Notifies the device of a queue.
+    /// Notifies the device of a queue: every other time as a vCPU that serves it, as far as the device lets it.
     pub fn kick(&mut self, index: usize) {
-        self.call(|device, context| device.handle(Event::Queue(index), context));
+        self.kicks += 1;
+        let at_exit = self.kicks % 2 == 0;
+        self.call(|device, context| {
+            if at_exit && device.serve_at_exit(index, context.memory, context.rings)? == AtExit::Served {
+                return Ok(());
+            }
+            device.handle(Event::Queue(index), context)
+        });
     }
 
     /// Hands it events of its descriptors, real or not.

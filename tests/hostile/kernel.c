@@ -200,6 +200,12 @@ static void spoil(volatile struct ring *ring) {
   ring->available.index = random() % 3 ? random() % (QUEUE_SIZE + 1) : random();
 }
 
+/* By the register of the standard, which wakes the device's thread, or by the port, where a vCPU may serve the device itself. */
+static void notify(u32 slot, u32 queue) {
+  if (random() % 2) out(0x6000 + 4 * slot, queue);
+  else *reg(slot, NOTIFY) = queue;
+}
+
 static void spoil_device(u32 slot) {
   negotiate(slot, random() % 2 ? *reg(slot, 0x10) : 0);
   for (u32 queue = 0; queue < QUEUES; queue++) {
@@ -212,7 +218,7 @@ static void spoil_device(u32 slot) {
       set_up_queue(slot, queue, bad_address() & ~15ul, bad_address() & ~1ul, bad_address() & ~3ul);
   }
   *reg(slot, STATUS) = 15;
-  for (u32 queue = 0; queue < QUEUES + 1; queue++) *reg(slot, NOTIFY) = queue;
+  for (u32 queue = 0; queue < QUEUES + 1; queue++) notify(slot, queue);
   for (u32 spin = 0; spin < 20000; spin++) {
     pause();
     /* While the device looks. */
@@ -245,7 +251,7 @@ static void resets(void) {
       /* The queue of every third is none, for the same fault again and again. */
       if (round % 3 == 0) { *reg(slot, READY) = 0; set_up_queue(slot, 0, ~15ul, ~15ul, ~15ul); }
       *reg(slot, STATUS) = 15;
-      *reg(slot, NOTIFY) = 0;
+      notify(slot, 0);
     }
     *reg(slot, STATUS) = 0;
   }
@@ -341,7 +347,7 @@ static void start_fs(void) {
   describe(fs, 1, 0, request, in->length, NEXT, 1);
   describe(fs, 1, 1, reply, sizeof reply, WRITABLE, 0);
   offer(fs, 1, 0);
-  *reg(fs, NOTIFY) = 1;
+  notify(fs, 1);
   take_used(fs, 1, PATIENCE);
 }
 
@@ -354,7 +360,7 @@ static int send_request(u32 length, u32 room) {
   describe(fs, 1, 0, request, length, NEXT, 1);
   describe(fs, 1, 1, reply, room, WRITABLE, 0);
   offer(fs, 1, 0);
-  *reg(fs, NOTIFY) = 1;
+  notify(fs, 1);
   return take_used(fs, 1, PATIENCE) < 0 ? NO_ANSWER : out->error;
 }
 
