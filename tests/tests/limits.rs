@@ -31,7 +31,7 @@ const SOME: [&str; 8] = [
     "--nproc=3000:4000",
     "--sigpending=500:600",
     "--msgqueue=65536:65536",
-    "--fsize=2097152:4194304",
+    "--fsize=67108864:134217728",
     "--nofile=3000:4000",
 ];
 
@@ -65,9 +65,9 @@ fn those_that_the_bundle_does_not_name_are_the_callers() {
 fn file_size_and_time_end_who_uses_them() {
     let scene = Scene::new();
     let mut container = scene.container();
-    container.sh("dd if=/dev/zero of=/big bs=64k count=64 2>/dev/null; echo $?; stat -c %s /big; echo alive");
-    let outcome = limited(&container, &["--fsize=1048576"], "run", &[]).success();
-    assert_eq!(outcome.stdout, "153\n1048576\nalive\n");
+    container.sh("dd if=/dev/zero of=/big bs=64k count=64 seek=1000 2>/dev/null; echo $?; stat -c %s /big; echo alive");
+    let outcome = limited(&container, &["--fsize=67108864"], "run", &[]).success();
+    assert_eq!(outcome.stdout, "153\n67108864\nalive\n");
 
     // One that may not have more is ended by SIGXCPU; its monitor has used more already.
     let mut container = scene.container();
