@@ -9,7 +9,7 @@
 
 use syscalls::Sysno;
 
-use crate::confinement::groups::{BASE, HANDOVER, MEMORY, STREAMS};
+use crate::confinement::groups::{BASE, HANDOVER, MEMORY, MESSAGES, STREAMS};
 use crate::confinement::{Call, Filter, Program, absent, any, one_of, unseen, without};
 
 // linux/kvm.h
@@ -147,7 +147,7 @@ const OUT_OF_MEMORY: &[Call] = &[any(Sysno::pread64), any(Sysno::pwrite64), any(
 const NEEDLESS: &[Call] = &[absent(Sysno::set_robust_list), absent(Sysno::sched_getaffinity)];
 
 /// Calls for signals that are passed on to the guest.
-const SIGNALS: &[Call] = &[any(Sysno::rt_sigaction), any(Sysno::rt_sigprocmask), any(Sysno::rt_sigreturn)];
+const SIGNALS: &[Call] = &[any(Sysno::rt_sigaction), any(Sysno::rt_sigreturn)];
 
 /// Calls of threads that the main thread starts, at their beginning and their end.
 const THREADS: &[Call] = &[
@@ -156,6 +156,7 @@ const THREADS: &[Call] = &[
     one_of(Sysno::clone, 0, &[THREAD, FORK]),
     without(Sysno::mprotect, 2, libc::PROT_EXEC as u32),
     any(Sysno::rseq),
+    any(Sysno::rt_sigprocmask),
     any(Sysno::gettid),
     one_of(Sysno::prctl, 0, &[libc::PR_SET_NAME as u32]),
     any(Sysno::sigaltstack),
@@ -250,10 +251,21 @@ impl Kind {
             Self::Block => &[BLOCK, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Small => &[SMALL, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Nodes => &[NODES, AS_OWNER, BASE, MEMORY],
-            Self::Main => {
-                &[MAIN, FRAMES, THREADS, NEEDLESS, SIGNALS, OUT_OF_MEMORY, STREAMS, LOOP, HANDOVER, BASE, MEMORY]
-            }
-            Self::Proxy => &[PROXY, NEEDLESS, SIGNALS, OUT_OF_MEMORY, STREAMS, LOOP, HANDOVER, BASE, MEMORY],
+            Self::Main => &[
+                MAIN,
+                FRAMES,
+                THREADS,
+                NEEDLESS,
+                SIGNALS,
+                OUT_OF_MEMORY,
+                MESSAGES,
+                STREAMS,
+                LOOP,
+                HANDOVER,
+                BASE,
+                MEMORY,
+            ],
+            Self::Proxy => &[PROXY, NEEDLESS, SIGNALS, OUT_OF_MEMORY, MESSAGES, LOOP, BASE, MEMORY],
         }
     }
 
