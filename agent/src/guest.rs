@@ -19,8 +19,14 @@ const STEP_US: u64 = 1_000_000;
 /// done by then, and needn't share the one CPU with that work.
 const AFTER_START: Duration = Duration::from_millis(100);
 
-/// Sets the clock and mixes the host's entropy into the random pool.
+/// Takes over settings of the host, sets the clock and mixes the host's entropy into the random pool.
 pub fn configure(request: &ConfigureRequest) -> Result<()> {
+    for setting in &request.settings {
+        // A kernel of somebody's own may lack one, or have other bounds.
+        if let Err(error) = sys::write_file(format!("/proc/sys/{}", setting.key), &setting.value) {
+            log::error(&format!("setting {} = {:?} of the host: {error}", setting.key, setting.value));
+        }
+    }
     if request.realtime_nsec >= 1_000_000_000 {
         return Err(Error::invalid("realtime_nsec is not below a second"));
     }

@@ -67,7 +67,7 @@ async fn ask(agent: &Agent, call: u8) {
         3 => drop(agent.wait_oom(0).await),
         4 => drop(agent.accept_socket().await),
         5 => drop(agent.connect_port(1, false).await),
-        6 => drop(agent.configure(8).await),
+        6 => drop(agent.configure(8, &[]).await),
         7 => drop(agent.start().await),
         _ => drop(agent.exec("e", Process::default()).await),
     }

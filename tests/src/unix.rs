@@ -1,4 +1,4 @@
-//! Unix sockets of the host, and a program that connects to them from within a container, or locks files.
+//! Unix sockets of the host, and programs that connect to them, or lock files, from within a container.
 
 use std::fs;
 use std::net::Shutdown;
@@ -52,8 +52,7 @@ pub const CLIENT: &str = "/opt/client";
 
 /// `connect PATH`: standard input goes to the socket, which is then half closed, and what comes from it to standard
 /// output; `connect PATH wait` goes on sending after the other side has ended. `hold PATH N`: opens so many connections,
-/// says so, and waits for a line before it closes each. Exit code 7: it could not connect. `lock FILE flock|posix|ofd
-/// try|wait`: locks a file for itself, says `locked` or `busy`, and waits for a line before it ends.
+/// says so, and waits for a line before it closes each. Exit code 7: it could not connect.
 const SCRIPT: &str = r#"
 sub dial {
     socket(my $s, 1, 1, 0) or die "socket: $!";
@@ -70,6 +69,11 @@ my ($what, $path, $how) = @ARGV;
 $| = 1;
 if ($what eq "hold") {
     my @held = map { my $s = dial($path); syswrite($s, "x"); $s } 1 .. $how;
+    print "open\n";
+    while (@held && <STDIN>) { close(shift @held); print "closed\n" }
+    exit 0;
+}
+my $s = dial($path); syswrite($s, "x"); $s } 1 .. $how;
     print "open\n";
     while (@held && <STDIN>) { close(shift @held); print "closed\n" }
     exit 0;
@@ -93,28 +97,50 @@ kill 9, $sender unless $how;
 waitpid $sender, 0;
 "#;
 
-/// A folder with a program that connects, and all it needs: the host's perl. Busybox has no client for Unix sockets.
+/// What else the folder has: programs that lock files.
+const LOCKER: &str = include_str!("locker.pl");
+
+/// A folder with programs that connect and lock, and all they need: the host's perl. Busybox has no client for Unix sockets.
 pub fn client() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = place::work().join("client");
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("script"), SCRIPT).unwrap();
-        let needed = command::run(Command::new("ldd").arg("/usr/bin/perl")).success().stdout;
-        let libraries = needed.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
-        let mut loader = String::new();
-        for file in libraries.chain([Path::new("/usr/bin/perl")]) {
-            let name = file.file_name().unwrap().to_str().unwrap();
-            fs::copy(file, folder.join(name)).unwrap();
-            if name.starts_with("ld-") {
-                loader = name.to_owned();
+        let perl = carry(Path::new("/"), "/usr/bin/perl", &folder, CLIENT);
+        for (script, text, verbs) in [("dial", SCRIPT, &["connect", "hold"][..]), ("locker", LOCKER, &LOCKS)] {
+            fs::write(folder.join(script), text).unwrap();
+            for what in verbs {
+                let run = format!("#!/bin/sh\nexec {perl} {CLIENT}/{script} {what} \"$@\"\n");
+                fs::write(folder.join(what), run).unwrap();
+                fs::set_permissions(folder.join(what), fs::Permissions::from_mode(0o755)).unwrap();
             }
-        }
-        let run = format!("#!/bin/sh\nexec {CLIENT}/{loader} --library-path {CLIENT} {CLIENT}/perl {CLIENT}/script");
-        for what in ["connect", "hold", "lock"] {
-            fs::write(folder.join(what), format!("{run} {what} \"$@\"\n")).unwrap();
-            fs::set_permissions(folder.join(what), fs::Permissions::from_mode(0o755)).unwrap();
         }
         folder
     })
+}
+
+/// What `locker.pl` does.
+const LOCKS: [&str; 5] = ["lock", "count", "look", "open", "map"];
+
+/// One of the programs of `locker.pl`, on the host.
+pub fn locker(what: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("perl");
+    command.arg(client().join("locker")).arg(what).args(args);
+    command
+}
+
+/// Copies a program of a root file system into a folder, with all it needs. Returns how to run it where the folder is mounted.
+pub fn carry(root: &Path, program: &str, folder: &Path, mounted: &str) -> String {
+    let needed = command::run(Command::new("chroot").arg(root).arg("ldd").arg(program)).success().stdout;
+    let libraries = needed.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut loader = String::new();
+    for file in libraries.chain([program]) {
+        let name = file.rsplit('/').next().unwrap_or_default();
+        fs::copy(root.join(&file[1..]), folder.join(name)).unwrap();
+        if name.starts_with("ld-") {
+            loader = name.to_owned();
+        }
+    }
+    let name = program.rsplit('/').next().unwrap_or_default();
+    format!("{mounted}/{loader} --library-path {mounted} {mounted}/{name}")
 }

@@ -62,7 +62,7 @@ const RUNTIME: &Rooms = &[
     ("plan/vm", &["plan/annotations", "plan/facts", "plan/limits"]),
     ("plan/devices", &["plan/annotations", "plan/facts", "plan/guest_path", "plan/nul", "plan/vm"]),
     ("plan/network", &["plan/annotations", "plan/facts", "plan/options", "plan/vm"]),
-    ("plan/process", &["bundle", "plan/limits", "plan/nul", "plan/validate", "plan/vm"]),
+    ("plan/process", &["bundle", "plan/facts", "plan/limits", "plan/nul", "plan/validate", "plan/vm"]),
     (
         "plan/storage",
         &[

@@ -5,10 +5,11 @@ use crate::process::child_pipe::{ChildPipe, ParentPipe};
 use crate::process::handle::Process;
 use crate::process::scheduling::Scheduling;
 use crate::process::stdio::{AgentStdio, ChildStdio};
-use crate::sys;
+use crate::{log, sys};
+use protocol::Rlimit;
 use rustix::fd::RawFd;
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::Resource;
 
 /// Soft limit of open files of a process that has none given: programs walk through all of a large one.
 const DEFAULT_DESCRIPTORS: u64 = 1024;
@@ -31,13 +32,21 @@ impl Setup {
         self.pipe.go().await?;
         let master = self.pipe.ready(&child.pidfd).await?;
         for limit in &process.rlimits {
-            sys::set_rlimit(child.pid, limit.resource, limit.soft, limit.hard)
-                .context(|| format!("error setting rlimit type {}", limit.resource))?;
+            set_limit(child.pid, limit)?;
         }
         self.scheduling.apply(child.pid)?;
         child.set_terminal(self.stdio.run(master)?);
         Ok(self.pipe)
     }
+}
+
+fn set_limit(pid: i32, limit: &Rlimit) -> Result<()> {
+    let set = sys::set_rlimit(pid, limit.resource, limit.soft, limit.hard);
+    if let (true, Err(errno)) = (limit.inherited, &set) {
+        log::debug(|| format!("rlimit type {} of the host: {errno}", limit.resource));
+        return Ok(());
+    }
+    set.context(|| format!("error setting rlimit type {}", limit.resource))
 }
 
 /// Sets the child's score from outside, where there is the capability to lower it; a child must not inherit the agent's.
@@ -73,5 +82,6 @@ pub fn set_personality(personality: u32) -> Result<()> {
 fn lower_descriptor_limit() -> Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let current = Some(limit.maximum.map_or(DEFAULT_DESCRIPTORS, |hard| hard.min(DEFAULT_DESCRIPTORS)));
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit }).context(|| "set default rlimits")
+    rustix::process::setrlimit(Resource::Nofile, rustix::process::Rlimit { current, ..limit })
+        .context(|| "set default rlimits")
 }

@@ -12,7 +12,7 @@ use crate::cli::{ExecArgs, Global};
 use crate::exec_proxy::{Attachment, TerminalCopy};
 use crate::host::console::{self, Pty};
 use crate::host::requirements::{self, Confinement};
-use crate::host::{monitor_namespaces, node_maker};
+use crate::host::{facts, monitor_namespaces, node_maker};
 use crate::ipc::Descriptor;
 use crate::launch::write_pid_file;
 use crate::signals::Signals;
@@ -82,7 +82,7 @@ fn process(args: &ExecArgs, state: &State) -> anyhow::Result<protocol::Process> 
         Some(file) => with_capabilities(bundle::load_process(file)?, state)?,
         None => from_arguments(args, state)?,
     };
-    let mut process = plan::exec_process(&process, state.vcpus)?;
+    let mut process = plan::exec_process(&process, &facts::limits(), state.vcpus)?;
     process.no_new_privileges |= args.no_new_privs;
     if args.process_label.is_some() || args.apparmor.is_some() || !args.cgroup.is_empty() {
         log::debug("labels, AppArmor profiles and sub-cgroups of exec have no effect in the guest");

@@ -15,9 +15,9 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::bundle::Bundle;
 use crate::host::{file_id, mounted, sockets};
 use crate::plan::facts::{
-    DiskFact, Facts, FileId, FileSystemKind, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
+    DiskFact, Facts, FileId, FileSystemKind, Limit, NamespaceId, NetworkFact, Peer, SocketFact, SourceFact, SourceKind,
 };
-use crate::plan::{bind_source, may_share_vm, rootfs_path, sockets_allowed};
+use crate::plan::{HOST_SETTINGS, bind_source, may_share_vm, rootfs_path, sockets_allowed};
 use crate::state::{self, Life, State};
 
 /// linux/magic.h, OVERLAYFS_SUPER_MAGIC.
@@ -52,7 +52,28 @@ pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
         host_networks: ["/proc/self/ns/net", "/proc/1/ns/net"].iter().filter_map(identity).collect(),
         network: network(bundle),
         peers: if may_share_vm(&bundle.spec) { peers(root)? } else { Vec::new() },
+        limits: limits(),
+        settings: HOST_SETTINGS.iter().filter_map(|&(name, _)| Some((name, setting(name)?))).collect(),
     })
+}
+
+/// All resource limits of this process.
+pub fn limits() -> Vec<Limit> {
+    // Those of getrlimit(2) on x86-64, where Linux has had the same since 2.6.25.
+    (0..=libc::RLIMIT_RTTIME).filter_map(limit).collect()
+}
+
+fn limit(resource: u32) -> Option<Limit> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure lives across the call; 0 is this process.
+    let got = unsafe { libc::prlimit64(0, resource, std::ptr::null(), &raw mut limit) };
+    (got == 0).then_some(Limit { resource, soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+/// What the host's kernel has for a setting; `None` for one that it does not know, or that is no text.
+fn setting(name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+    Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
 fn disks(bundle: &Bundle) -> BTreeMap<(i64, i64), DiskFact> {
@@ -269,6 +290,17 @@ mod tests {
             let number = (i64::from(libc::major(device)), i64::from(libc::minor(device)));
             assert_eq!(disk(&node.path(), number), DiskFact::At(node.path()));
         }
+    }
+
+    #[test]
+    fn limits_and_settings_are_the_kernels() {
+        let found = limits();
+        assert_eq!(found.len(), 16);
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let ours = found.iter().find(|limit| limit.resource == libc::RLIMIT_NOFILE).unwrap();
+        assert_eq!((Some(ours.soft), Some(ours.hard)), (descriptors.current, descriptors.maximum));
+        assert!(setting("fs/nr_open").unwrap().parse::<u64>().unwrap() > 0);
+        assert_eq!(setting("fs/no-such-setting"), None);
     }
 
     #[test]

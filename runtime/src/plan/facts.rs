@@ -22,6 +22,21 @@ pub struct Facts {
     pub network: NetworkFact,
     /// Living containers under the same `--root`, if the bundle may refer to any.
     pub peers: Vec<Peer>,
+    /// Resource limits of this process.
+    pub limits: Vec<Limit>,
+    /// What the host's kernel has for each of [`crate::plan::HOST_SETTINGS`] that it knows.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+/// A resource limit, as getrlimit(2) tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// `RLIMIT_*` number.
+    pub resource: u32,
+    /// What holds.
+    pub soft: u64,
+    /// How far a process may raise that.
+    pub hard: u64,
 }
 
 /// Another container under the same `--root`.

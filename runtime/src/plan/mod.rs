@@ -61,7 +61,7 @@ pub use storage::{
     may_make_device_nodes, mount_option_names, rootfs_path,
 };
 pub use validate::id as validate_id;
-pub use vm::{MachinePlan, may_share_vm};
+pub use vm::{HOST_SETTINGS, MachinePlan, Setting, may_share_vm};
 
 /// Everything that it takes to create a container.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ pub fn plan(bundle: &Bundle, facts: &Facts, options: &Options) -> anyhow::Result
     };
     let mut container = CreateContainerRequest::new();
     container.container_id = options.id.clone();
-    container.process = Some(process::init(bundle, machine.vcpus, &mut notes)?).into();
+    container.process = Some(process::init(bundle, facts, machine.vcpus, &mut notes)?).into();
     container.seccomp = Some(process::seccomp::plan(spec, &mut notes)?).into();
     let storage = storage::plan(bundle, surroundings, &mut container, &mut notes)?;
     let network = network::plan(spec, options, surroundings, &mut container)?;

@@ -66,6 +66,8 @@ pub fn facts() -> Facts {
         host_networks: vec![HOST],
         network: NetworkFact::NotGiven,
         peers: vec![],
+        limits: vec![],
+        settings: vec![],
     }
 }
 
@@ -113,7 +115,7 @@ fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
     assert_eq!(
         plan.machine,
-        MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned() }
+        MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned(), settings: vec![] }
     );
     assert_eq!(plan.network, NetworkPlan::New);
     let rootfs = SharePlan {

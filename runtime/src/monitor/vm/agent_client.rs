@@ -20,6 +20,7 @@ use ttrpc::context::{Context as Deadline, with_duration as within};
 use super::responses::Responses;
 use crate::control::Reply;
 use crate::guest_text;
+use crate::plan::Setting;
 
 /// A guest that has not done what was asked after this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,8 +71,8 @@ impl Agent {
         &self.container_id
     }
 
-    /// Gives the guest the time, and so many random bytes.
-    pub async fn configure(&self, random: usize) -> anyhow::Result<()> {
+    /// Gives the guest the time, so many random bytes, and settings of the host.
+    pub async fn configure(&self, random: usize, settings: &[Setting]) -> anyhow::Result<()> {
         let mut entropy = vec![0; random];
         let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
         entropy.truncate(got.context("getrandom")?);
@@ -80,6 +81,7 @@ impl Agent {
             realtime_sec: now.tv_sec,
             realtime_nsec: now.tv_nsec as u32,
             entropy,
+            settings: settings.iter().map(key_value).collect(),
             ..Default::default()
         };
         done(self.client.configure(within(PATIENCE), &request).await)
@@ -264,6 +266,10 @@ fn sentence(error: ttrpc::Error) -> anyhow::Error {
         ttrpc::Error::RpcStatus(status) => anyhow!(guest_text::sentence(status.message())),
         other => anyhow!(guest_text::sentence(&format!("the connection to the guest's agent failed: {other}"))),
     }
+}
+
+fn key_value(setting: &Setting) -> protocol::KeyValue {
+    protocol::KeyValue { key: setting.file.clone(), value: setting.value.clone(), ..Default::default() }
 }
 
 #[cfg(test)]

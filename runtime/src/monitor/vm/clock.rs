@@ -16,7 +16,7 @@ pub async fn keep(vm: Rc<Vm>, agent: Agent) {
         Err(error) => return log::warning(&format!("the guest's clock is not kept: {error:#}")),
     };
     while timer.due().await.is_ok() {
-        if let Err(error) = vm.ask(agent.configure(0)).await {
+        if let Err(error) = vm.ask(agent.configure(0, &[])).await {
             log::repeated(Level::Debug, &format!("the guest's clock: {error:#}"));
         }
     }

@@ -33,7 +33,7 @@ use crate::host::disks::Disk;
 use crate::log::{self, Level};
 use crate::monitor::confine;
 use crate::parcel::VmSetup;
-use crate::plan::OWN_DEVICES;
+use crate::plan::{OWN_DEVICES, Setting};
 use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
@@ -62,6 +62,8 @@ pub struct Vm {
     pub nics: Nics,
     /// The gate that requests to the guest pass.
     pub gate: RequestGate,
+    /// What the guest takes over of the host's kernel settings.
+    settings: Vec<Setting>,
 }
 
 /// What a VM has of the host.
@@ -84,11 +86,13 @@ pub struct BuiltVm {
     requests: Arc<Counters>,
     sharing: Sharing,
     nics: Nics,
+    settings: Vec<Setting>,
 }
 
 impl BuiltVm {
     /// Builds the VM. From then on nothing of the host has to be opened for it.
-    pub fn new(setup: VmSetup, container_id: String, parts: Parts, mut timeline: Timeline) -> anyhow::Result<Self> {
+    pub fn new(mut setup: VmSetup, container_id: String, parts: Parts, mut timeline: Timeline) -> anyhow::Result<Self> {
+        let settings = std::mem::take(&mut setup.plan.settings);
         let Parts { shares, disks, nodes } = parts;
         timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
@@ -105,12 +109,12 @@ impl BuiltVm {
         }
         let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
         machine.on_fault(|fault| log::repeated(Level::Error, &format!("a device of the VM stopped: {fault}")));
-        Ok(Self { machine, vsock, listener, container_id, timeline, requests, sharing, nics })
+        Ok(Self { machine, vsock, listener, container_id, timeline, requests, sharing, nics, settings })
     }
 
     /// Starts the VM. Needs a running tokio runtime.
     pub fn start(self) -> anyhow::Result<Vm> {
-        let Self { machine, vsock, listener, container_id, mut timeline, requests, sharing, nics } = self;
+        let Self { machine, vsock, listener, container_id, mut timeline, requests, sharing, nics, settings } = self;
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
             timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
@@ -119,7 +123,20 @@ impl BuiltVm {
         let reports = RefCell::new(Some(Reports { ready: watch(waiting(&listener)?)?, listener }));
         let (timeline, gate) = (RefCell::new(timeline), RequestGate::new());
         let clock = Timer::new();
-        Ok(Vm { running, ended, clock, vsock, reports, container_id, timeline, requests, sharing, nics, gate })
+        Ok(Vm {
+            running,
+            ended,
+            clock,
+            vsock,
+            reports,
+            container_id,
+            timeline,
+            requests,
+            sharing,
+            nics,
+            gate,
+            settings,
+        })
     }
 }
 
@@ -137,7 +154,7 @@ impl Vm {
         self.timeline.borrow_mut().mark_at("kernel up to the agent", begin + u64::from(hello.main_us));
         self.timeline.borrow_mut().mark("agent ready");
         let agent = Agent::new(self.vsock.connect(RPC_PORT)?, &self.container_id)?;
-        self.or_death(agent.configure(ENTROPY)).await?;
+        self.or_death(agent.configure(ENTROPY, &self.settings)).await?;
         self.timeline.borrow_mut().mark("agent configured");
         Ok(agent)
     }

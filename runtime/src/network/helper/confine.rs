@@ -41,7 +41,6 @@ const OWN: &[Call] = &[
     any(Sysno::recvmsg),
     any(Sysno::sendmsg),
     any(Sysno::close),
-    one_of(Sysno::fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u32]),
     // Netlink, and sockets to the resolver.
     one_of(Sysno::socket, 0, &[libc::AF_NETLINK as u32, libc::AF_INET as u32]),
     any(Sysno::bind),

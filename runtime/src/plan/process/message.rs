@@ -7,24 +7,39 @@ use oci_spec::runtime::{PosixRlimit, Process, User};
 
 use super::{capabilities, scheduling};
 use crate::bundle::Bundle;
+use crate::plan::facts::{Facts, Limit};
 use crate::plan::{nul, validate};
 
 /// Message for the container's own process.
 ///
 /// # Errors
 /// Says what about the process is wrong.
-pub fn init(bundle: &Bundle, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
+pub fn init(bundle: &Bundle, facts: &Facts, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
     let process = bundle.spec.process().as_ref().context("process property must not be empty")?;
-    convert(process, vcpus, notes)
+    let mut message = convert(process, vcpus, notes)?;
+    inherit(&mut message, &facts.limits);
+    Ok(message)
 }
 
-/// Message for another process of a running container, whose VM has `vcpus` CPUs.
+/// Message for another process of a running container, whose VM has `vcpus` CPUs; `limits` are the caller's.
 ///
 /// # Errors
 /// Says what about the process is wrong.
-pub fn exec(process: &Process, vcpus: u8) -> anyhow::Result<protocol::Process> {
+pub fn exec(process: &Process, limits: &[Limit], vcpus: u8) -> anyhow::Result<protocol::Process> {
     validate::process(process)?;
-    convert(process, vcpus, &mut Vec::new())
+    let mut message = convert(process, vcpus, &mut Vec::new())?;
+    inherit(&mut message, limits);
+    Ok(message)
+}
+
+/// Gives a process the caller's limits where it has none of its own, as if it were a child.
+fn inherit(message: &mut protocol::Process, limits: &[Limit]) {
+    let is_named = |limit: &&Limit| message.rlimits.iter().any(|named| named.resource == limit.resource);
+    let unnamed = limits.iter().filter(|limit| !is_named(limit)).map(|&Limit { resource, soft, hard }| {
+        protocol::Rlimit { resource, soft, hard, inherited: true, ..Default::default() }
+    });
+    let unnamed: Vec<_> = unnamed.collect();
+    message.rlimits.extend(unnamed);
 }
 
 fn convert(process: &Process, vcpus: u8, notes: &mut Vec<String>) -> anyhow::Result<protocol::Process> {
@@ -160,7 +175,7 @@ mod tests {
     }
 
     fn process(json: &str) -> anyhow::Result<protocol::Process> {
-        exec(&serde_json::from_str(json).unwrap(), 2)
+        exec(&serde_json::from_str(json).unwrap(), &[], 2)
     }
 
     fn error(json: &str) -> String {
@@ -186,6 +201,15 @@ mod tests {
         assert!(message.no_new_privileges && message.has_oom_score_adj);
         assert_eq!((message.oom_score_adj, message.capabilities.bounding), (-5, 32));
         assert_eq!((message.stdin, message.stdout, message.stderr), (0, 0, 0));
+    }
+
+    #[test]
+    fn limits_without_a_name_are_the_callers() {
+        let json = r#"{"user":{},"cwd":"/","args":["a"],"rlimits":[{"type":"RLIMIT_NOFILE","soft":10,"hard":20}]}"#;
+        let limits = [7, 1].map(|resource| Limit { resource, soft: 5, hard: 6 });
+        let message = exec(&serde_json::from_str(json).unwrap(), &limits, 2).unwrap();
+        let got = message.rlimits.iter().map(|limit| (limit.resource, limit.soft, limit.hard, limit.inherited));
+        assert_eq!(got.collect::<Vec<_>>(), [(7, 10, 20, false), (1, 5, 6, true)]);
     }
 
     #[test]

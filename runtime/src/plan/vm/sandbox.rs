@@ -82,8 +82,13 @@ pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
         owners.insert(LinuxNamespaceType::Network, owner.id.clone());
     }
     annotations::refuse_shape(spec, &other.sandbox)?;
-    let machine =
-        MachinePlan { memory_mib: other.memory_mib, vcpus: other.vcpus, nested: false, cmdline: String::new() };
+    let machine = MachinePlan {
+        memory_mib: other.memory_mib,
+        vcpus: other.vcpus,
+        nested: false,
+        cmdline: String::new(),
+        settings: Vec::new(),
+    };
     Ok(Some(Sandbox { id: other.sandbox.clone(), machine, owners }))
 }
 

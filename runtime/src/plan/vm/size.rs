@@ -5,6 +5,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::pod;
+use super::settings::{self, Setting};
 use crate::plan::annotations::{self, Allowed};
 use crate::plan::facts::Facts;
 use crate::plan::limits::{DEFAULT_PERIOD, cpu_list, memory_limit, needed_mib};
@@ -31,6 +32,8 @@ pub struct MachinePlan {
     pub nested: bool,
     /// Arguments for the kernel besides the usual ones.
     pub cmdline: String,
+    /// What the guest's kernel takes over from the host's.
+    pub settings: Vec<Setting>,
 }
 
 /// Plans the size of a VM for one container.
@@ -59,7 +62,7 @@ pub fn plan(spec: &Spec, facts: &Facts, allowed: Allowed<'_>, notes: &mut Vec<St
     // The agent brings the other CPUs up once the container's process runs.
     let cmdline = if vcpus > 1 { "maxcpus=1" } else { "" }.to_owned();
     let nested = annotations::switch(spec, annotations::NESTED)?;
-    Ok(MachinePlan { memory_mib, vcpus, nested, cmdline })
+    Ok(MachinePlan { memory_mib, vcpus, nested, cmdline, settings: settings::plan(facts, notes) })
 }
 
 /// Memory of the VM: the usual size, or what the limit needs if that is more, and never more than the host has.

@@ -25,8 +25,10 @@ pub struct Cache {
 }
 
 /// Two changes of a file within one tick of its file system's clock look like one: what was told so soon after a change
-/// says nothing about later. Ten milliseconds are the longest tick of Linux.
-const TICK: Duration = Duration::from_millis(20);
+/// says nothing about later. These are two of the longest ticks that Linux has.
+const TICKS: Duration = Duration::from_millis(20);
+/// The same where times are whole seconds, or every other one (FAT, ext3 with small inodes).
+const SECONDS: Duration = Duration::from_millis(2020);
 /// How long the guest believes attributes of such a file, and of a share that is a single file: the guest does not look
 /// that one up by name, so only asking for attributes tells the present length.
 const SHORT: Duration = Duration::from_millis(50);
@@ -45,17 +47,41 @@ impl Cache {
         }
     }
 
-    /// How long the guest may keep the attributes of an object that are these now.
-    pub(super) fn attributes_valid(&self, stat: &Stat, single: bool) -> Duration {
-        let file = sys::kind(stat) == libc::S_IFREG;
-        if !self.exclusive && file && (single || is_recent(stat)) { self.valid.min(SHORT) } else { self.valid }
+    /// How long the guest may keep the attributes of an object; `single` for a share's root.
+    pub(super) fn attributes_valid(&self, kind: u32, single: bool, recent: bool) -> Duration {
+        let short = recent || single && !self.exclusive && kind == libc::S_IFREG;
+        if short { self.valid.min(SHORT) } else { self.valid }
+    }
+
+    /// Whether a file with these attributes may have changed since without their telling, or may yet do so.
+    pub(super) fn is_recent(&self, stat: &Stat, began: Began) -> bool {
+        !self.exclusive && sys::kind(stat) == libc::S_IFREG && began.is_soon_after(stat)
+    }
+}
+
+/// When a request began, by the clock of time stamps, in nanoseconds since 1970. Attributes are asked for after that: had it been
+/// read after them, a tick could have ended in between.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Began(i64);
+
+impl Began {
+    /// A request that begins now.
+    pub fn now() -> Self {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        Self(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
+    }
+
+    /// Whether the last change is so new that another one may have the same time. A time in the future is, too.
+    fn is_soon_after(self, stat: &Stat) -> bool {
+        let ticks = if stat.stx_ctime.tv_nsec == 0 { SECONDS } else { TICKS };
+        self.0.saturating_sub(change_time(stat)) < ticks.as_nanos() as i64
     }
 }
 
 impl Inode {
     /// Notes that the guest gets these attributes, or has made them so itself.
     pub(super) fn reported(&mut self, stat: &Stat) {
-        self.known = change_time(stat);
+        self.known = version(stat);
         self.set_id = SetId::of(stat);
     }
 
@@ -68,15 +94,15 @@ impl Inode {
     /// Whether a guest that opens the object should look again first. Never so for what is a share's root and no more: no name
     /// leads there in the guest.
     pub(super) fn is_outdated(&self, stat: &Stat) -> bool {
-        let changed = self.known != change_time(stat) || stat.stx_nlink == 0;
+        let changed = self.known != version(stat) || stat.stx_nlink == 0;
         let named = !self.pinned || self.parent != 0;
         named && self.known != NOTHING && changed
     }
 
     /// Whether the guest's pages of the object are still right; notes what they are right for from now on.
-    pub(super) fn keeps_pages(&mut self, stat: &Stat) -> bool {
-        let (now, before) = (change_time(stat), self.opened_at);
-        self.opened_at = if is_recent(stat) { UNKNOWN } else { now };
+    pub(super) fn keeps_pages(&mut self, stat: &Stat, began: Began) -> bool {
+        let (now, before) = (version(stat), self.opened_at);
+        self.opened_at = if began.is_soon_after(stat) { UNKNOWN } else { now };
         before == now || before == NOTHING
     }
 }
@@ -105,15 +131,34 @@ impl Sent {
     }
 }
 
-/// Change time in nanoseconds since 1970, never 0.
-fn change_time(stat: &Stat) -> i64 {
-    let seconds = stat.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
-    seconds.saturating_add(i64::from(stat.stx_ctime.tv_nsec)).max(1)
+/// A number that changes with a file: of its change time and, as that may be the same after another change, its size. Neither
+/// [`NOTHING`] nor [`UNKNOWN`].
+fn version(stat: &Stat) -> i64 {
+    match change_time(stat) ^ (stat.stx_size as i64).rotate_left(32) {
+        NOTHING | UNKNOWN => 1,
+        version => version,
+    }
 }
 
-/// Whether the last change is so new that another one may have the same time. A time in the future is, too.
-fn is_recent(stat: &Stat) -> bool {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
-    let now = now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec);
-    now.saturating_sub(change_time(stat)) < TICK.as_nanos() as i64
+/// Change time in nanoseconds since 1970.
+fn change_time(stat: &Stat) -> i64 {
+    stat.stx_ctime.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(stat.stx_ctime.tv_nsec))
+}
+
+#[cfg(test)]
+mod versions {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn differ_where_times_do_not() {
+        // Kernels from 6.13 on give changes that somebody has looked at times of their own, so this one may not do it by itself.
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let stat = sys::stat(file.as_fd()).unwrap();
+        let mut changed = stat;
+        changed.stx_size += 1;
+        assert_eq!(change_time(&stat), change_time(&changed));
+        assert_ne!(version(&stat), version(&changed));
+    }
 }

@@ -136,6 +136,9 @@ pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// Bit of [`Attr::flags`]: a directory where another file system begins.
 pub(super) const ATTR_SUBMOUNT: u32 = 1 << 0;
+/// Bit of [`Attr::flags`] and [`StatxOut::flags`]: the file may change once more without its times telling. Only our guest kernel
+/// knows it (guest-kernel/patches).
+pub(super) const ATTR_RECENT: u32 = 1 << 30;
 
 /// Declares structures of the wire format that come from the guest.
 macro_rules! wire {

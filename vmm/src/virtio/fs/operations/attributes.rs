@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, Gid, OFlags, StatxTimestamp, Timespec, Timestamps, UTI
 use zerocopy::FromZeros;
 
 use crate::virtio::fs::fuse::{
-    Attr, AttrOut, EntryOut, GETATTR_FH, GetattrIn, SetattrIn, StatfsOut, StatxIn, StatxOut, SxTime, fattr,
+    ATTR_RECENT, Attr, AttrOut, EntryOut, GETATTR_FH, GetattrIn, SetattrIn, StatfsOut, StatxIn, StatxOut, SxTime, fattr,
 };
 use crate::virtio::fs::request::{NAME_MAX, Output, Request, Served};
 use crate::virtio::fs::server::Server;
@@ -28,7 +28,7 @@ pub const ROOT_VALID: Duration = Duration::from_secs(1);
 const STATX_MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
 impl Attr {
-    /// Attributes as the host has them, with bits like [`crate::virtio::fs::fuse::ATTR_SUBMOUNT`].
+    /// Attributes as the host has them, with bits like [`ATTR_RECENT`].
     pub fn new(stat: &Stat, flags: u32) -> Self {
         Self {
             ino: stat.stx_ino,
@@ -86,16 +86,19 @@ impl Server {
             return output.put(&AttrOut::new(Attr::own(nodeid), ROOT_VALID));
         }
         let stat = self.stat(nodeid, (args.flags & GETATTR_FH != 0).then_some(args.fh))?;
-        let valid = self.report(nodeid, &stat)?;
-        output.put(&AttrOut::new(Attr::new(&stat, 0), valid))
+        let (attr, valid) = self.report(nodeid, &stat)?;
+        output.put(&AttrOut::new(attr, valid))
     }
 
-    /// Notes that the guest gets these attributes of an object; returns how long it may believe them.
-    pub fn report(&mut self, nodeid: u64, stat: &Stat) -> Served<Duration> {
+    /// Notes that the guest gets these attributes of an object; returns them, and how long it may believe them.
+    pub fn report(&mut self, nodeid: u64, stat: &Stat) -> Served<(Attr, Duration)> {
         let inode = self.inodes.get_mut(nodeid)?;
         inode.reported(stat);
         let (way, single) = (inode.way, inode.pinned);
-        Ok(self.cache_of(way).attributes_valid(stat, single))
+        let cache = self.cache_of(way);
+        let recent = cache.is_recent(stat, self.inodes.began);
+        let valid = cache.attributes_valid(sys::kind(stat), single, recent);
+        Ok((Attr::new(stat, if recent { ATTR_RECENT } else { 0 }), valid))
     }
 
     /// `STATX`: as `GETATTR`, and the birth time.
@@ -106,7 +109,8 @@ impl Server {
             (extended_own(nodeid), ROOT_VALID)
         } else {
             let stat = self.stat(nodeid, (args.getattr_flags & GETATTR_FH != 0).then_some(args.fh))?;
-            (extended(&stat), self.report(nodeid, &stat)?)
+            let (attr, valid) = self.report(nodeid, &stat)?;
+            (StatxOut { flags: attr.flags, ..extended(&stat) }, valid)
         };
         (out.attr_valid, out.attr_valid_nsec) = (valid.as_secs(), valid.subsec_nanos());
         output.put(&out)
@@ -145,8 +149,8 @@ impl Server {
             rustix::fs::utimensat(&self.proc_fd, name, &times(&args), AtFlags::empty())?;
         }
         let stat = sys::stat(inode.fd()?)?;
-        let valid = self.report(request.header.nodeid, &stat)?;
-        output.put(&AttrOut::new(Attr::new(&stat, 0), valid))
+        let (attr, valid) = self.report(request.header.nodeid, &stat)?;
+        output.put(&AttrOut::new(attr, valid))
     }
 
     /// Checks a change of owner and mode by the share's policy; returns the mode to set.

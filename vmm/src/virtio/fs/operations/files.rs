@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use crate::virtio::fs::fuse::{
-    Attr, CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_SERVER_LOCKS, FSYNC_FDATASYNC,
+    CopyFileRangeIn, CreateIn, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_SERVER_LOCKS, FSYNC_FDATASYNC,
     FallocateIn, FlushIn, FsyncIn, InHeader, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn,
     WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
@@ -56,11 +56,12 @@ impl Server {
     fn check_known(&mut self, header: &InHeader) -> Served<bool> {
         let inode = self.inode(header.nodeid)?;
         let (stat, exclusive) = (sys::stat(inode.fd()?)?, self.cache_of(inode.way).exclusive);
+        let began = self.inodes.began;
         let outdated = inode.is_outdated(&stat) && !exclusive;
         if self.sent.again((header.nodeid, header.pid), outdated) {
             return Err(Errno(libc::ESTALE));
         }
-        Ok(self.inodes.get_mut(header.nodeid)?.keeps_pages(&stat) || exclusive)
+        Ok(self.inodes.get_mut(header.nodeid)?.keeps_pages(&stat, began) || exclusive)
     }
 
     fn reply_opened(&mut self, opened: OpenOut, output: &mut Output) -> Served {
@@ -161,8 +162,8 @@ impl Server {
         let path = sys::reopen(&self.proc_fd, file.as_fd(), OFlags::PATH)?;
         let stat = sys::stat(path.as_fd())?;
         let nodeid = self.inodes.adopt(path, &stat, request.header.nodeid, &above)?;
-        let (name, attributes) = (self.cache_of(above.way).valid, self.report(nodeid, &stat)?);
-        let entry = EntryOut::new(nodeid, Attr::new(&stat, 0), name, attributes);
+        let (name, (attr, attributes)) = (self.cache_of(above.way).valid, self.report(nodeid, &stat)?);
+        let entry = EntryOut::new(nodeid, attr, name, attributes);
         self.reply_entry_opened(entry, file, args, output)
     }
 
@@ -181,7 +182,8 @@ impl Server {
     fn reply_entry_opened(&mut self, entry: EntryOut, file: OwnedFd, args: &CreateIn, output: &mut Output) -> Served {
         let nodeid = entry.nodeid;
         // The guest has just heard of it: there is nothing to look up again.
-        let keeps = sys::stat(file.as_fd()).and_then(|stat| Ok(self.inodes.get_mut(nodeid)?.keeps_pages(&stat)));
+        let (stat, began) = (sys::stat(file.as_fd()), self.inodes.began);
+        let keeps = stat.and_then(|stat| Ok(self.inodes.get_mut(nodeid)?.keeps_pages(&stat, began)));
         let result = keeps.and_then(|keeps| self.opened(nodeid, file, args.flags, keeps)).and_then(|opened| {
             let put = output.put(&entry).and_then(|()| output.put(&opened));
             put.inspect_err(|_| self.take_back(opened.fh))

@@ -90,10 +90,10 @@ impl Server {
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
-        let attributes = self.report(nodeid, &stat)?;
+        let (mut attr, attributes) = self.report(nodeid, &stat)?;
         // A directory of shares is a file system of its own, and they are in it.
-        let submount = if directory == ROOT_ID { self.submount(sys::kind(&stat)) } else { 0 };
-        Ok(EntryOut::new(nodeid, Attr::new(&stat, submount), name_valid, attributes))
+        attr.flags |= if directory == ROOT_ID { self.submount(sys::kind(&stat)) } else { 0 };
+        Ok(EntryOut::new(nodeid, attr, name_valid, attributes))
     }
 
     /// The entry of an object in a directory. Where another mount begins the guest gets one, too: then
@@ -101,9 +101,10 @@ impl Server {
     fn entry_below(&mut self, parent: u64, nodeid: u64, stat: &Stat) -> Served<EntryOut> {
         let directory = self.inodes.peek(parent)?;
         let same = Key::new(stat, &directory.as_above()).same_mount(&directory.key);
-        let attr = Attr::new(stat, if same { 0 } else { self.submount(sys::kind(stat)) });
         let name = self.cache_of(directory.way).valid;
-        Ok(EntryOut::new(nodeid, attr, name, self.report(nodeid, stat)?))
+        let (mut attr, attributes) = self.report(nodeid, stat)?;
+        attr.flags |= if same { 0 } else { self.submount(sys::kind(stat)) };
+        Ok(EntryOut::new(nodeid, attr, name, attributes))
     }
 
     fn submount(&self, kind: u32) -> u32 {

@@ -96,9 +96,9 @@ pub struct Inode {
     pub lookups: u64,
     /// Number of open handles of the object.
     pub opens: u32,
-    /// Change time at the last open, in nanoseconds; 0 before the first.
+    /// Version (change time and size) at the last open; 0 before the first.
     pub opened_at: i64,
-    /// Change time that the guest was told last; 0 when the guest itself has made a later change.
+    /// Version that the guest was told last; 0 when the guest itself has made a later change.
     pub known: i64,
     /// `S_IFREG`, `S_IFDIR`, …
     pub kind: u32,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::index::Index;
 use super::inode::{Above, Anchor, FIRST_ID, Inode, Key};
 use super::slab::Slab;
+use crate::virtio::fs::coherence::Began;
 use crate::virtio::fs::request::{Errno, Served};
 use crate::virtio::fs::sys::{self, SetId, Stat};
 
@@ -34,18 +35,21 @@ pub struct Inodes {
     pub hand: usize,
     /// Number of the present request.
     pub now: u32,
+    /// When the present request began.
+    pub began: Began,
 }
 
 impl Inodes {
     /// An empty table of at most `limit` objects, with at most `descriptors` descriptors.
     pub fn new(limit: usize, descriptors: usize, proc_fd: Arc<OwnedFd>) -> Self {
         let (slab, index) = (Slab::new(limit), Index::default());
-        Self { slab, index, proc_fd, hot: 0, hot_limit: descriptors, hand: 0, now: 0 }
+        Self { slab, index, proc_fd, hot: 0, hot_limit: descriptors, hand: 0, now: 0, began: Began::now() }
     }
 
     /// Begins a new request: what the request uses stays hot until the next one.
     pub fn begin(&mut self) {
         self.now = self.now.wrapping_add(1);
+        self.began = Began::now();
     }
 
     /// The object of a nodeid. `ESTALE` when the guest doesn't know it (or forgot it).

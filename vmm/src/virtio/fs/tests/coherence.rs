@@ -1,9 +1,11 @@
 //! What the guest may keep, and how it learns that it no longer holds.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use super::super::coherence::Began;
 use super::super::fuse::*;
 use super::super::{Cache, Fs, Share};
 use super::guest::*;
@@ -186,4 +188,32 @@ fn where_nobody_else_writes_all_is_kept() {
     fs::write(at(&directory, "file"), "against the promise").unwrap();
     age();
     assert_ne!(guest.open(file.nodeid, READ).unwrap().open_flags & FOPEN_KEEP_CACHE, 0);
+}
+
+#[test]
+fn a_file_that_may_change_unseen_is_said_to() {
+    let (mut guest, directory, root) = guest_of(CACHE);
+    let file = guest.lookup(root, "file").unwrap();
+    assert_eq!(file.attr.flags & ATTR_RECENT, 0);
+    let fh = guest.open(file.nodeid, READ).unwrap().fh;
+    fs::write(at(&directory, "file"), "another").unwrap();
+    let ask = StatxIn { getattr_flags: GETATTR_FH, fh, ..StatxIn::default() };
+    let extended: StatxOut = guest.call(opcode::STATX, file.nodeid, &ask, &[]).unwrap();
+    let attr = guest.lookup(root, "file").unwrap().attr;
+    let recent = [extended.flags, attr.flags, guest.getattr(file.nodeid).unwrap().flags];
+    assert_eq!(recent.map(|flags| flags & ATTR_RECENT), [ATTR_RECENT; 3]);
+    age();
+    assert_eq!(guest.getattr(file.nodeid).unwrap().flags & ATTR_RECENT, 0);
+}
+
+#[test]
+fn where_times_are_whole_seconds_a_file_is_recent_for_longer() {
+    let (_guest, directory, _root) = guest_of(CACHE);
+    let mut stat = super::super::sys::stat(fs::File::open(at(&directory, "file")).unwrap().as_fd()).unwrap();
+    let began = Began::now();
+    assert!(!CACHE.is_recent(&stat, began));
+    stat.stx_ctime.tv_nsec = 0;
+    assert!(CACHE.is_recent(&stat, began));
+    stat.stx_ctime.tv_sec -= 3;
+    assert!(!CACHE.is_recent(&stat, began));
 }

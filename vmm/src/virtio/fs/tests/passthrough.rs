@@ -40,6 +40,7 @@ fn configuration_has_tag_and_one_request_queue() {
 fn shares_are_entries_of_a_read_only_root() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(at(&directory, "hosts"), "127.0.0.1").unwrap();
+    age();
     let shares = || vec![share("data", directory.path(), false), share("hosts", &at(&directory, "hosts"), false)];
     let mut guest = Guest::of(Fs::new("test", shares()).unwrap());
     let data = guest.lookup(1, "data").unwrap();
