@@ -151,7 +151,7 @@ impl<D: Device> Rig<D> {
     /// Notifies the device of a queue: every other time as a vCPU that serves it, as far as the device lets it.
     pub fn kick(&mut self, index: usize) {
         self.kicks += 1;
-        let at_exit = self.kicks % 2 == 0;
+        let at_exit = self.kicks.is_multiple_of(2);
         self.call(|device, context| {
             if at_exit && device.serve_at_exit(index, context.memory, context.rings)? == AtExit::Served {
                 return Ok(());

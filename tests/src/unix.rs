@@ -73,22 +73,6 @@ if ($what eq "hold") {
     while (@held && <STDIN>) { close(shift @held); print "closed\n" }
     exit 0;
 }
-my $s = dial($path); syswrite($s, "x"); $s } 1 .. $how;
-    print "open\n";
-    while (@held && <STDIN>) { close(shift @held); print "closed\n" }
-    exit 0;
-}
-if ($what eq "lock") {
-    my $wait = $ARGV[3] eq "wait";
-    open(my $file, "+<", $path) or die "open: $!";
-    # fcntl.h: F_WRLCK is 1, F_SETLK 6, F_SETLKW 7, F_OFD_SETLK 37, F_OFD_SETLKW 38.
-    my $range = pack("s s x4 q q i x4", 1, 0, 0, 0, 0);
-    my $done = $how eq "flock" ? flock($file, $wait ? 2 : 6)
-        : fcntl($file, ($how eq "ofd" ? 37 : 6) + $wait, $range);
-    print $done ? "locked\n" : $!+0 == 11 ? "busy\n" : "$!\n";
-    <STDIN>;
-    exit 0;
-}
 my $s = dial($path);
 my $sender = fork // die "fork: $!";
 if (!$sender) { copy(*STDIN, $s); shutdown($s, 1); exit 0 }
