@@ -53,7 +53,7 @@ pub fn gather(bundle: &Bundle, root: &Path) -> anyhow::Result<Facts> {
         network: network(bundle),
         peers: if may_share_vm(&bundle.spec) { peers(root)? } else { Vec::new() },
         limits: limits(),
-        settings: HOST_SETTINGS.iter().filter_map(|&(name, _)| Some((name, setting(name)?))).collect(),
+        settings: settings(),
     })
 }
 
@@ -70,10 +70,21 @@ fn limit(resource: u32) -> Option<Limit> {
     (got == 0).then_some(Limit { resource, soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
-/// What the host's kernel has for a setting; `None` for one that it does not know, or that is no text.
-fn setting(name: &str) -> Option<String> {
-    let text = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
-    Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+/// What the host's kernel has for each of [`HOST_SETTINGS`] that it knows.
+fn settings() -> Vec<(&'static str, String)> {
+    let Ok(all) = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else {
+        return Vec::new();
+    };
+    HOST_SETTINGS.iter().filter_map(|&(name, _)| Some((name, setting(&all, name)?))).collect()
+}
+
+/// A setting below /proc/sys. Three system calls: each start reads all of them.
+fn setting(all: &OwnedFd, name: &str) -> Option<String> {
+    let file = rustix::fs::openat(all, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    // Longer than any that the kernel takes (a core_pattern of 127).
+    let mut text = [0; 256];
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    Some(std::str::from_utf8(text.get(..length)?).ok()?.trim_end_matches('\n').to_owned())
 }
 
 fn disks(bundle: &Bundle) -> BTreeMap<(i64, i64), DiskFact> {
@@ -299,8 +310,11 @@ mod tests {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         let ours = found.iter().find(|limit| limit.resource == libc::RLIMIT_NOFILE).unwrap();
         assert_eq!((Some(ours.soft), Some(ours.hard)), (descriptors.current, descriptors.maximum));
-        assert!(setting("fs/nr_open").unwrap().parse::<u64>().unwrap() > 0);
-        assert_eq!(setting("fs/no-such-setting"), None);
+        let settings = settings();
+        let known = settings.iter().find(|(name, _)| *name == "fs/nr_open").unwrap();
+        assert!(known.1.parse::<u64>().unwrap() > 0);
+        let sys = std::fs::File::open("/proc/sys").unwrap().into();
+        assert_eq!(setting(&sys, "fs/no-such-setting"), None);
     }
 
     #[test]

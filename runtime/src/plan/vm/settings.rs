@@ -7,7 +7,7 @@ use crate::plan::facts::Facts;
 /// Settings of the host that a guest takes over, as files below /proc/sys, each with what a guest's kernel has by itself, if that does
 /// not depend on its memory or CPUs. They are settings that are not of a namespace and that administrators change for what runs
 /// in containers.
-pub const HOST_SETTINGS: [(&str, Option<&str>); 20] = [
+pub const HOST_SETTINGS: [(&str, Option<&str>); 18] = [
     ("fs/aio-max-nr", Some("65536")),
     ("fs/file-max", None),
     ("fs/inotify/max_queued_events", Some("16384")),
@@ -19,9 +19,7 @@ pub const HOST_SETTINGS: [(&str, Option<&str>); 20] = [
     ("fs/protected_hardlinks", Some("0")),
     ("fs/protected_regular", Some("0")),
     ("fs/protected_symlinks", Some("0")),
-    ("fs/suid_dumpable", Some("0")),
     (CORE_PATTERN, Some("core")),
-    ("kernel/core_uses_pid", Some("0")),
     ("kernel/pid_max", Some("32768")),
     ("kernel/threads-max", None),
     ("net/core/rmem_max", Some("212992")),
