@@ -73,11 +73,11 @@ const VSOCK: &[Call] = &[
     any(Sysno::close),
 ];
 
-/// Calls that read and write what a file or a disk has.
+/// Calls that read and write what a disk has.
 const DATA: &[Call] = &[any(Sysno::preadv), any(Sysno::pwritev2), any(Sysno::fallocate), any(Sysno::fdatasync)];
 
 /// Calls by which a new object belongs to the guest's caller from its beginning.
-const AS_OWNER: &[Call] = &[any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid)];
+const AS_OWNER: [Call; 3] = [any(Sysno::umask), any(Sysno::setfsuid), any(Sysno::setfsgid)];
 
 /// Calls of the thread that serves files, besides those that vCPUs make for files as well.
 const FS: &[Call] = &[
@@ -122,8 +122,13 @@ const FILES: [Call; 21] = [
     ),
 ];
 
-/// The same for the device's own thread.
+/// The same for the device's own thread, and those by which it makes objects.
 const FILES_LEFT: &[Call] = &all_unseen(FILES, LEFT);
+const AS_OWNER_LEFT: &[Call] = &all_unseen(AS_OWNER, LEFT);
+
+/// Calls of that thread that read and write what a file has.
+const FILE_DATA: &[Call] =
+    &[any(Sysno::preadv), unseen(any(Sysno::pwritev2), LEFT), any(Sysno::fallocate), any(Sysno::fdatasync)];
 
 /// Why no test sees the device's own thread make what vCPUs do for it mostly.
 const LEFT: &str = "shares on network file systems, and requests of vCPUs that find the device busy";
@@ -269,13 +274,13 @@ impl Kind {
     /// What threads of the kind may call.
     pub const fn calls(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Vcpu => &[VCPU, &FILES, AS_OWNER, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Vcpu => &[VCPU, &FILES, &AS_OWNER, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Vsock => &[VSOCK, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
-            Self::Fs => &[FS, FILES_LEFT, AS_OWNER, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
+            Self::Fs => &[FS, FILES_LEFT, AS_OWNER_LEFT, FILE_DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Net => &[NET, FRAMES, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Block => &[BLOCK, DATA, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
             Self::Small => &[SMALL, LOOP, MACHINE, HANDOVER, BASE, MEMORY],
-            Self::Nodes => &[NODES, AS_OWNER, BASE, MEMORY],
+            Self::Nodes => &[NODES, &AS_OWNER, BASE, MEMORY],
             Self::Main => &[
                 MAIN,
                 FRAMES,
