@@ -82,7 +82,7 @@ impl SlotBuilder<'_> {
             let (notified, served_at_exit) = (wiring.notified.clone(), enter_vcpu.is_some());
             let bindings = IoeventfdBindings { slot, registers: window, notified, served_at_exit };
             if let Some(enter) = enter_vcpu {
-                slots.notifiers.push((layout::notify_port(slot), Arc::new(ExitNotifier::new(&wiring))));
+                slots.notifiers.push((layout::notify_port(slot), Arc::new(wiring.exit_notifier())));
                 slots.enter_vcpu.push(enter);
             }
             let built = Arc::new(Mutex::new(Transport::new(device, wiring)));

@@ -22,7 +22,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::active::{Active, ActiveDevice};
+use super::active::{Active, ActiveDevice, ExitNotifier};
 use super::queue::Ring;
 use super::{Context, Device, Error, Event};
 use crate::event_loop::{EventLoop, Ready};
@@ -48,6 +48,13 @@ pub struct Wiring {
     pub interrupt: Interrupt,
     /// Where a fault is reported.
     pub on_fault: OnFault,
+}
+
+impl Wiring {
+    /// Where vCPUs notify the device.
+    pub fn exit_notifier(&self) -> ExitNotifier {
+        ExitNotifier::new(self.active.clone(), self.memory.clone(), self.notified.clone())
+    }
 }
 
 /// A device that no worker has, and the state of its queues.
@@ -313,5 +320,7 @@ fn wait_for(stop: &EventFd) {
     }
 }
 
+#[cfg(test)]
+mod exits;
 #[cfg(test)]
 pub(crate) mod tests;
