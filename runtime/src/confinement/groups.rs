@@ -33,7 +33,7 @@ pub const HANDOVER: &[Call] = &[
 pub const MESSAGES: &[Call] =
     &[any(Sysno::socketpair), any(Sysno::recvfrom), any(Sysno::recvmsg), any(Sysno::sendto), any(Sysno::sendmsg)];
 
-/// What streams between the guest and processes of the host, and connections of commands, take besides messages.
+/// Calls besides messages on streams between the guest and processes of the host, and on connections of commands.
 pub const STREAMS: &[Call] = &[
     any(Sysno::shutdown),
     one_of(Sysno::fcntl, 1, &[libc::F_GETFL as u32, libc::F_SETFL as u32, libc::F_DUPFD_CLOEXEC as u32]),

@@ -70,7 +70,7 @@ fn limit(resource: u32) -> Option<Limit> {
     (got == 0).then_some(Limit { resource, soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
-/// What the host's kernel has for each of [`HOST_SETTINGS`] that it knows.
+/// Values of those [`HOST_SETTINGS`] that the host's kernel knows, by name.
 fn settings() -> Vec<(&'static str, String)> {
     let Ok(all) = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else {
         return Vec::new();

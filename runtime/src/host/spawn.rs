@@ -163,11 +163,11 @@ pub fn fork_of_this(
 
 /// Closes every descriptor of this process above the standard ones but these.
 ///
-/// # Safety
-/// Nobody uses the others any more.
-///
 /// # Errors
 /// The kernel's.
+///
+/// # Safety
+/// Nobody uses the others any more.
 pub unsafe fn close_all_but(kept: &[Option<RawFd>]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().flatten().filter_map(|fd| u32::try_from(*fd).ok()).collect();
     kept.sort_unstable();

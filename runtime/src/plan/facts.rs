@@ -24,7 +24,7 @@ pub struct Facts {
     pub peers: Vec<Peer>,
     /// Resource limits of this process.
     pub limits: Vec<Limit>,
-    /// What the host's kernel has for each of [`crate::plan::HOST_SETTINGS`] that it knows.
+    /// Values of those [`crate::plan::HOST_SETTINGS`] that the host's kernel knows, by name.
     pub settings: Vec<(&'static str, String)>,
 }
 

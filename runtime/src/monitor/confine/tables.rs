@@ -54,10 +54,10 @@ const INTERRUPT: Call = one_of(Sysno::ioctl, 1, &[KVM_IRQ_LINE]);
 const RESUMED: Call = unseen(any(Sysno::restart_syscall), "a wait that is interrupted as the process is stopped");
 
 /// Calls of a vCPU's thread, which also carries out writes to devices' registers, and serves requests for files that end at once.
-/// What a file's pages are read with says whether they are in memory.
 const VCPU: &[Call] = &[
     one_of(Sysno::ioctl, 1, &[KVM_RUN, KVM_GET_REGS, KVM_IRQ_LINE]),
     RESUMED,
+    // The first says whether what is read is in memory.
     any(Sysno::preadv2),
     any(Sysno::preadv),
     any(Sysno::pwritev2),
@@ -122,15 +122,16 @@ const FILES: [Call; 21] = [
     ),
 ];
 
-/// The same for the device's own thread, and those by which it makes objects.
+/// Calls of [`FILES`] as the device's own thread makes them.
 const FILES_LEFT: &[Call] = &all_unseen(FILES, LEFT);
+/// Calls of [`AS_OWNER`] as the device's own thread makes them.
 const AS_OWNER_LEFT: &[Call] = &all_unseen(AS_OWNER, LEFT);
 
-/// Calls of that thread that read and write what a file has.
+/// Calls of the device's own thread that read and write what a file has.
 const FILE_DATA: &[Call] =
     &[any(Sysno::preadv), unseen(any(Sysno::pwritev2), LEFT), any(Sysno::fallocate), any(Sysno::fdatasync)];
 
-/// Why no test sees the device's own thread make what vCPUs do for it mostly.
+/// Reason why no test sees these calls of the device's own thread: mostly vCPUs make them.
 const LEFT: &str = "shares on network file systems, and requests of vCPUs that find the device busy";
 
 /// These calls, which no test sees for this reason.

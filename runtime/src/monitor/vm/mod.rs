@@ -62,7 +62,7 @@ pub struct Vm {
     pub nics: Nics,
     /// The gate that requests to the guest pass.
     pub gate: RequestGate,
-    /// What the guest takes over of the host's kernel settings.
+    /// Settings of the host's kernel that the guest takes over.
     settings: Vec<Setting>,
 }
 

@@ -321,6 +321,4 @@ fn wait_for(stop: &EventFd) {
 }
 
 #[cfg(test)]
-mod exits;
-#[cfg(test)]
 pub(crate) mod tests;

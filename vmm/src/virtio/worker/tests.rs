@@ -1,5 +1,7 @@
 //! A fake driver on a real ring, against a worker that is stopped and started under it.
 
+mod exits;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering, fence};

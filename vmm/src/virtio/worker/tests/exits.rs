@@ -3,9 +3,7 @@
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, ThreadId};
 
-use super::tests::{Driver, SIZE, event, queue, start_with, wait, wiring};
 use super::*;
-use crate::virtio::queue::Outcome;
 use crate::virtio::{AtExit, ExitNotifier};
 
 /// A request that is left to the device's thread, and one that waits there until it is let go.
