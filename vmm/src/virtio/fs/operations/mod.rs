@@ -6,4 +6,5 @@ mod files;
 mod locks;
 mod names;
 mod session;
+mod watch;
 mod xattrs;

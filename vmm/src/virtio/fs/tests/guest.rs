@@ -23,6 +23,8 @@ const USED: u64 = 0x5000;
 const READABLE: u64 = 0x1_0000;
 const WRITABLE: u64 = 0x30_0000;
 const MEMORY: usize = 0x60_0000;
+const EVENTS: [u64; 3] = [0x8000, 0x9000, 0xa000];
+const EVENT: u64 = 0x50_0000;
 /// Descriptors of a request's buffers are this long, as pages are.
 const PIECE: usize = 4096;
 const NEXT: u16 = 1;
@@ -55,6 +57,11 @@ pub fn age() {
     std::thread::sleep(Duration::from_millis(30));
 }
 
+/// The ring of buffers for events.
+fn events() -> Queue {
+    queue(16, EVENTS)
+}
+
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
     let (name, root, policy) = (name.to_owned(), path(directory), Policy::unrestricted());
@@ -75,7 +82,7 @@ impl Guest {
         let (interrupt, queue) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
         assert!(queue.is_valid(&memory));
         let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
-        let mut rings = vec![idle, Ring::new(queue, interrupt)];
+        let mut rings = vec![idle, Ring::new(queue, interrupt.clone()), Ring::new(events(), interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
         device.enter_thread().unwrap();
         device.activate(0, &mut context).unwrap();
@@ -158,6 +165,25 @@ impl Guest {
         }
         assert!(index <= u64::from(SIZE), "the test's request has too many descriptors");
         self.offer_again();
+    }
+
+    /// Offers the only buffer for events, for the so many-th time; what the device has written there by now, if anything.
+    pub fn offer_for_events(&mut self, length: u32, times: u16) -> Result<Option<Vec<u8>>, Error> {
+        let [descriptors, available, used] = EVENTS;
+        self.memory.write_obj(EVENT, GuestAddress(descriptors)).unwrap();
+        self.memory.write_obj(length, GuestAddress(descriptors + 8)).unwrap();
+        self.memory.write_obj(WRITE, GuestAddress(descriptors + 12)).unwrap();
+        self.memory.write_obj(times, GuestAddress(available + 2)).unwrap();
+        self.event(Event::Queue(2))?;
+        let done: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
+        if done < times {
+            return Ok(None);
+        }
+        let place = used + 4 + u64::from((times - 1) % 16) * 8;
+        let length: u32 = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
+        let mut bytes = vec![0; length as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(EVENT)).unwrap();
+        Ok(Some(bytes))
     }
 
     /// Has the device handle an event.

@@ -16,3 +16,4 @@ mod random;
 mod restoring;
 mod rights;
 mod sharing;
+mod told;
