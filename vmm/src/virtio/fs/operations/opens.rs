@@ -7,7 +7,7 @@ use rustix::fs::OFlags;
 
 use crate::virtio::fs::fuse::{
     ATTR_RECENT, CREATE_OR_LOOKUP, CreateIn, EntryOut, FOPEN_CONTENT, FOPEN_KEEP_CACHE, FOPEN_LOOKED_UP, FOPEN_NOFLUSH,
-    FOPEN_SERVER_LOCKS, InHeader, OPEN_KILL_SUIDGID, OpenIn, OpenOut,
+    FOPEN_SERVER_LOCKS, InHeader, OPEN_KILL_SUIDGID, OpenIn, OpenOut, init,
 };
 use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
@@ -86,7 +86,9 @@ impl Server {
     fn bring_content(&self, file: impl AsFd, size: u64, skip: usize, output: &mut Output) -> u32 {
         let skip = skip + size_of::<OpenOut>();
         let room = output.data.len().saturating_sub(skip) as u64;
-        if size == 0 || size > CONTENT_MAX.min(room) {
+        // Room alone says nothing: other drivers leave more than they want to be filled.
+        let wanted = self.session.has(init::OPEN_AT_ONCE) && size > 0;
+        if !wanted || size > CONTENT_MAX.min(room) {
             return 0;
         }
         let read = if self.may_wait { io::read } else { io::read_cached };
