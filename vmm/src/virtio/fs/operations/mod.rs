@@ -5,6 +5,7 @@ mod directories;
 mod files;
 mod locks;
 mod names;
+mod opens;
 mod session;
 mod watch;
 mod xattrs;
