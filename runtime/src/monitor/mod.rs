@@ -48,6 +48,7 @@ use pod::{Pod, join_proxy};
 use server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
+use vm::file_systems::Places;
 use vm::share_policies::SharePolicies;
 use vm::{BuiltVm, Parts};
 
@@ -147,8 +148,10 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     if let Some(root) = shares.first_mut() {
         root.root = view.root()?;
     }
-    let (files, shares) = SharePolicies::new(shares, file_rights)?;
-    let parts = Parts { shares, disks, nodes: Box::new(nodes.clone()) };
+    let spare = setup.plan.spare_file_systems;
+    let places = if setup.hotplug { Places::of(&shares, spare) } else { Places::first_only() };
+    let (files, shares) = SharePolicies::new(shares, file_rights, &places)?;
+    let parts = Parts { shares, places, disks, nodes: nodes.clone() };
     let vm = BuiltVm::new(setup, request.container_id.clone(), parts, label.timeline)?;
     leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
@@ -159,6 +162,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
+    vm.describe_files(&mut request, &files)?;
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
     vm.or_death(network.update(&vm, &agent)).await?;

@@ -1,7 +1,7 @@
 //! Requests about names: finding, making, renaming and removing them.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, RenameFlags};
@@ -51,7 +51,7 @@ impl Server {
         }
         let directory = self.inode(parent)?;
         let above = directory.as_above();
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         if Key::new(&stat, &above).mount != 0 {
             self.takes_long()?;
             self.shares.has_mounts(above.way);
@@ -71,6 +71,11 @@ impl Server {
         self.entry_below(parent, nodeid, &stat)
     }
 
+    /// Attributes of a directory entry. A vCPU's thread asks nobody who serves what may be mounted there.
+    fn stat_entry(&self, directory: BorrowedFd, name: &CStr) -> Served<Stat> {
+        if self.may_wait { sys::stat_at(directory, name) } else { sys::look_at(directory, name) }
+    }
+
     /// How long the guest may believe that a name is not in this directory.
     fn absence_valid(&self, parent: u64) -> Duration {
         let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.way));
@@ -87,6 +92,9 @@ impl Server {
             return Ok(EntryOut::new(nodeid, attr, name_valid, ROOT_VALID));
         };
         let nodeid = share.nodeid;
+        if !self.shares.rules(self.inodes.peek(nodeid)?.way).local {
+            self.takes_long()?;
+        }
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
@@ -212,7 +220,7 @@ impl Server {
             self.inodes.warm_name(request.header.nodeid, name);
         }
         let directory = self.writable(request.header.nodeid)?;
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
         if let Some(nodeid) = self.inodes.known_as(&stat, &above) {
             self.changed(nodeid);
