@@ -19,7 +19,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// A FUSE volume with a file, which nobody has read through it.
 fn volume(scene: &Scene, name: &str) -> Bindfs {
-    let volume = Bindfs::new(&scene.dir(), name);
+    let volume = Bindfs::new(scene.dir(), name);
     fs::write(volume.source().join("file"), format!("{name}\n")).unwrap();
     volume
 }

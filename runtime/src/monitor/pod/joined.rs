@@ -44,8 +44,9 @@ pub async fn join(
     rename_shares(&mut parcel, guard.number);
     let (shares, rights) = (std::mem::take(&mut parcel.shares), parcel.file_rights.clone());
     let (files, shares) = SharePolicies::new(shares, rights, &pod.vm.files.places)?;
-    pod.vm.describe_files(&mut parcel.container, &files)?;
-    let names = files.devices_by_name().into_iter().map(|(name, device)| (device, name)).collect();
+    let devices = files.devices_by_name();
+    pod.vm.describe_files(&mut parcel.container, &devices)?;
+    let names = devices.into_iter().map(|(name, device)| (device, name)).collect();
     pod.vm.files.add(shares).await?;
     let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, files }).await;
     // A guest that is waited for no longer may have the device at something that takes long, too.

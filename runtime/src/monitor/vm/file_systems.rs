@@ -18,10 +18,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protocol::{CreateContainerRequest, FileSystem};
 use vmm::Running;
-use vmm::virtio::fs::{self, Counters, Fs, Moment, Policy, Progress, Sharing};
+use vmm::virtio::fs::{self, Counters, Fs, MakeNode, Moment, Policy, Progress, Sharing};
 
 use crate::host::shares::Share;
-use crate::monitor::node_maker::NodeMaker;
+use crate::parcel::VmSetup;
 
 /// Tag of the first device; the agent mounts it by this name, and the others by this name and their numbers.
 const TAG: &str = "shares";
@@ -39,19 +39,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub type Devices = BTreeSet<u32>;
 
 /// The file systems of the host that shares on each of the devices in reserve are on, once for each share.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Places(Rc<RefCell<Vec<Vec<String>>>>);
 
 impl Places {
-    /// Devices for these shares of the VM's first container, and some more for containers that join.
-    pub fn of(shares: &[Share], spare: usize) -> Self {
+    /// Devices for these shares of the VM's first container, and some more for containers that join. A kernel that cannot be told of
+    /// devices while it runs has the first one for all.
+    pub fn of(shares: &[Share], setup: &VmSetup) -> Self {
         let systems: BTreeSet<_> = shares.iter().filter_map(|share| share.remote.as_ref()).collect();
-        Self(Rc::new(RefCell::new(vec![Vec::new(); systems.len().saturating_add(spare).min(MOST)])))
+        Self::new(if setup.hotplug { systems.len().saturating_add(setup.plan.spare_file_systems) } else { 0 })
     }
 
-    /// None in reserve: a kernel that cannot be told of devices while it runs has the first one for all.
-    pub fn first_only() -> Self {
-        Self::default()
+    fn new(count: usize) -> Self {
+        Self(Rc::new(RefCell::new(vec![Vec::new(); count.min(MOST)])))
     }
 
     fn count(&self) -> usize {
@@ -91,6 +91,9 @@ impl Drop for Place {
     }
 }
 
+/// Gives each device somebody who makes device nodes.
+pub type MakesNodes = Box<dyn Fn() -> Box<dyn MakeNode>>;
+
 /// A share for a device.
 pub struct Placed {
     /// The device.
@@ -114,7 +117,7 @@ impl FileSystems {
     ///
     /// # Errors
     /// The host refuses something.
-    pub fn new(shares: Vec<Placed>, places: Places, nodes: &NodeMaker) -> anyhow::Result<(Fs, Vec<Fs>, Self)> {
+    pub fn new(shares: Vec<Placed>, places: Places, nodes: &MakesNodes) -> anyhow::Result<(Fs, Vec<Fs>, Self)> {
         let count = places.count();
         let mut by_device = Vec::new();
         by_device.resize_with(count + 1, Vec::new);
@@ -125,7 +128,7 @@ impl FileSystems {
             let tag = if number == 0 { TAG.to_owned() } else { format!("{TAG}{number}") };
             let sixteenths = if number == 0 { 16 - count } else { 1 };
             let mut device = Fs::one_of(&tag, shares, sixteenths).context("make a file-system device")?;
-            device.make_nodes_with(Box::new(nodes.clone()));
+            device.make_nodes_with(nodes());
             if number > 0 {
                 device.set_apart();
             }
@@ -260,13 +263,9 @@ impl FileSystems {
 mod tests {
     use super::*;
 
-    fn places(count: usize) -> Places {
-        Places::of(&[], count)
-    }
-
     #[test]
     fn each_file_system_has_a_device_until_there_are_too_many() {
-        let all = places(2);
+        let all = Places::new(2);
         let [one, two, three, again, local] =
             [Some("0:1"), Some("0:2"), Some("0:3"), Some("0:1"), None].map(|system| all.take(system));
         assert_eq!([&one, &two, &three, &again, &local].map(|place| place.device), [1, 2, 2, 1, 0]);
@@ -279,7 +278,7 @@ mod tests {
 
     #[test]
     fn without_devices_in_reserve_the_first_one_is_for_all() {
-        assert_eq!(Places::first_only().take(Some("0:1")).device, 0);
-        assert_eq!(places(MOST + 3).count(), MOST);
+        assert_eq!(Places::new(0).take(Some("0:1")).device, 0);
+        assert_eq!(Places::new(MOST + 3).count(), MOST);
     }
 }

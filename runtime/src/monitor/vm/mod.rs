@@ -10,6 +10,7 @@ pub mod share_policies;
 mod timer;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -25,15 +26,13 @@ use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::{Agent, ENTROPY};
-use self::file_systems::{FileSystems, Placed, Places};
+use self::file_systems::{FileSystems, MakesNodes, Placed, Places};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
-use self::share_policies::SharePolicies;
 use self::timer::Timer;
 use crate::host::disks::Disk;
 use crate::log::{self, Level};
 use crate::monitor::confine;
-use crate::monitor::node_maker::NodeMaker;
 use crate::parcel::VmSetup;
 use crate::plan::{OWN_DEVICES, Setting};
 use crate::timeline::Timeline;
@@ -75,7 +74,7 @@ pub struct Parts {
     /// Disks.
     pub disks: Vec<Disk>,
     /// Who makes device nodes.
-    pub nodes: NodeMaker,
+    pub nodes: MakesNodes,
 }
 
 /// A VM that is built and has no threads yet.
@@ -179,9 +178,13 @@ impl Vm {
         format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
     }
 
-    /// Tells the guest, in a request for a container, of the devices that the container's shares are on.
-    pub fn describe_files(&self, request: &mut CreateContainerRequest, files: &SharePolicies) -> anyhow::Result<()> {
-        self.files.describe(request, &files.devices_by_name(), self.first_in_reserve, &self.running)
+    /// Tells the guest, in a request for a container, of the devices that the container's shares are on, by their names.
+    pub fn describe_files(
+        &self,
+        request: &mut CreateContainerRequest,
+        devices: &BTreeMap<String, u32>,
+    ) -> anyhow::Result<()> {
+        self.files.describe(request, devices, self.first_in_reserve, &self.running)
     }
 
     /// Returns when the VM has stopped by itself.
