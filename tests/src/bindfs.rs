@@ -51,9 +51,11 @@ impl Bindfs {
         &self.mount
     }
 
-    /// Has the server answer nobody. What it has not read by then stays unread.
+    /// Has the server answer nobody. Nobody waits for it at that moment: who waits for the answer to a request that a server has read
+    /// cannot be killed.
     #[track_caller]
     pub fn stop(&self) {
+        process::wait_until("all requests to be answered", || self.waiting() == 0);
         let pid = self.server.id() as i32;
         process::signal(pid, Signal::STOP);
         process::wait_until("bindfs to stop", || {

@@ -137,8 +137,8 @@ fn a_container_ends_by_itself_when_nobody_waits_for_it() {
     let stalled = volume(&scene, "a");
     let mut container = scene.container();
     container.mount("bind", stalled.path(), "/a", &["rbind", "rprivate"]);
-    let mut created = container.sh("cat /a/file; read line; exit 3").up();
-    created.stdout.expect("a\n");
+    let mut created = container.sh("cat /a/file; echo up; read line; exit 3").up();
+    created.stdout.expect("a\nup\n");
     stalled.stop();
     rustix::io::write(created.stdin.as_ref().unwrap(), b"go\n").unwrap();
     assert!(process::wait_end(created.pid, KILL_LIMIT), "it does not end: {}", process::describe(created.pid));

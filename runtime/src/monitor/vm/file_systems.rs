@@ -252,10 +252,7 @@ impl FileSystems {
 
     /// Number of requests of each kind, over all devices.
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
-        let mut all = BTreeMap::new();
-        let counts = self.counters.iter().flat_map(|counters| counters.named());
-        counts.for_each(|(name, count)| *all.entry(name).or_insert(0) += count);
-        all.into_iter().collect()
+        Counters::named_sum(&self.counters.iter().map(Arc::as_ref).collect::<Vec<_>>())
     }
 }
 
