@@ -459,7 +459,7 @@ static u32 bad_names(u64 directory, u64 file) {
     taken += old && !ask_named(RENAME, directory, dir, 8, two, 8 + length);
     taken += old && !ask_named(RENAME2, directory, dir, 16, two, 8 + length);
     /* Ends within the name, and what follows an end: refused or cut, not for us to say. Nothing must break. */
-    if (!old) for (u32 opcode = 1; opcode < 53; opcode++) ask_named(opcode, directory, create, 16, name, length);
+    if (!old) for (u32 opcode = 1; opcode < 64; opcode++) ask_named(opcode, directory, create, 16, name, length);
   }
   return taken;
 }
@@ -487,7 +487,7 @@ static u32 followed(u64 directory) {
  * that lie about lengths; never what would remove or rename things on the host by luck. */
 static void garbage_requests(u32 rounds) {
   struct fuse_in *in = (void *)request;
-  for (u32 opcode = 0; opcode < 60; opcode++) {
+  for (u32 opcode = 0; opcode < 64; opcode++) {
     if (opcode == UNLINK || opcode == RMDIR || opcode == RENAME || opcode == RENAME2) continue;
     for (u32 round = 0; round < rounds; round++) {
       u32 length = sizeof *in + (round % 3 ? random() % 128 : random() % 0x3000);

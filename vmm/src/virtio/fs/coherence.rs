@@ -72,7 +72,7 @@ impl Began {
     }
 
     /// Whether the last change is so new that another one may have the same time. A time in the future is, too.
-    fn is_soon_after(self, stat: &Stat) -> bool {
+    pub fn is_soon_after(self, stat: &Stat) -> bool {
         let ticks = if stat.stx_ctime.tv_nsec == 0 { SECONDS } else { TICKS };
         self.0.saturating_sub(change_time(stat)) < ticks.as_nanos() as i64
     }
@@ -99,10 +99,20 @@ impl Inode {
         named && self.known != NOTHING && changed
     }
 
-    /// Whether the guest's pages of the object are still right; notes what they are right for from now on.
-    pub(super) fn keeps_pages(&mut self, stat: &Stat, began: Began) -> bool {
-        let (now, before) = (version(stat), self.opened_at);
-        self.opened_at = if began.is_soon_after(stat) { UNKNOWN } else { now };
+    /// Whether the guest's pages of the object are still right; notes what they are right for from now on, which a `recent` change
+    /// leaves open.
+    pub(super) fn keeps_pages(&mut self, recent: bool, stat: &Stat) -> bool {
+        self.keeps_version(recent, version(stat))
+    }
+
+    /// [`Inode::keeps_pages`] for the attributes that were reported last.
+    pub(super) fn keeps_reported(&mut self, recent: bool) -> bool {
+        self.keeps_version(recent, self.known)
+    }
+
+    fn keeps_version(&mut self, recent: bool, now: i64) -> bool {
+        let before = self.opened_at;
+        self.opened_at = if recent { UNKNOWN } else { now };
         before == now || before == NOTHING
     }
 }

@@ -21,6 +21,10 @@ const QUEUE_SIZES: [u16; 2] = [64, 512];
 const AT_A_TIME: usize = 256;
 /// Most requests that a vCPU serves at one exit: others than its own come from other vCPUs, which have time of their own.
 const AT_AN_EXIT: usize = 8;
+/// The same of messages without a reply. Our guest's kernel notifies of more than 16.
+const MESSAGES_AT_AN_EXIT: usize = 32;
+/// The high-priority queue: `FORGET`, and `RELEASE` without a reply.
+const MESSAGES: usize = 0;
 /// Token of the eventfd that wakes the worker for changes of the shares.
 const CHANGES: u64 = 0;
 
@@ -88,11 +92,44 @@ impl Fs {
             (served, later) = (served + 1, outcome == Outcome::Later);
             Ok(outcome)
         });
-        if later && let Some(queue) = self.later.get_mut(index) {
+        if later {
+            self.come_back_to(index)?;
+        }
+        result
+    }
+
+    /// Serves messages that have no reply along with a request: the guest notifies of them only when it makes no request.
+    fn serve_messages(&mut self, notified: usize, memory: &GuestMemoryMmap, rings: &mut [Ring]) -> Result<(), Error> {
+        let some = rings.get(MESSAGES).is_some_and(|ring| ring.has_chains(memory));
+        if notified != MESSAGES && some && self.serve_some(MESSAGES, memory, rings)? == AtExit::Left {
+            self.come_back_to(MESSAGES)?;
+        }
+        Ok(())
+    }
+
+    /// Serves a few requests of a queue on a vCPU's thread.
+    fn serve_some(&mut self, queue: usize, memory: &GuestMemoryMmap, rings: &mut [Ring]) -> Result<AtExit, Error> {
+        let Some(ring) = rings.get_mut(queue) else { return Ok(AtExit::Left) };
+        let most = if queue == MESSAGES { MESSAGES_AT_AN_EXIT } else { AT_AN_EXIT };
+        let (mut served, mut rest) = (0, AtExit::Served);
+        ring.serve(memory, |chain| {
+            let outcome = if served < most { self.server.serve(chain)? } else { Outcome::Later };
+            served += 1;
+            if outcome == Outcome::Later {
+                rest = AtExit::Left;
+            }
+            Ok(outcome)
+        })?;
+        Ok(rest)
+    }
+
+    /// Has the device's thread serve a queue, after other events.
+    fn come_back_to(&mut self, index: usize) -> Result<(), Error> {
+        if let Some(queue) = self.later.get_mut(index) {
             *queue = true;
             self.changes.wake.write(1).map_err(|error| Error::Host("wake the file-system device", error))?;
         }
-        result
+        Ok(())
     }
 
     /// A handle that changes the shares while the device is in use.
@@ -166,19 +203,10 @@ impl Device for Fs {
 
     /// Serves requests that end at once, see `at_exit`.
     fn serve_at_exit(&mut self, queue: usize, memory: &GuestMemoryMmap, rings: &mut [Ring]) -> Result<AtExit, Error> {
-        let Some(ring) = rings.get_mut(queue) else { return Ok(AtExit::Left) };
-        let (mut served, mut rest) = (0, AtExit::Served);
         self.server.may_wait = false;
-        let result = ring.serve(memory, |chain| {
-            let outcome = if served < AT_AN_EXIT { self.server.serve(chain)? } else { Outcome::Later };
-            served += 1;
-            if outcome == Outcome::Later {
-                rest = AtExit::Left;
-            }
-            Ok(outcome)
-        });
+        let result = self.serve_messages(queue, memory, rings).and_then(|()| self.serve_some(queue, memory, rings));
         self.server.may_wait = true;
-        result.map(|()| rest)
+        result
     }
 
     fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {

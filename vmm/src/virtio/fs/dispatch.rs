@@ -7,7 +7,7 @@ use super::request::{Errno, Output, Request, Served};
 use super::server::{Server, Unfinished};
 use super::shares;
 use crate::virtio::Error;
-use crate::virtio::queue::{Chain, Outcome};
+use crate::virtio::queue::{Buffers, Chain, Outcome};
 
 /// Largest request besides the data of a write: an extended attribute with its name (`XATTR_SIZE_MAX`).
 const MAX_BODY: usize = (64 << 10) + 1024;
@@ -40,7 +40,7 @@ impl Server {
             return Ok(Outcome::Later);
         }
         self.counters.count(header.opcode);
-        if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT) {
+        if has_no_reply(header.opcode, &chain.writable) {
             return Ok(Outcome::Used(0));
         }
         if header.opcode == opcode::FALLOCATE && self.unfinished.is_some() {
@@ -108,6 +108,15 @@ impl Server {
     }
 }
 
+/// Whether nobody waits to hear what became of a request: never, or where the guest left no room to tell.
+fn has_no_reply(code: u32, writable: &Buffers) -> bool {
+    match code {
+        opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => true,
+        opcode::RELEASE | opcode::RELEASEDIR => writable.is_empty(),
+        _ => false,
+    }
+}
+
 /// The function that serves an opcode; `None` for opcodes that are not offered.
 fn operation(code: u32) -> Option<Operation> {
     use opcode::*;
@@ -133,6 +142,7 @@ fn operation(code: u32) -> Option<Operation> {
         RENAME2 => Server::rename2,
         LINK => Server::link,
         OPEN => Server::open,
+        LOOKUP_OPEN => Server::lookup_open,
         CREATE => Server::create,
         TMPFILE => Server::tmpfile,
         READ => Server::read,

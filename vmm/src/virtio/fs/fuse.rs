@@ -76,6 +76,7 @@ opcodes! {
     SYNCFS = 50,
     TMPFILE = 51,
     STATX = 52,
+    LOOKUP_OPEN = 60,
 }
 
 /// Bits of `INIT`: `flags` in the low half, `flags2` in the high half.
@@ -97,6 +98,9 @@ pub(super) mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// `LOOKUP_OPEN`, [`super::CREATE_OR_LOOKUP`], content in replies, and `RELEASE` without one. Only our guest kernel knows it
+    /// (guest-kernel/patches).
+    pub const OPEN_AT_ONCE: u64 = 1 << 62;
 }
 
 /// Bits of [`SetattrIn::valid`].
@@ -120,6 +124,12 @@ pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// Bit of [`OpenOut::open_flags`]: locks are the server's. Only our guest kernel knows it (guest-kernel/patches).
 pub(super) const FOPEN_SERVER_LOCKS: u32 = 1 << 30;
+/// Bit of [`OpenOut::open_flags`]: nothing is open. With [`init::OPEN_AT_ONCE`].
+pub(super) const FOPEN_LOOKED_UP: u32 = 1 << 29;
+/// Bit of [`OpenOut::open_flags`]: all of the file's content follows. With [`init::OPEN_AT_ONCE`].
+pub(super) const FOPEN_CONTENT: u32 = 1 << 28;
+/// Bit of [`CreateIn::open_flags`]: what is there already is to be looked up, and not opened. With [`init::OPEN_AT_ONCE`].
+pub(super) const CREATE_OR_LOOKUP: u32 = 1 << 30;
 /// Bit of [`LkIn::lk_flags`]: a lock of flock(2).
 pub(super) const LK_FLOCK: u32 = 1 << 0;
 /// Bit of [`OpenIn::open_flags`] and [`CreateIn::open_flags`]: truncating drops setuid and setgid.

@@ -47,6 +47,11 @@
 //! host and other guests; `AUTO_INVAL_DATA` handles files held open. Names that don't exist are not
 //! cached. A memory-mapped file changed from outside while mapped is seen late, as on NFS.
 //!
+//! # Opening with one request
+//!
+//! Our guest's kernel and this server agree in `INIT` on `OPEN_AT_ONCE`: `LOOKUP_OPEN`, content of small files in replies that open
+//! them (`operations::opens`), and messages without a reply, `FORGET` and `RELEASE`, that are served along with requests (`device`).
+//!
 //! # Saving and restoring
 //!
 //! The device saves what the guest knows and has open as plain data (`saved`), which is

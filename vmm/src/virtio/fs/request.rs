@@ -128,6 +128,16 @@ impl<'m> Output<'m> {
         self.written += fill(&mut self.data);
     }
 
+    /// Fills `size` bytes behind the next `skip` ones, which are put afterwards, and ends the reply there. Returns whether `fill`
+    /// had so many; else nothing stands there.
+    pub fn fill_behind(&mut self, skip: usize, size: usize, fill: impl FnOnce(&mut Buffers<'m>) -> usize) -> bool {
+        let mut behind = self.data.split_off(skip);
+        let _ = behind.split_off(size);
+        let whole = fill(&mut behind) == size;
+        self.written += if whole { size } else { 0 };
+        whole
+    }
+
     /// Leaves room for at most `size` more bytes.
     pub fn limit(&mut self, size: usize) {
         if size < self.data.len() {

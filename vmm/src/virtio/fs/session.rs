@@ -23,7 +23,8 @@ const OFFERED: u64 = init::ASYNC_READ
     | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
-    | init::INIT_EXT;
+    | init::INIT_EXT
+    | init::OPEN_AT_ONCE;
 
 /// Version of what [`Session::save`] writes.
 const VERSION: u32 = 1;

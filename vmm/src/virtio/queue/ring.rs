@@ -39,6 +39,12 @@ impl Ring {
         QueueState { next_avail: state.next_avail.wrapping_sub(self.reserved.chains()), ..state }
     }
 
+    /// Whether there is something to serve.
+    pub fn has_chains(&self, memory: &GuestMemoryMmap) -> bool {
+        let added = self.queue.avail_idx(memory, Ordering::Acquire);
+        self.queue.ready() && added.is_ok_and(|added| added.0 != self.state().next_avail)
+    }
+
     /// Serves every chain the driver made available, in order, until there is none or `serve` answers
     /// [`Outcome::Later`]; then interrupts the driver if it wants that. Chains added meanwhile are
     /// served too. Does nothing on a queue that the driver did not enable.

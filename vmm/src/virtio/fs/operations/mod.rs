@@ -5,5 +5,6 @@ mod directories;
 mod files;
 mod locks;
 mod names;
+mod opens;
 mod session;
 mod xattrs;

@@ -57,8 +57,7 @@ impl Server {
             self.shares.has_mounts(above.way);
         }
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
-            self.meet(nodeid, parent, name, &above).inspect_err(|_| self.inodes.forget(nodeid, 1))?;
-            return self.entry_below(parent, nodeid, &stat);
+            return self.found_again(parent, nodeid, name, &stat);
         }
         if listed && self.inodes.is_warm() {
             let nodeid = self.inodes.add_cold(name, &stat, parent, &above)?;
@@ -66,7 +65,7 @@ impl Server {
         }
         let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
         // By now the name may stand for something else: what counts is what we hold.
-        let stat = sys::stat(fd.as_fd())?;
+        let stat = self.stat_opened(fd.as_fd())?;
         let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
         self.entry_below(parent, nodeid, &stat)
     }
@@ -76,8 +75,40 @@ impl Server {
         if self.may_wait { sys::stat_at(directory, name) } else { sys::look_at(directory, name) }
     }
 
+    /// Attributes of what was just opened under a name, likewise.
+    fn stat_opened(&self, object: BorrowedFd) -> Served<Stat> {
+        if self.may_wait { sys::stat(object) } else { sys::look(object) }
+    }
+
+    /// [`Server::find`] for a name that the guest hardly knows: it is opened first and looked at then, a call less.
+    pub fn find_unknown(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
+        if shares::is_own(parent) {
+            return self.find_share(parent, name);
+        }
+        let directory = self.inode(parent)?;
+        let above = directory.as_above();
+        let fd = sys::open_path(directory.fd()?, name)?;
+        let stat = self.stat_opened(fd.as_fd())?;
+        if Key::new(&stat, &above).mount != 0 {
+            self.takes_long()?;
+            self.shares.has_mounts(above.way);
+        }
+        if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
+            return self.found_again(parent, nodeid, name, &stat);
+        }
+        let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
+        self.entry_below(parent, nodeid, &stat)
+    }
+
+    /// The entry of an object that is known, and was counted as looked up.
+    fn found_again(&mut self, parent: u64, nodeid: u64, name: &CStr, stat: &Stat) -> Served<EntryOut> {
+        let above = self.inodes.peek(parent)?.as_above();
+        self.meet(nodeid, parent, name, &above).inspect_err(|_| self.inodes.forget(nodeid, 1))?;
+        self.entry_below(parent, nodeid, stat)
+    }
+
     /// How long the guest may believe that a name is not in this directory.
-    fn absence_valid(&self, parent: u64) -> Duration {
+    pub fn absence_valid(&self, parent: u64) -> Duration {
         let cache = self.inodes.peek(parent).map(|directory| *self.cache_of(directory.way));
         cache.ok().filter(|cache| cache.exclusive).map_or(Duration::ZERO, |cache| cache.valid)
     }
@@ -222,8 +253,11 @@ impl Server {
         let directory = self.writable(request.header.nodeid)?;
         let stat = self.stat_entry(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
-        if let Some(nodeid) = self.inodes.known_as(&stat, &above) {
-            self.changed(nodeid);
+        let Some(nodeid) = self.inodes.known_as(&stat, &above) else { return Ok(()) };
+        match self.inodes.get_mut(nodeid) {
+            // There is no name left to look up.
+            Ok(inode) if stat.stx_nlink == 1 => inode.changed(),
+            _ => self.changed(nodeid),
         }
         Ok(())
     }

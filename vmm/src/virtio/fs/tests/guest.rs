@@ -1,4 +1,4 @@
-//! A driver small enough for a test: one ring in guest memory, one request at a time.
+//! A driver small enough for a test: one ring of requests in guest memory, one request at a time, and one of messages.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -22,6 +22,9 @@ const AVAILABLE: u64 = 0x3000;
 const USED: u64 = 0x5000;
 const READABLE: u64 = 0x1_0000;
 const WRITABLE: u64 = 0x30_0000;
+/// The ring of messages without a reply, and the messages.
+const MESSAGE_RING: [u64; 3] = [0x50_0000, 0x50_1000, 0x50_2000];
+const MESSAGES: u64 = 0x51_0000;
 const MEMORY: usize = 0x60_0000;
 /// Descriptors of a request's buffers are this long, as pages are.
 const PIECE: usize = 4096;
@@ -37,6 +40,7 @@ pub struct Guest {
     memory: GuestMemoryMmap,
     rings: Vec<Ring>,
     available: u16,
+    messages: u16,
 }
 
 /// An `O_PATH` descriptor.
@@ -72,14 +76,14 @@ impl Guest {
     /// A guest that has said nothing yet.
     pub fn unborn(mut device: Fs) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let (interrupt, queue) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
-        assert!(queue.is_valid(&memory));
-        let idle = Ring::new(Queue::new(64).unwrap(), interrupt.clone());
-        let mut rings = vec![idle, Ring::new(queue, interrupt)];
+        let (interrupt, requests) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
+        assert!(requests.is_valid(&memory));
+        let messages = Ring::new(queue(64, MESSAGE_RING), interrupt.clone());
+        let mut rings = vec![messages, Ring::new(requests, interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
         device.enter_thread().unwrap();
         device.activate(0, &mut context).unwrap();
-        Self { device, uid: 0, gid: 0, pid: 0, memory, rings, available: 0 }
+        Self { device, uid: 0, gid: 0, pid: 0, memory, rings, available: 0, messages: 0 }
     }
 
     /// A guest with one writable share `s` of an empty directory, and its nodeid.
@@ -158,6 +162,24 @@ impl Guest {
         }
         assert!(index <= u64::from(SIZE), "the test's request has too many descriptors");
         self.offer_again();
+    }
+
+    /// Adds a message that has no reply, and does not notify the device of it.
+    pub fn add_message(&mut self, message: &[u8]) {
+        let [descriptors, available, _] = MESSAGE_RING;
+        let slot = u64::from(self.messages % 64);
+        let address = MESSAGES + slot * 256;
+        self.memory.write_slice(message, GuestAddress(address)).unwrap();
+        self.memory.write_obj(address, GuestAddress(descriptors + slot * 16)).unwrap();
+        self.memory.write_obj(message.len() as u64, GuestAddress(descriptors + slot * 16 + 8)).unwrap();
+        self.memory.write_obj(slot as u16, GuestAddress(available + 4 + slot * 2)).unwrap();
+        self.messages = self.messages.wrapping_add(1);
+        self.memory.write_obj(self.messages, GuestAddress(available + 2)).unwrap();
+    }
+
+    /// How many messages the device has given back.
+    pub fn messages_served(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(MESSAGE_RING[2] + 2)).unwrap()
     }
 
     /// Has the device handle an event.

@@ -19,6 +19,7 @@ fn requests_of_a_name() -> Vec<(u32, Vec<u8>)> {
         (opcode::MKDIR, vec![0; size_of::<MkdirIn>()]),
         (opcode::MKNOD, vec![0; size_of::<MknodIn>()]),
         (opcode::CREATE, vec![0; size_of::<CreateIn>()]),
+        (opcode::LOOKUP_OPEN, vec![0; size_of::<OpenIn>()]),
         (opcode::LINK, vec![0; size_of::<LinkIn>()]),
     ]
 }
@@ -262,7 +263,7 @@ fn every_request_can_be_cut_short_and_made_long() {
     };
     let mut guest = new(&directory);
     let patterns: [&[u8]; 4] = [b"\0", b"\xff", b"../a/../\0", b"\x01\0\0\0\0\0\0\0"];
-    for code in (0..60).chain([4096, 1 << 31, u32::MAX]).filter(|&code| code != opcode::SYNCFS) {
+    for code in (0..64).chain([4096, 1 << 31, u32::MAX]).filter(|&code| code != opcode::SYNCFS) {
         let root = guest.lookup(1, "s").unwrap().nodeid;
         for (nodeid, length) in
             [root, root + 1, 0, 1, u64::MAX].into_iter().flat_map(|id| LENGTHS.map(|length| (id, length)))

@@ -10,6 +10,7 @@ mod kernel;
 mod listing;
 mod locks;
 mod many;
+mod opens;
 mod passthrough;
 mod policy;
 mod random;
