@@ -1,7 +1,7 @@
 //! Requests about names: finding, making, renaming and removing them.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, RenameFlags};
@@ -51,7 +51,7 @@ impl Server {
         }
         let directory = self.inode(parent)?;
         let above = directory.as_above();
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         if Key::new(&stat, &above).mount != 0 {
             self.takes_long()?;
             self.shares.has_mounts(above.way);
@@ -65,9 +65,19 @@ impl Server {
         }
         let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
         // By now the name may stand for something else: what counts is what we hold.
-        let stat = sys::stat(fd.as_fd())?;
+        let stat = self.stat_opened(fd.as_fd())?;
         let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
         self.entry_below(parent, nodeid, &stat)
+    }
+
+    /// Attributes of a directory entry. A vCPU's thread asks nobody who serves what may be mounted there.
+    fn stat_entry(&self, directory: BorrowedFd, name: &CStr) -> Served<Stat> {
+        if self.may_wait { sys::stat_at(directory, name) } else { sys::look_at(directory, name) }
+    }
+
+    /// Attributes of what was just opened under a name, likewise.
+    fn stat_opened(&self, object: BorrowedFd) -> Served<Stat> {
+        if self.may_wait { sys::stat(object) } else { sys::look(object) }
     }
 
     /// [`Server::find`] for a name that the guest hardly knows: it is opened first and looked at then, a call less.
@@ -78,7 +88,7 @@ impl Server {
         let directory = self.inode(parent)?;
         let above = directory.as_above();
         let fd = sys::open_path(directory.fd()?, name)?;
-        let stat = sys::stat(fd.as_fd())?;
+        let stat = self.stat_opened(fd.as_fd())?;
         if Key::new(&stat, &above).mount != 0 {
             self.takes_long()?;
             self.shares.has_mounts(above.way);
@@ -113,6 +123,9 @@ impl Server {
             return Ok(EntryOut::new(nodeid, attr, name_valid, ROOT_VALID));
         };
         let nodeid = share.nodeid;
+        if !self.shares.rules(self.inodes.peek(nodeid)?.way).local {
+            self.takes_long()?;
+        }
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
@@ -238,7 +251,7 @@ impl Server {
             self.inodes.warm_name(request.header.nodeid, name);
         }
         let directory = self.writable(request.header.nodeid)?;
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
         let Some(nodeid) = self.inodes.known_as(&stat, &above) else { return Ok(()) };
         match self.inodes.get_mut(nodeid) {
