@@ -30,6 +30,7 @@ const MAX_DESCRIPTORS: (u64, u64) = (1 << 16, 1 << 20);
 pub fn paths() -> GuestPaths {
     GuestPaths {
         shares: PathBuf::from("/run/shares"),
+        more_shares: PathBuf::from("/run/more-shares"),
         shares_tag: Some("shares".into()),
         rootfs: PathBuf::from("/run/rootfs"),
         cgroup_root: PathBuf::from("/sys/fs/cgroup"),

@@ -237,6 +237,7 @@ fn source(path: PathBuf) -> SourceFact {
         kind,
         file_system,
         system: format!("8:{}", last % 3),
+        remote: last % 11 == 0,
         has_mounts: last % 7 == 0,
         tmpfs_size: (last % 5 == 0).then_some(1 << 20),
     }

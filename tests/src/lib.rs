@@ -12,6 +12,7 @@
 //! what was waited for.
 
 pub mod bad_host;
+pub mod bindfs;
 pub mod command;
 pub mod container;
 pub mod containerd;

@@ -1,7 +1,7 @@
 //! How a device interrupts its driver.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 
@@ -29,17 +29,20 @@ pub trait Line: Send + Sync {
 pub struct KvmLine {
     vm: Arc<VmFd>,
     irq: u32,
+    /// Held for an edge: of two that overlap KVM would see one, at a time when only one device had something to say.
+    edge: Mutex<()>,
 }
 
 impl KvmLine {
     /// The line of this number.
     pub fn new(vm: Arc<VmFd>, irq: u32) -> Self {
-        Self { vm, irq }
+        Self { vm, irq, edge: Mutex::new(()) }
     }
 }
 
 impl Line for KvmLine {
     fn raise(&self) -> io::Result<()> {
+        let _edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner);
         self.vm.set_irq_line(self.irq, true)?;
         Ok(self.vm.set_irq_line(self.irq, false)?)
     }

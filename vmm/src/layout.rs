@@ -66,6 +66,8 @@ pub const VIRTIO_IRQ: u32 = 5;
 pub const IRQS: u32 = 24;
 /// Most virtio-mmio devices: one input of the I/O APIC each.
 pub const VIRTIO_MAX: usize = (IRQS - VIRTIO_IRQ) as usize;
+/// Most virtio-mmio devices besides, which share the interrupt of another one.
+pub const SHARING_MAX: usize = 8;
 /// First port that notifies queues of a virtio-mmio device.
 pub const NOTIFY_PORT: u64 = 0x6000;
 /// Bytes of a notification port.
@@ -97,7 +99,7 @@ pub fn low_memory_end(bytes: u64) -> u64 {
     if bytes > GAP_START { LOW_MEMORY } else { bytes }
 }
 
-/// Address and interrupt of the virtio-mmio device in this slot.
+/// Address of the virtio-mmio device in this slot, and the interrupt of one that shares none.
 pub fn virtio_slot(slot: usize) -> (u64, u32) {
     (VIRTIO + slot as u64 * VIRTIO_SIZE, VIRTIO_IRQ + slot as u32)
 }
@@ -107,9 +109,9 @@ pub fn notify_port(slot: usize) -> u64 {
     NOTIFY_PORT + slot as u64 * NOTIFY_PORT_SIZE
 }
 
-/// What Linux is told of the device in this slot: a value of its parameter `virtio_mmio.device`.
-pub fn virtio_parameter(slot: usize) -> String {
-    let (address, irq) = virtio_slot(slot);
+/// What Linux is told of the device in this slot, which has this interrupt: a value of its parameter `virtio_mmio.device`.
+pub fn virtio_parameter(slot: usize, irq: u32) -> String {
+    let (address, _) = virtio_slot(slot);
     format!("{}K@{address:#x}:{irq}", VIRTIO_SIZE >> 10)
 }
 
@@ -127,12 +129,13 @@ mod tests {
 
     #[test]
     fn slots_stay_below_the_ioapic() {
-        let (address, irq) = virtio_slot(VIRTIO_MAX - 1);
+        let (_, irq) = virtio_slot(VIRTIO_MAX - 1);
+        let (address, _) = virtio_slot(VIRTIO_MAX + SHARING_MAX - 1);
         assert!(address + VIRTIO_SIZE <= IOAPIC.into() && irq == IRQS - 1);
     }
 
     #[test]
     fn slots_are_told_as_the_kernel_reads_them() {
-        assert_eq!(virtio_parameter(5), "4K@0xd0005000:10");
+        assert_eq!(virtio_parameter(5, 10), "4K@0xd0005000:10");
     }
 }

@@ -40,7 +40,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::*;
 
 /// Version of everything in this crate; host and guest must agree.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Most bytes of a request that is sent ahead of its call: a process with the largest environment that Linux takes (6 MiB),
 /// and the container's mounts.

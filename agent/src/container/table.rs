@@ -13,11 +13,12 @@
 use crate::container::config::ContainerConfig;
 use crate::error::{Context, Error, Result};
 use crate::guest_paths::GuestPaths;
+use crate::host::devices;
 use crate::host::sockets::{ConnectionQueue, HostSocketClient, HostSockets};
 use crate::process::child_pipe::ChildPipe;
 use crate::process::handle::{Exit, Process};
 use crate::sys;
-use protocol::CreateContainerRequest;
+use protocol::{CreateContainerRequest, FileSystem};
 use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -109,18 +110,36 @@ impl Containers {
             let mounted = sys::mount(tag, &self.paths.shares.to_string_lossy(), "virtiofs", 0, "");
             mounted.inspect_err(|_| self.mounted.store(false, Relaxed)).context(|| "mount virtio-fs")?;
         }
-        let places = request.mounts.iter().map(|mount| &mount.share).chain([&request.share]);
-        let mut directories: Vec<_> = places.filter_map(|place| Some(place.split_once('/')?.0)).collect();
+        request.file_systems.iter().try_for_each(|system| self.mount_more(tag, system))?;
+        let shares = request.mounts.iter().map(|mount| (mount.share_device, &mount.share));
+        let shares = shares.chain([(request.share_device, &request.share)]);
+        let directory = |(device, place): (u32, &String)| Some((device, place.split_once('/')?.0.to_owned()));
+        let mut directories: Vec<_> = shares.filter_map(directory).collect();
         directories.sort_unstable();
         directories.dedup();
         // The kernel mounts one when somebody walks into it. Done in a container's mount namespace, each would have one of its own, and
         // a file that two containers share would be two.
-        for directory in directories {
-            let path = self.paths.shares.join(directory);
+        for (device, directory) in directories {
+            let path = self.paths.shares_on(device).join(&directory);
             let opened = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             opened.context(|| format!("mount the shares in {directory:?}"))?;
         }
         Ok(())
+    }
+
+    /// Mounts a further virtio-fs device, unless that is done. The kernel is told of it first.
+    fn mount_more(&self, tag: &str, system: &FileSystem) -> Result<()> {
+        let place = self.paths.shares_on(system.number);
+        if system.number == 0 || place.exists() {
+            return Ok(());
+        }
+        devices::plug(system.device, &system.kernel_parameter)?;
+        let made = std::fs::create_dir_all(&place);
+        made.context(|| format!("make {}", place.display()))?;
+        let mounted = sys::mount(&format!("{tag}{}", system.number), &place.to_string_lossy(), "virtiofs", 0, "");
+        // It is the mark of a device that is mounted.
+        let mounted = mounted.inspect_err(|_| drop(std::fs::remove_dir(&place)));
+        mounted.context(|| format!("mount virtio-fs device {}", system.number))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Container>> {

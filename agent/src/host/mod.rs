@@ -1,5 +1,6 @@
-//! The connection with the host: vsock streams, what moves their bytes, and sockets of the host.
+//! The connection with the host: vsock streams, what moves their bytes, sockets of the host, and devices that come later.
 
+pub mod devices;
 pub mod pump;
 pub mod relay;
 pub mod sockets;

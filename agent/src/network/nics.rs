@@ -9,6 +9,7 @@
 //! The guest decides nothing here: the host sends what it found in the namespace that the engine set up.
 
 use crate::error::{Context, Error, Result};
+use crate::host::devices;
 use crate::host::sockets::HostSocketClient;
 use crate::log;
 use crate::network::netlink::{Netlink, NewPlace};
@@ -16,7 +17,6 @@ use crate::network::resolver::Resolver;
 use crate::network::{requests, sysctl};
 use crate::process::handle::Process;
 use crate::process::in_namespaces::in_network;
-use crate::sys;
 use protocol::{KeyValue, Nic, SetNetworkRequest};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -25,11 +25,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// virtio-mmio devices that the kernel was told of by number.
-const DEVICES: &str = "/sys/devices/virtio-mmio-cmdline";
-/// Kernel parameter that takes more devices.
-const DEVICE_PARAMETER: &str = "/sys/module/virtio_mmio/parameters/device";
 
 /// How long a NIC may take to come back that a container has moved on, to a namespace that ends with the container.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -89,7 +84,7 @@ impl Networks {
         }
         drop(network);
         let come_back = async {
-            while !devices.iter().all(|device| matches!(interface(&device_directory(*device)), Ok(Some(_)))) {
+            while !devices.iter().all(|device| matches!(interface(&devices::directory(*device)), Ok(Some(_)))) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -151,11 +146,8 @@ impl Network {
 
     /// Index of a NIC's interface in the guest's own namespace; none if the container has the NIC already.
     fn at_home(&self, nic: &Nic) -> Result<Option<u32>> {
-        let device = device_directory(nic.device);
-        if !device.exists() {
-            sys::write_file(DEVICE_PARAMETER, &nic.kernel_parameter)
-                .context(|| format!("add virtio-mmio device {} to the guest's kernel", nic.kernel_parameter))?;
-        }
+        devices::plug(nic.device, &nic.kernel_parameter)?;
+        let device = devices::directory(nic.device);
         match interface(&device)? {
             None if self.nics.get(&nic.index) != Some(&nic.device) => Err(Error::precondition(format!(
                 "the NIC for interface {} is still in a network namespace that another container made",
@@ -175,11 +167,6 @@ impl Network {
         }
         Ok(())
     }
-}
-
-/// The directory of a virtio-mmio device.
-fn device_directory(device: u32) -> PathBuf {
-    Path::new(DEVICES).join(format!("virtio-mmio.{device}"))
 }
 
 /// Calls `act` for each, whatever fails; gives the first failure.

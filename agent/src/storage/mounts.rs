@@ -4,6 +4,7 @@
 //! through that descriptor's path in /proc, so no symlink can redirect it.
 
 use crate::error::{Context, Result};
+use crate::guest_paths::GuestPaths;
 use crate::storage::copy_up;
 use crate::storage::path::{Leaf, Root};
 use crate::sys;
@@ -11,7 +12,6 @@ use protocol::Mount;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::path::Path;
 
 /// Flags that are a mount's own and that a less privileged mount namespace may not take away.
 const LOCKABLE: u64 = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
@@ -20,18 +20,16 @@ const LOCKABLE: u64 = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc:
 pub struct Mounter<'a> {
     /// The container's root file system.
     pub root: &'a Root,
-    /// The directory with one entry per share.
-    pub shares: &'a Path,
-    /// Root of the guest's cgroup2.
-    pub cgroup_root: &'a Path,
+    /// Directories of the guest.
+    pub paths: &'a GuestPaths,
     /// Places to be made read-only once everything inside them has been made, with their flags.
     late_readonly: Vec<(OwnedFd, u64)>,
 }
 
 impl<'a> Mounter<'a> {
     /// A mounter that has mounted nothing yet.
-    pub fn new(root: &'a Root, shares: &'a Path, cgroup_root: &'a Path) -> Self {
-        Self { root, shares, cgroup_root, late_readonly: Vec::new() }
+    pub fn new(root: &'a Root, paths: &'a GuestPaths) -> Self {
+        Self { root, paths, late_readonly: Vec::new() }
     }
 
     /// Makes a mount; `copy` is one of another container's, to be mounted for it.
@@ -82,7 +80,7 @@ impl<'a> Mounter<'a> {
             let stat = rustix::fs::stat(&mount.source)?;
             return Ok((mount.source.clone(), FileType::from_raw_mode(stat.st_mode) == FileType::Directory));
         }
-        Ok((share_path(self.shares, &mount.share)?, mount.source_is_dir))
+        Ok((self.paths.share(mount.share_device, &mount.share)?, mount.source_is_dir))
     }
 
     fn bind_path(&self, source: &str, destination: &str, is_dir: bool, flags: u64) -> std::result::Result<(), Errno> {
@@ -99,7 +97,7 @@ impl<'a> Mounter<'a> {
         match self.file_system(&unified, "cgroup2", mount.flags) {
             // A user namespace that does not own the cgroup namespace may only see what is there.
             Err(Errno::PERM | Errno::BUSY) => {
-                let source = self.cgroup_root.to_string_lossy();
+                let source = self.paths.cgroup_root.to_string_lossy();
                 self.bind_path(&source, &mount.destination, true, libc::MS_REC)?;
                 remount(&self.root.open_path(&mount.destination)?, mount.flags, mount.clear_flags)
             }
@@ -147,15 +145,6 @@ impl<'a> Mounter<'a> {
     }
 }
 
-/// The path of a share; the host says where it is among the shares: its name, or that of a directory and its name there.
-pub fn share_path(shares: &Path, place: &str) -> std::result::Result<String, Errno> {
-    let mut names = place.split('/');
-    if names.clone().count() > 2 || names.any(|name| matches!(name, "" | "." | "..")) {
-        return Err(Errno::INVAL);
-    }
-    Ok(format!("{}/{place}", shares.display()))
-}
-
 /// Gives a mount (not its superblock) these flags. Where the kernel does not let flags go that the
 /// source had, they stay, unless `clear` asks for their absence: then it is the error that it is.
 pub fn remount(place: &OwnedFd, flags: u64, clear: u64) -> std::result::Result<(), Errno> {
@@ -167,20 +156,5 @@ pub fn remount(place: &OwnedFd, flags: u64, clear: u64) -> std::result::Result<(
             sys::mount("", &path, "", flags | present, "")
         }
         result => result,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_share_is_elsewhere() {
-        let shares = Path::new("/run/shares");
-        assert_eq!(share_path(shares, "root").unwrap(), "/run/shares/root");
-        assert_eq!(share_path(shares, "8:1/m0").unwrap(), "/run/shares/8:1/m0");
-        for bad in ["", ".", "..", "a/", "/a", "../x", "x/..", "a/b/c"] {
-            assert_eq!(share_path(shares, bad), Err(Errno::INVAL), "{bad}");
-        }
     }
 }

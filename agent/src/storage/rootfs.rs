@@ -10,7 +10,7 @@
 use crate::error::{Context, Error, Result};
 use crate::guest_paths::GuestPaths;
 use crate::storage::devices;
-use crate::storage::mounts::{Mounter, remount, share_path};
+use crate::storage::mounts::{Mounter, remount};
 use crate::storage::path::{Leaf, Root};
 use crate::sys;
 use protocol::{CreateContainerRequest, Mount};
@@ -35,7 +35,7 @@ pub fn build(
     console: impl FnOnce(&Root) -> Result<()>,
 ) -> Result<Root> {
     let root = bind_root(request, paths)?;
-    let mut mounter = Mounter::new(&root, &paths.shares, &paths.cgroup_root);
+    let mut mounter = Mounter::new(&root, paths);
     for (number, mount) in request.mounts.iter().enumerate() {
         let copy = copies.iter().find(|copy| copy.number == number).map(|copy| &copy.fd);
         mounter.mount(mount, copy)?;
@@ -68,7 +68,7 @@ pub fn enter(root: Root, propagation: &str) -> Result<()> {
 
 fn bind_root(request: &CreateContainerRequest, paths: &GuestPaths) -> Result<Root> {
     sys::mount("", "/", "", libc::MS_PRIVATE | libc::MS_REC, "").context(|| "make mounts private")?;
-    let share = share_path(&paths.shares, &request.share).context(|| format!("share {:?}", request.share))?;
+    let share = paths.share(request.share_device, &request.share).context(|| format!("share {:?}", request.share))?;
     let target = paths.rootfs.to_string_lossy();
     sys::mount(&share, &target, "", libc::MS_BIND | libc::MS_REC, "")
         .context(|| format!("bind root file system from share {}", request.share))?;

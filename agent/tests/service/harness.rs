@@ -36,6 +36,7 @@ pub fn busybox() -> Option<PathBuf> {
 fn paths(directory: &Path) -> GuestPaths {
     GuestPaths {
         shares: directory.join("shares"),
+        more_shares: directory.join("more-shares"),
         shares_tag: None,
         rootfs: directory.join("rootfs"),
         cgroup_root: cgroup2().unwrap(),

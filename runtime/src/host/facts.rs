@@ -165,7 +165,8 @@ fn source(path: &Path) -> SourceFact {
     let (id, kind) = (file_id::of(&stat), kind(&stat));
     let system = system.unwrap_or(id.device);
     let system = format!("{}:{}", libc::major(system), libc::minor(system));
-    SourceFact { canonical, id, kind, file_system, system, has_mounts: false, tmpfs_size }
+    let remote = u32::try_from(magic).is_ok_and(|magic| magic != 0 && !vmm::virtio::fs::is_local_kind(magic));
+    SourceFact { canonical, id, kind, file_system, system, remote, has_mounts: false, tmpfs_size }
 }
 
 /// Device number of the directory that a file is in, if that is on an overlay as well. Files of an overlay may have the device
@@ -198,6 +199,7 @@ fn missing(path: &Path, error: &std::io::Error) -> SourceFact {
         kind: SourceKind::Missing(why),
         file_system: FileSystemKind::Ordinary,
         system: String::new(),
+        remote: false,
         has_mounts: false,
         tmpfs_size: None,
     }

@@ -34,6 +34,8 @@ pub struct Share {
     pub role: ShareRole,
     /// With which other shares it has files and directories in common.
     pub common: CommonPlan,
+    /// The file system of the host, if somebody else may have to answer for it.
+    pub remote: Option<String>,
     /// `O_PATH` descriptor of its root.
     pub root: Descriptor,
     /// The same place among the host's mounts, where the root is not there; for the command alone.
@@ -120,8 +122,8 @@ fn open_one(plan: &SharePlan) -> anyhow::Result<Share> {
     let root = open_root(plan)?;
     file_id::check(&root, plan.id, &plan.source)?;
     let SharePlan { read_only, cache, role, .. } = *plan;
-    let (name, common) = (plan.name.clone(), plan.common.clone());
-    Ok(Share { name, read_only, cache, role, common, root: root.into(), place: None })
+    let (name, common, remote) = (plan.name.clone(), plan.common.clone(), plan.remote.clone());
+    Ok(Share { name, read_only, cache, role, common, remote, root: root.into(), place: None })
 }
 
 /// Gives shares that hear of the host's later mounts a root from which no way leads up. Where that cannot be, they stay as they
@@ -206,6 +208,7 @@ mod tests {
                 tree,
                 role: ShareRole::default(),
                 common: CommonPlan::Nothing,
+                remote: None,
             };
             assert!(open(std::slice::from_ref(&plan), false).is_ok());
             std::fs::rename(&source, dir.path().join("moved")).unwrap();

@@ -48,6 +48,7 @@ use pod::{Pod, join_proxy};
 use server::{Channels, HostSide, OomNotifier, Server, control_socket};
 use streams::host_sockets::Sockets;
 use streams::stdio::Stdio;
+use vm::file_systems::{MakesNodes, Places};
 use vm::share_policies::SharePolicies;
 use vm::{BuiltVm, Parts};
 
@@ -147,8 +148,9 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     if let Some(root) = shares.first_mut() {
         root.root = view.root()?;
     }
-    let (files, shares) = SharePolicies::new(shares, file_rights)?;
-    let parts = Parts { shares, disks, nodes: Box::new(nodes.clone()) };
+    let places = Places::of(&shares, &setup);
+    let (files, shares) = SharePolicies::new(shares, file_rights, &places)?;
+    let parts = Parts { shares, places, disks, nodes: makes_nodes(nodes.clone()) };
     let vm = BuiltVm::new(setup, request.container_id.clone(), parts, label.timeline)?;
     leave(command, view, label.confinement, descriptors, oom_trigger.as_ref())?;
     // There is one thread up to here.
@@ -159,6 +161,7 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let (agent, network) = tokio::join!(vm.agent(), opening.finish(&vm.nics.pool));
     let (agent, network) = (agent?, network?);
     let stdio = Stdio::attach(&vm.vsock, streams, request.process.mut_or_insert_default())?;
+    vm.describe_files(&mut request, &files.devices_by_name())?;
     vm.or_death(agent.create(&request)).await?;
     vm.mark("container created");
     vm.or_death(network.update(&vm, &agent)).await?;
@@ -169,6 +172,10 @@ async fn create(label: Label, parcel: Parcel, command: &UnixStream, nodes: NodeM
     let host_side = HostSide { network: Some(network), files, namespace };
     let server = Server::new(Rc::clone(&pod), agent, inbox, host_side, OomNotifier::Host(oom_trigger));
     Ok(Container { pod, server, channels, ports, terminal })
+}
+
+fn makes_nodes(nodes: NodeMaker) -> MakesNodes {
+    Box::new(move || Box::new(nodes.clone()))
 }
 
 /// Leaves everything of the host but what is open.

@@ -78,6 +78,8 @@ pub struct SourceFact {
     pub file_system: FileSystemKind,
     /// Device number of that file system (`major:minor`), which on some is not the one of each of its files.
     pub system: String,
+    /// Whether somebody else may have to answer for that file system: it is neither in this host's memory nor on its disks.
+    pub remote: bool,
     /// Whether other file systems are mounted below it.
     pub has_mounts: bool,
     /// Size in bytes of the tmpfs that it is on.

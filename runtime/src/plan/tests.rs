@@ -21,6 +21,7 @@ fn source(path: &str, kind: SourceKind, file_system: FileSystemKind) -> (PathBuf
             kind,
             file_system,
             system: "8:1".to_owned(),
+            remote: false,
             has_mounts: false,
             tmpfs_size: None,
         },
@@ -115,7 +116,14 @@ fn the_smallest_bundle_has_a_plan() {
     let plan = plan_with(config(), &facts()).unwrap();
     assert_eq!(
         plan.machine,
-        MachinePlan { memory_mib: 3072, vcpus: 4, nested: false, cmdline: "maxcpus=1".to_owned(), settings: vec![] }
+        MachinePlan {
+            memory_mib: 3072,
+            vcpus: 4,
+            nested: false,
+            spare_file_systems: 1,
+            cmdline: "maxcpus=1".to_owned(),
+            settings: vec![]
+        }
     );
     assert_eq!(plan.network, NetworkPlan::New);
     let rootfs = SharePlan {
@@ -127,6 +135,7 @@ fn the_smallest_bundle_has_a_plan() {
         tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: true },
         common: CommonPlan::Nothing,
+        remote: None,
     };
     assert_eq!(plan.shares, [rootfs]);
     assert_eq!(plan.cgroup.path, "box");
@@ -928,6 +937,24 @@ proptest! {
     fn no_id_makes_it_panic(id in "\\PC{0,300}") {
         let _ = validate_id(&id);
     }
+}
+
+#[test]
+fn shares_say_which_file_system_somebody_else_may_have_to_answer_for() {
+    let mut changed = config();
+    changed["mounts"] = json!([
+        {"destination": "/far", "type": "bind", "source": "/far", "options": ["bind"]},
+        {"destination": "/near", "type": "bind", "source": "/near", "options": ["bind"]},
+    ]);
+    let mut facts = facts();
+    for (path, system, remote) in [("/far", "0:45", true), ("/near", "8:1", false)] {
+        let (path, mut fact) = source(path, SourceKind::Directory, FileSystemKind::Ordinary);
+        (fact.system, fact.remote) = (system.to_owned(), remote);
+        facts.sources.insert(path, fact);
+    }
+    let plan = plan_with(changed, &facts).unwrap();
+    let remote: Vec<_> = plan.shares.iter().map(|share| share.remote.as_deref()).collect();
+    assert_eq!(remote, [None, Some("0:45"), None]);
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn cmdline(spec: &MachineSpec, devices: usize) -> Result<CString, Error> {
         line.insert_str("swiotlb=noforce").map_err(bad)?;
     }
     for slot in 0..devices {
-        line.insert("virtio_mmio.device", &layout::virtio_parameter(slot)).map_err(bad)?;
+        line.insert("virtio_mmio.device", &layout::virtio_parameter(slot, layout::virtio_slot(slot).1)).map_err(bad)?;
     }
     if !spec.cmdline.is_empty() {
         line.insert_str(&spec.cmdline).map_err(bad)?;

@@ -70,7 +70,8 @@ impl Machine {
     ///
     /// The kernel finds `devices` as it boots. The slots of `hotplugged` devices follow; the kernel learns of one when the
     /// caller tells it what [`Running::hotplug`] returned, and until then the device costs next to nothing. A kernel that
-    /// cannot be told while it runs has to have all devices among `devices`.
+    /// cannot be told while it runs has to have all devices among `devices`. Those that are [in reserve](Device::in_reserve)
+    /// come last.
     ///
     /// # Errors
     /// The specification is wrong, a file is unusable, or KVM or the host refuse something.
@@ -78,7 +79,8 @@ impl Machine {
         let mut timeline = Timeline::default();
         timeline.mark("build begins");
         let (at_boot, count) = (devices.len(), devices.len() + hotplugged.len());
-        check(&spec, count)?;
+        let sharing = hotplugged.iter().filter(|device| device.in_reserve()).count();
+        check(&spec, at_boot, count - sharing, sharing)?;
         let fd = spec.kvm.try_clone().map_err(|error| Error::Host("copy the descriptor of KVM", error))?;
         let kvm_fd = kvm_of(fd);
         let vm = make_vm(&kvm_fd)?;
@@ -93,7 +95,7 @@ impl Machine {
         timeline.mark("memory and interrupt controllers");
         let entry = boot::load(&memory, &spec, at_boot)?;
         memory::keep_in_machine(&memory)?;
-        mptable::write(&memory, spec.vcpus, &irqs(&spec, count))?;
+        mptable::write(&memory, spec.vcpus, &irqs(&spec, count - sharing))?;
         timeline.mark("kernel and initrd in memory");
         let cpus = Cpus { count: spec.vcpus, nested: spec.nested };
         let vcpus = build_vcpus(&kvm_fd, &vm, cpus, entry)?;
@@ -241,7 +243,9 @@ impl Stopped {
 impl Body {
     fn start_threads(&mut self, vcpus: Vec<VcpuFd>) -> Result<Vcpus, Error> {
         let at_boot = self.devices.len() - self.hotplugged.len();
-        slots::start_threads(self.devices.get(..at_boot).unwrap_or_default(), &self.on_thread)?;
+        let reserve = self.hotplugged.iter().filter_map(HotPlugged::reserve);
+        let now: Vec<_> = self.devices.iter().take(at_boot).chain(reserve).collect();
+        slots::start_threads(&now, &self.on_thread)?;
         self.timeline.mark("device threads");
         let vcpus = Vcpus::start(vcpus, self.shared.clone(), &self.on_thread)?;
         self.timeline.mark("vCPU threads");
@@ -255,11 +259,12 @@ impl Body {
     }
 }
 
-fn check(spec: &MachineSpec, count: usize) -> Result<(), Error> {
+fn check(spec: &MachineSpec, at_boot: usize, own: usize, sharing: usize) -> Result<(), Error> {
     spec.validate()?;
-    if count > layout::VIRTIO_MAX {
-        let most = layout::VIRTIO_MAX;
-        return Err(Error::Spec(format!("{count} devices; at most {most} work")));
+    let (most, most_sharing) = (layout::VIRTIO_MAX, if at_boot > 0 { layout::SHARING_MAX } else { 0 });
+    if own > most || sharing > most_sharing {
+        let most = format!("at most {most} and {most_sharing} work");
+        return Err(Error::Spec(format!("{own} devices and {sharing} in reserve; {most}")));
     }
     Ok(())
 }

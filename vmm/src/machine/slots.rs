@@ -5,7 +5,8 @@
 //!       └──▶ IoeventfdBindings ──connect──▶ KVM: at once or, for a hot-plugged device, when the guest is told of it
 //! ```
 //!
-//! A hot-plugged device has no thread until then either: a guest that finds it by itself can set it up, but not use it.
+//! A hot-plugged device has no thread until then either: a guest that finds it by itself can set it up, but not use it. One that is in
+//! reserve has its thread from the start, and the interrupt of the last device that the kernel finds as it boots.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -65,7 +66,10 @@ pub struct IoeventfdBindings {
 /// A device that the guest's kernel is told of while it runs.
 pub struct HotPlugged {
     slot: usize,
+    irq: u32,
     device: Slot,
+    /// Whether its thread starts with the machine.
+    in_reserve: bool,
     /// Bindings that were not made yet.
     bindings: Mutex<Option<IoeventfdBindings>>,
 }
@@ -76,9 +80,14 @@ impl SlotBuilder<'_> {
     pub fn build(&self, devices: Devices, hotplugged: Devices, windows: Vec<Window>) -> Result<Slots, Error> {
         let at_boot = devices.len();
         let mut slots = Slots::default();
+        let shared = layout::virtio_slot(at_boot.saturating_sub(1)).1;
+        let shared_line = Arc::new(KvmLine::new(self.vm.clone(), shared));
         for (slot, (device, window)) in devices.into_iter().chain(hotplugged).zip(windows).enumerate() {
             let enter_vcpu = device.enter_vcpu().filter(|_| slot < at_boot);
-            let wiring = self.wiring(slot, device.as_ref(), window.clone())?;
+            let in_reserve = slot >= at_boot && device.in_reserve();
+            let irq = if in_reserve { shared } else { layout::virtio_slot(slot).1 };
+            let line = if irq == shared { shared_line.clone() } else { Arc::new(KvmLine::new(self.vm.clone(), irq)) };
+            let wiring = self.wiring(device.as_ref(), Interrupt::new(line, window.clone()))?;
             let (notified, served_at_exit) = (wiring.notified.clone(), enter_vcpu.is_some());
             let bindings = IoeventfdBindings { slot, registers: window, notified, served_at_exit };
             if let Some(enter) = enter_vcpu {
@@ -90,15 +99,14 @@ impl SlotBuilder<'_> {
                 bindings.connect(self.vm)?;
             } else {
                 let bindings = Mutex::new(Some(bindings));
-                slots.hotplugged.push(HotPlugged { slot, device: built.clone(), bindings });
+                slots.hotplugged.push(HotPlugged { slot, irq, device: built.clone(), in_reserve, bindings });
             }
             slots.all.push(built);
         }
         Ok(slots)
     }
 
-    fn wiring(&self, slot: usize, device: &dyn Device, window: Window) -> Result<Wiring, Error> {
-        let (_, irq) = layout::virtio_slot(slot);
+    fn wiring(&self, device: &dyn Device, interrupt: Interrupt) -> Result<Wiring, Error> {
         let notified = device.queue_sizes().iter().map(|_| event().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let on_fault = self.on_fault.clone();
         Ok(Wiring {
@@ -106,7 +114,7 @@ impl SlotBuilder<'_> {
             memory: self.memory.clone(),
             notified,
             active: Arc::default(),
-            interrupt: Interrupt::new(Arc::new(KvmLine::new(self.vm.clone(), irq)), window),
+            interrupt,
             on_fault: Arc::new(move |text| match on_fault.get() {
                 Some(report) => report(text),
                 None => eprintln!("{text}"),
@@ -135,21 +143,28 @@ impl IoeventfdBindings {
 }
 
 impl HotPlugged {
+    /// The device, if it is one in reserve.
+    pub fn reserve(&self) -> Option<&Slot> {
+        Some(&self.device).filter(|_| self.in_reserve)
+    }
+
     /// Starts the device's thread and makes the bindings, once, and returns what the guest's kernel is told. What KVM refused
     /// half-way it refuses again.
     pub fn connect(&self, vm: &VmFd, on_thread: &OnThread) -> Result<String, Error> {
         let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bindings) = &*bindings {
-            start_threads(std::slice::from_ref(&self.device), on_thread)?;
+            if !self.in_reserve {
+                start_threads(&[&self.device], on_thread)?;
+            }
             bindings.connect(vm)?;
         }
         *bindings = None;
-        Ok(layout::virtio_parameter(self.slot))
+        Ok(layout::virtio_parameter(self.slot, self.irq))
     }
 }
 
 /// Starts the threads of these devices, all at the same time.
-pub fn start_threads(slots: &[Slot], on_thread: &OnThread) -> Result<(), Error> {
+pub fn start_threads(slots: &[&Slot], on_thread: &OnThread) -> Result<(), Error> {
     let each = |act: &dyn Fn(&mut Transport) -> std::io::Result<()>| {
         slots.iter().try_for_each(|slot| {
             let mut device = slot.lock().unwrap_or_else(PoisonError::into_inner);

@@ -69,6 +69,12 @@ pub trait Device: Send {
     fn enter_vcpu(&self) -> Option<EnterThread> {
         None
     }
+    /// Whether the machine has the device in reserve, for what may come while it runs. One that is hot-plugged and in reserve shares
+    /// the interrupt of another device, so that it costs a guest nothing that never hears of it, and its thread starts with
+    /// the machine, whose owner may have no rights to give to one that starts later.
+    fn in_reserve(&self) -> bool {
+        false
+    }
     /// Serves what the driver has just added to the queue of this index, on the thread of the vCPU that notifies it, which stands
     /// still meanwhile: so only what is done at once. What is left is for [`Device::handle`].
     fn serve_at_exit(

@@ -204,7 +204,7 @@ const MAIN: &[Call] = &[
         1,
         &[
             KVM_IRQ_LINE,
-            // A NIC that is hot-plugged.
+            // A NIC or a file-system device that is hot-plugged.
             KVM_IOEVENTFD,
             TUNGETIFF,
             TUNSETVNETHDRSZ,

@@ -1,4 +1,4 @@
-//! Makes device nodes for the thread that serves files.
+//! Makes device nodes for the threads that serve files.
 //!
 //! Only the host's own root may make nodes of real devices, and the monitor leaves the host's user namespace. So a small
 //! process, which can do nothing else, gets a directory and a name, and answers with the number of an error. It comes
@@ -14,7 +14,8 @@ pub mod process;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::virtio::fs::{MakeNode, Node};
@@ -25,9 +26,17 @@ use crate::log::{self, Level};
 /// Said where the process has ended before its container, and where there was none to begin with.
 const GONE: &str = "a device node is not made: the process that makes them has ended, or root here is not the host's";
 
+/// How often, and after what pauses, a thread tries to ask while another one does.
+const ATTEMPTS: usize = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// The connections to such processes.
 #[derive(Clone, Default)]
-pub struct NodeMaker(Arc<Mutex<Vec<Arc<UnixStream>>>>);
+pub struct NodeMaker {
+    processes: Arc<Mutex<Vec<Arc<UnixStream>>>>,
+    /// Held by the thread that asks one of them.
+    turn: Arc<Mutex<()>>,
+}
 
 impl NodeMaker {
     /// Has nodes made by the process that is there.
@@ -54,12 +63,27 @@ impl NodeMaker {
 
     /// Held for a moment: while a process is asked, the main thread goes on.
     fn processes(&self) -> MutexGuard<'_, Vec<Arc<UnixStream>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to ask. Nothing for a thread for which that takes too long: another one asks for a node on a file system that does not
+    /// answer.
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        for _ in 0..ATTEMPTS {
+            match self.turn.try_lock() {
+                Ok(turn) => return Some(turn),
+                Err(TryLockError::Poisoned(turn)) => return Some(turn.into_inner()),
+                // A wait by a call that threads make anyway.
+                Err(TryLockError::WouldBlock) => std::thread::park_timeout(PAUSE),
+            }
+        }
+        None
     }
 }
 
 impl MakeNode for NodeMaker {
     fn make(&self, node: &Node<'_>) -> io::Result<()> {
+        let Some(_turn) = self.turn() else { return Err(io::Error::from_raw_os_error(libc::EBUSY)) };
         while let Some(process) = self.newest() {
             match ask(&process, node) {
                 // It was killed, or ends with its join proxy.

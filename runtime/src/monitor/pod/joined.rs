@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use protocol::CreateContainerRequest;
 use tokio::net::UnixStream;
-use vmm::virtio::fs;
 
 use super::{JoinGuard, Pod};
 use crate::control::Reply;
@@ -43,9 +42,12 @@ pub async fn join(
     let id = parcel.container.container_id.clone();
     let guard = pod.admit(&id).await?;
     rename_shares(&mut parcel, guard.number);
-    let names: Vec<String> = parcel.shares.iter().map(|share| share.name.clone()).collect();
-    let (files, shares) = SharePolicies::new(std::mem::take(&mut parcel.shares), parcel.file_rights.clone())?;
-    add_shares(&pod.vm, shares).await?;
+    let (shares, rights) = (std::mem::take(&mut parcel.shares), parcel.file_rights.clone());
+    let (files, shares) = SharePolicies::new(shares, rights, &pod.vm.files.places)?;
+    let devices = files.devices_by_name();
+    pod.vm.describe_files(&mut parcel.container, &devices)?;
+    let names = devices.into_iter().map(|(name, device)| (device, name)).collect();
+    pod.vm.files.add(shares).await?;
     let result = live(pod, agent.of(&id), stream, Joining { guard: &guard, parcel, files }).await;
     // A guest that is waited for no longer may have the device at something that takes long, too.
     let patience = if result.as_ref().is_ok_and(|joined| joined.overdue) { GRACE } else { SHARES_PATIENCE };
@@ -133,15 +135,8 @@ async fn create(
     created
 }
 
-/// Adds shares, on another thread: the device answers when it has done what it is at.
-async fn add_shares(vm: &Vm, shares: Vec<fs::Share>) -> anyhow::Result<()> {
-    let sharing = vm.sharing.clone();
-    Ok(tokio::task::spawn_blocking(move || sharing.add(shares)).await??)
-}
-
 /// Takes shares away again. A device that takes longer does so when it can.
-async fn remove_shares(vm: &Vm, names: Vec<String>, patience: Duration) -> anyhow::Result<()> {
-    let sharing = vm.sharing.clone();
-    let remove = vm.or_death(async { Ok(tokio::task::spawn_blocking(move || sharing.remove(names)).await??) });
+async fn remove_shares(vm: &Vm, names: Vec<(u32, String)>, patience: Duration) -> anyhow::Result<()> {
+    let remove = vm.or_death(vm.files.remove(names));
     tokio::time::timeout(patience, remove).await.context("the file-system device is still busy")?
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tokio::task::spawn_local;
 
-use super::{KILL_PATIENCE, KILLED, OomNotifier, Server};
+use super::{KILLED, OomNotifier, Server};
 use crate::control::Reply;
 use crate::monitor::inbox::Ticket;
 use crate::monitor::lifecycle::{Action, Answer, Event, Signal, Work};
@@ -70,7 +70,7 @@ impl Server {
                 if matches!(self.oom_notifier, OomNotifier::Host(_)) {
                     end_at_last();
                 }
-                tokio::time::sleep(KILL_PATIENCE).await;
+                self.kill_patience().await;
                 Event::Overdue
             }
         }

@@ -16,6 +16,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +33,7 @@ use super::streams::host_sockets::Sockets;
 use super::streams::stdio::Stdio;
 use super::vm::agent_client::{Agent, End};
 use super::vm::clock;
+use super::vm::file_systems::STUCK;
 use super::vm::share_policies::SharePolicies;
 use crate::ipc::Descriptor;
 use crate::log;
@@ -44,6 +46,9 @@ const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the guest may take to report the end of what was sent SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a network or FUSE file system may take over one request of a guest that writes everything back.
+const SYNC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a guest that did not may take with each of its last acts. With [`KILL_PATIENCE`] it is less than the five
 /// seconds that engines wait.
@@ -164,9 +169,7 @@ impl Server {
                 self.pod.end_joined().await;
                 self.drain(stdio).await;
                 self.mark("output delivered");
-                if let Err(error) = self.alive(self.agent.shutdown()).await {
-                    log::warning(&format!("stop the guest: {error:#}"));
-                }
+                self.sync_guest().await;
                 self.mark("guest synced");
                 self.leave_network().await;
                 code
@@ -261,6 +264,29 @@ impl Server {
             self.oom_kills.send_replace(more);
             self.inbox.put(Event::OutOfMemory);
             tokio::time::sleep(OOM_PAUSE).await;
+        }
+    }
+
+    /// How long the guest has to report the end of what was sent SIGKILL. A process that waits for a file system of the host's cannot be
+    /// killed there, so where one of those does not answer it is less.
+    async fn kill_patience(&self) {
+        let devices = self.files.devices_in_reserve();
+        tokio::select! {
+            () = tokio::time::sleep(KILL_PATIENCE) => {}
+            () = self.pod.vm.files.stuck(&devices, STUCK) => {}
+        }
+    }
+
+    /// Has the guest write everything back. What it has for a file system that does not answer is lost, as on a host that is switched
+    /// off then.
+    async fn sync_guest(&self) {
+        let devices = self.pod.vm.files.in_reserve();
+        let done = tokio::select! {
+            done = self.alive(self.agent.shutdown()) => done,
+            () = self.pod.vm.files.stuck(&devices, SYNC_PATIENCE) => Err(anyhow!("a file system of the host does not answer")),
+        };
+        if let Err(error) = done {
+            log::warning(&format!("stop the guest: {error:#}"));
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use tokio::net::UnixStream;
 
-use super::{DRAIN_PATIENCE, KILL_PATIENCE, KILLED, Server};
+use super::{DRAIN_PATIENCE, KILLED, Server};
 use crate::control::{Exec, Reply, Request};
 use crate::ipc::{self, Descriptor};
 use crate::log::{self, Level};
@@ -62,7 +62,7 @@ impl Server {
             () = killed => {}
             _ = self.ending() => {}
         }
-        tokio::time::sleep(KILL_PATIENCE).await;
+        self.kill_patience().await;
     }
 
     /// Passes on what the proxy sends; when the proxy is gone, kills the process. Returns when it has sent SIGKILL.

@@ -2,6 +2,7 @@
 
 pub mod agent_client;
 pub mod clock;
+pub mod file_systems;
 pub mod nics;
 pub mod request_gate;
 mod responses;
@@ -9,23 +10,23 @@ pub mod share_policies;
 mod timer;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use protocol::{Hello, READY_PORT, RPC_PORT};
+use protocol::{CreateContainerRequest, Hello, READY_PORT, RPC_PORT};
 use tokio::io::unix::AsyncFd;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::Block;
-use vmm::virtio::fs::{self, Counters, Fs, MakeNode, Sharing};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::vsock::{self, Handle, Listener};
 use vmm::{Machine, MachineSpec, Running};
 
 use self::agent_client::{Agent, ENTROPY};
+use self::file_systems::{FileSystems, MakesNodes, Placed, Places};
 use self::nics::Nics;
 use self::request_gate::RequestGate;
 use self::timer::Timer;
@@ -38,9 +39,6 @@ use crate::timeline::Timeline;
 
 /// A guest that has not reported after this long never will. Generous: a host may be overloaded.
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Tag of the one file-system device; the agent mounts it by this name.
-const SHARES_TAG: &str = "shares";
 
 /// A running VM.
 pub struct Vm {
@@ -55,9 +53,10 @@ pub struct Vm {
     reports: RefCell<Option<Reports>>,
     container_id: String,
     timeline: RefCell<Timeline>,
-    requests: Arc<Counters>,
     /// Adds, changes and removes shares.
-    pub sharing: Sharing,
+    pub files: FileSystems,
+    /// The first of its devices in reserve, among those that are hot-plugged and among all.
+    first_in_reserve: [usize; 2],
     /// The NICs of all containers.
     pub nics: Nics,
     /// The gate that requests to the guest pass.
@@ -69,11 +68,13 @@ pub struct Vm {
 /// What a VM has of the host.
 pub struct Parts {
     /// Directories and files.
-    pub shares: Vec<fs::Share>,
+    pub shares: Vec<Placed>,
+    /// Where shares of containers get their places.
+    pub places: Places,
     /// Disks.
     pub disks: Vec<Disk>,
     /// Who makes device nodes.
-    pub nodes: Box<dyn MakeNode>,
+    pub nodes: MakesNodes,
 }
 
 /// A VM that is built and has no threads yet.
@@ -83,8 +84,8 @@ pub struct BuiltVm {
     listener: Listener,
     container_id: String,
     timeline: Timeline,
-    requests: Arc<Counters>,
-    sharing: Sharing,
+    files: FileSystems,
+    first_in_reserve: [usize; 2],
     nics: Nics,
     settings: Vec<Setting>,
 }
@@ -93,28 +94,29 @@ impl BuiltVm {
     /// Builds the VM. From then on nothing of the host has to be opened for it.
     pub fn new(mut setup: VmSetup, container_id: String, parts: Parts, mut timeline: Timeline) -> anyhow::Result<Self> {
         let settings = std::mem::take(&mut setup.plan.settings);
-        let Parts { shares, disks, nodes } = parts;
+        let Parts { shares, places, disks, nodes } = parts;
         timeline.mark("parcel unpacked");
         let (vsock_device, vsock) = vsock::new(u64::from(protocol::GUEST_CID)).context("make the vsock device")?;
         let listener = vsock.listen(READY_PORT).context("listen for the guest")?;
-        let mut files = Fs::new(SHARES_TAG, shares).context("make the file-system device")?;
-        files.make_nodes_with(nodes);
-        let (requests, sharing) = (files.counters(), files.sharing());
+        let (first, more, files) = FileSystems::new(shares, places, &nodes)?;
         let own: [Box<dyn Device>; OWN_DEVICES] =
-            [Box::new(vsock_device), Box::new(files), Box::new(Rng), Box::new(Balloon)];
+            [Box::new(vsock_device), Box::new(first), Box::new(Rng), Box::new(Balloon)];
         let mut devices: Vec<Box<dyn Device>> = own.into_iter().chain(blocks(disks)?).collect();
-        let (mut nic_devices, nics) = Nics::new(devices.len(), setup.hotplug)?;
+        let (mut hotplugged, nics) = Nics::new(devices.len(), setup.hotplug)?;
         if !nics.hotplugged {
-            devices.append(&mut nic_devices);
+            devices.append(&mut hotplugged);
         }
-        let machine = Machine::build(machine_spec(setup)?, devices, nic_devices)?;
+        let first_in_reserve = [hotplugged.len(), devices.len() + hotplugged.len()];
+        hotplugged.extend(more.into_iter().map(|device| Box::new(device) as Box<dyn Device>));
+        let machine = Machine::build(machine_spec(setup)?, devices, hotplugged)?;
         machine.on_fault(|fault| log::repeated(Level::Error, &format!("a device of the VM stopped: {fault}")));
-        Ok(Self { machine, vsock, listener, container_id, timeline, requests, sharing, nics, settings })
+        Ok(Self { machine, vsock, listener, container_id, timeline, files, first_in_reserve, nics, settings })
     }
 
     /// Starts the VM. Needs a running tokio runtime.
     pub fn start(self) -> anyhow::Result<Vm> {
-        let Self { machine, vsock, listener, container_id, mut timeline, requests, sharing, nics, settings } = self;
+        let Self { machine, vsock, listener, container_id, mut timeline, files, first_in_reserve, nics, settings } =
+            self;
         let running = machine.start()?;
         for (what, at) in running.timeline().moments() {
             timeline.mark_at(what, u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
@@ -131,8 +133,8 @@ impl BuiltVm {
             reports,
             container_id,
             timeline,
-            requests,
-            sharing,
+            files,
+            first_in_reserve,
             nics,
             gate,
             settings,
@@ -170,10 +172,19 @@ impl Vm {
             let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
             counts.join(", ")
         };
-        let (requests, exits) = (list(self.requests.named()), list(self.running.exits().each()));
+        let (requests, exits) = (list(self.files.requests()), list(self.running.exits().each()));
         let frames = list(self.nics.frames().to_vec());
         let begin = self.timeline.borrow().summary();
         format!("{begin}; FUSE requests: {requests}; exits to user space: {exits}; frames: {frames}")
+    }
+
+    /// Tells the guest, in a request for a container, of the devices that the container's shares are on, by their names.
+    pub fn describe_files(
+        &self,
+        request: &mut CreateContainerRequest,
+        devices: &BTreeMap<String, u32>,
+    ) -> anyhow::Result<()> {
+        self.files.describe(request, devices, self.first_in_reserve, &self.running)
     }
 
     /// Returns when the VM has stopped by itself.

@@ -7,34 +7,58 @@
 //! ```
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 
 use anyhow::Context;
 use protocol::Process;
 use tokio::sync::Mutex;
-use vmm::virtio::fs::{self, Policy};
+use vmm::virtio::fs::Policy;
 
 use super::Vm;
+use super::file_systems::{Devices, Place, Placed, Places};
 use crate::host::shares::{Share, policy, setup_policy};
 use crate::plan::{FileRights, ShareRole};
 
 /// The shares of a container, and the rights that hold there.
 pub struct SharePolicies {
-    shares: Vec<(String, ShareRole)>,
+    shares: Vec<Entry>,
     /// Held while the device is told of a change.
     rights: Mutex<FileRights>,
     started: Cell<bool>,
 }
 
+/// A share, how it is used, and which device it is on.
+struct Entry {
+    name: String,
+    role: ShareRole,
+    place: Place,
+}
+
 impl SharePolicies {
-    /// The policies of shares of a container that is yet to be set up, and the shares for the device.
+    /// The policies of shares of a container that is yet to be set up, and the shares for the devices.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new(shares: Vec<Share>, rights: FileRights) -> io::Result<(Self, Vec<fs::Share>)> {
-        let roles = shares.iter().map(|share| (share.name.clone(), share.role)).collect();
-        let shares = shares.into_iter().map(|share| share.into_device(&rights)).collect::<io::Result<_>>()?;
-        Ok((Self { shares: roles, rights: Mutex::new(rights), started: Cell::new(false) }, shares))
+    pub fn new(shares: Vec<Share>, rights: FileRights, places: &Places) -> io::Result<(Self, Vec<Placed>)> {
+        let (mut entries, mut placed) = (Vec::new(), Vec::new());
+        for share in shares {
+            let place = places.take(share.remote.as_deref());
+            let (name, role, device) = (share.name.clone(), share.role, place.device);
+            entries.push(Entry { name, role, place });
+            placed.push(Placed { device, share: share.into_device(&rights)? });
+        }
+        Ok((Self { shares: entries, rights: Mutex::new(rights), started: Cell::new(false) }, placed))
+    }
+
+    /// The devices of shares that are on network and FUSE file systems.
+    pub fn devices_in_reserve(&self) -> Devices {
+        self.shares.iter().map(|share| share.place.device).filter(|device| *device > 0).collect()
+    }
+
+    /// The device of each share, by the share's name.
+    pub fn devices_by_name(&self) -> BTreeMap<String, u32> {
+        self.shares.iter().map(|share| (share.name.clone(), share.place.device)).collect()
     }
 
     /// The container is set up and will start: from now on its guest may only do what its processes may.
@@ -61,19 +85,17 @@ impl SharePolicies {
         Ok(())
     }
 
-    /// Tells the device of those policies that are others than `before`, on another thread: it answers when it has done what it
-    /// is at.
+    /// Tells the devices of those policies that are others than `before`.
     async fn tell(&self, vm: &Vm, change: impl Fn(ShareRole) -> (Policy, Policy)) -> anyhow::Result<()> {
-        let changed = self.shares.iter().filter_map(|(name, role)| {
-            let (before, now) = change(*role);
-            (before != now).then(|| (name.clone(), now))
+        let changed = self.shares.iter().filter_map(|share| {
+            let (before, now) = change(share.role);
+            (before != now).then(|| (share.place.device, (share.name.clone(), now)))
         });
         let changed: Vec<_> = changed.collect();
         if changed.is_empty() {
             return Ok(());
         }
-        let sharing = vm.sharing.clone();
-        let told = async { Ok(tokio::task::spawn_blocking(move || sharing.set_policies(changed)).await??) };
+        let told = vm.files.set_policies(changed);
         vm.or_death(told).await.context("change what the guest may do to the files of the container")
     }
 }

@@ -100,6 +100,7 @@ fn rootfs(bundle: &Bundle, facts: &Facts) -> anyhow::Result<SharePlan> {
         tree: Tree::Live { recursive: true },
         role: ShareRole { nosuid: false, gets_devices: !has_own_dev(&bundle.spec) },
         common: CommonPlan::Nothing,
+        remote: share::remote(fact),
     })
 }
 
@@ -253,7 +254,8 @@ impl<'a> Planner<'a> {
         // Nothing is ever mounted below a file.
         let tree = Tree::of(options, self.hears && source_is_dir, ids);
         let common = CommonPlan::of(fact, &tree);
-        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role, common });
+        let remote = share::remote(fact);
+        let share = self.share(SharePlan { name, source, id, read_only, cache, tree, role, common, remote });
         Ok(protocol::Mount { share, source_is_dir, ..guest_mounts::bind(destination, options) })
     }
 

@@ -27,6 +27,8 @@ pub struct SharePlan {
     pub role: ShareRole,
     /// With which other shares it has files and directories in common.
     pub common: CommonPlan,
+    /// The file system of the host, if somebody else may have to answer for it.
+    pub remote: Option<String>,
 }
 
 impl SharePlan {
@@ -34,6 +36,11 @@ impl SharePlan {
     pub fn place(&self) -> String {
         self.common.place(&self.name)
     }
+}
+
+/// The file system that a source is on, if somebody else may have to answer for it.
+pub fn remote(fact: &SourceFact) -> Option<String> {
+    fact.remote.then(|| fact.system.clone())
 }
 
 /// With which other shares of its VM a share has objects in common, which are then one to the guest however it comes to them.

@@ -86,6 +86,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> anyhow::Result<Option<Sandbox>> {
         memory_mib: other.memory_mib,
         vcpus: other.vcpus,
         nested: false,
+        spare_file_systems: 0,
         cmdline: String::new(),
         settings: Vec::new(),
     };

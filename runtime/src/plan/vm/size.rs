@@ -21,6 +21,10 @@ const LEAST_ASKED_MIB: u64 = 64;
 const MOST_MIB: u64 = 1 << 20;
 /// Most virtual CPUs of a VM.
 const MOST_VCPUS: u32 = 64;
+/// File-system devices in reserve: of a pod's VM, which is made to be joined, and of another one.
+const SPARES_OF_POD: usize = 4;
+const SPARES: usize = 1;
+
 /// Size of the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {
@@ -30,6 +34,8 @@ pub struct MachinePlan {
     pub vcpus: u8,
     /// Whether the guest may run virtual machines itself.
     pub nested: bool,
+    /// Number of file-system devices in reserve, for what containers bring that join the VM.
+    pub spare_file_systems: usize,
     /// Arguments for the kernel besides the usual ones.
     pub cmdline: String,
     /// What the guest's kernel takes over from the host's.
@@ -62,7 +68,8 @@ pub fn plan(spec: &Spec, facts: &Facts, allowed: Allowed<'_>, notes: &mut Vec<St
     // The agent brings the other CPUs up once the container's process runs.
     let cmdline = if vcpus > 1 { "maxcpus=1" } else { "" }.to_owned();
     let nested = annotations::switch(spec, annotations::NESTED)?;
-    Ok(MachinePlan { memory_mib, vcpus, nested, cmdline, settings: settings::plan(facts, notes) })
+    let spare_file_systems = if pod::is_of_pod(spec) { SPARES_OF_POD } else { SPARES };
+    Ok(MachinePlan { memory_mib, vcpus, nested, spare_file_systems, cmdline, settings: settings::plan(facts, notes) })
 }
 
 /// Memory of the VM: the usual size, or what the limit needs if that is more, and never more than the host has.

@@ -44,7 +44,13 @@ const LOCAL: [u32; 10] = [
 
 /// Whether what a descriptor stands for is on a file system of the host's own.
 pub(super) fn is_local(object: BorrowedFd) -> bool {
-    fstatfs(object).is_ok_and(|host| LOCAL.contains(&(host.f_type as u32)))
+    fstatfs(object).is_ok_and(|host| is_local_kind(host.f_type as u32))
+}
+
+/// Whether file systems of this magic number are the host's own. Those of others may be served by somebody who does not answer: give
+/// each a device of its own.
+pub fn is_local_kind(magic: u32) -> bool {
+    LOCAL.contains(&magic)
 }
 
 /// What a request is about besides the nodeid in its header.
@@ -71,6 +77,10 @@ impl Server {
 
     /// Whether everything that a request names is on file systems of the host's own.
     fn is_near(&self, header: &InHeader, body: &[u8]) -> bool {
+        if header.opcode == opcode::BATCH_FORGET {
+            // It names objects anywhere. To let one go may be to write it back.
+            return self.shares.are_local();
+        }
         self.is_node_near(header.nodeid)
             && match other(header.opcode, body) {
                 Some(Other::Node(nodeid)) => self.is_node_near(nodeid),

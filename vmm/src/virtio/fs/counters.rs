@@ -40,7 +40,13 @@ impl Counters {
 
     /// Name and count of every opcode that came, by number.
     pub fn named(&self) -> Vec<(&'static str, u64)> {
-        let counts = (0..OPCODES as u32).map(|opcode| (opcode::name(opcode), self.get(opcode)));
+        Self::named_sum(&[self])
+    }
+
+    /// The same over several devices.
+    pub fn named_sum(all: &[&Self]) -> Vec<(&'static str, u64)> {
+        let sum = |opcode| all.iter().map(|counters| counters.get(opcode)).sum();
+        let counts = (0..OPCODES as u32).map(|opcode| (opcode::name(opcode), sum(opcode)));
         counts.filter(|&(_, count)| count > 0).collect()
     }
 }

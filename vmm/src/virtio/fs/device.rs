@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use super::identity;
 use super::server::Server;
 use super::sharing::{self, ChangeReceiver, Sharing};
-use super::{Counters, MakeNode, Share};
+use super::{Counters, MakeNode, Progress, Share};
 use crate::virtio::queue::{Outcome, Ring};
 use crate::virtio::{AtExit, Context, Device, EnterThread, Error, Event};
 
@@ -34,6 +34,10 @@ pub struct Fs {
     server: Server,
     sharing: Sharing,
     changes: ChangeReceiver,
+    /// What the device's thread is at.
+    progress: Arc<Progress>,
+    /// Whether the device is in reserve, and served by its own thread alone.
+    apart: bool,
     /// Queues that have more to be served.
     later: [bool; QUEUE_SIZES.len()],
 }
@@ -45,13 +49,33 @@ impl Fs {
     /// descriptors open in the process that calls this, since the device uses that process's `/proc/self/fd`.
     /// Fails on bad or repeated names and when `/proc` is not mounted.
     pub fn new(tag: &str, shares: Vec<Share>) -> Result<Self, Error> {
+        Self::one_of(tag, shares, 16)
+    }
+
+    /// One of several devices of a machine, which gets so many sixteenths of the descriptors.
+    ///
+    /// # Errors
+    /// As [`Fs::new`].
+    pub fn one_of(tag: &str, shares: Vec<Share>, sixteenths: usize) -> Result<Self, Error> {
         check_tag(tag)?;
-        Self::of(tag, Server::new(shares)?)
+        Self::of(tag, Server::new(shares, sixteenths)?)
+    }
+
+    /// Keeps the device in reserve, for shares on file systems that somebody else may have to answer for: no vCPU's thread makes a call
+    /// there, and one that does not answer holds up this device's thread alone.
+    pub fn set_apart(&mut self) {
+        self.apart = true;
+    }
+
+    /// What the device's thread is at, to be looked at while the device is in use.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     fn of(tag: &str, server: Server) -> Result<Self, Error> {
         let (sharing, changes) = sharing::channel()?;
-        Ok(Self { tag: tag.to_owned(), server, sharing, changes, later: Default::default() })
+        let (progress, apart, later) = (Arc::default(), false, Default::default());
+        Ok(Self { tag: tag.to_owned(), server, sharing, changes, progress, apart, later })
     }
 
     /// Serves a queue, and comes back to it after other events where there is still more: a guest that never stops asking must
@@ -61,7 +85,10 @@ impl Fs {
         let (mut served, mut later) = (0, false);
         let result = ring.serve(context.memory, |chain| {
             self.changes.apply(&mut self.server);
-            let outcome = if served < AT_A_TIME { self.server.serve(chain)? } else { Outcome::Later };
+            self.progress.begin();
+            let outcome = if served < AT_A_TIME { self.server.serve(chain) } else { Ok(Outcome::Later) };
+            self.progress.end();
+            let outcome = outcome?;
             (served, later) = (served + 1, outcome == Outcome::Later);
             Ok(outcome)
         });
@@ -163,8 +190,15 @@ impl Device for Fs {
     }
 
     fn enter_vcpu(&self) -> Option<EnterThread> {
+        if self.apart {
+            return None;
+        }
         let proc_fd = Arc::clone(&self.server.proc_fd);
         Some(Arc::new(move || identity::adopt_thread(&proc_fd)))
+    }
+
+    fn in_reserve(&self) -> bool {
+        self.apart
     }
 
     /// Serves requests that end at once, see `at_exit`.

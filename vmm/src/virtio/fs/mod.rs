@@ -114,6 +114,7 @@ mod nodes;
 mod operations;
 mod place;
 mod policy;
+mod progress;
 mod request;
 mod saved;
 mod server;
@@ -128,11 +129,13 @@ mod ways;
 #[cfg(test)]
 mod tests;
 
+pub use at_exit::is_local_kind;
 pub use coherence::Cache;
 pub use counters::Counters;
 pub use device::Fs;
 pub use nodes::{MakeNode, Node};
 pub use policy::{IdSet, Ids, Policy};
+pub use progress::{Moment, Progress};
 pub use share::{Common, Share};
 pub use sharing::Sharing;
 pub use sys::own_descriptors;

@@ -73,11 +73,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// A server of these shares. Of the descriptors that `RLIMIT_NOFILE` allows, without a reserve and a part for locks,
-    /// inodes get three quarters and handles the rest.
-    pub fn new(shares: Vec<Share>) -> Result<Self, Error> {
+    /// A server of these shares. Of so many sixteenths of the descriptors that `RLIMIT_NOFILE` allows, without a reserve and a part
+    /// for locks, inodes get three quarters and handles the rest.
+    pub fn new(shares: Vec<Share>, sixteenths: usize) -> Result<Self, Error> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS);
         let descriptors = limit.saturating_sub(RESERVED_DESCRIPTORS).max(RESERVED_DESCRIPTORS) as usize;
+        let descriptors = (descriptors / 16).saturating_mul(sixteenths.clamp(1, 16));
         let locks = locks::MOST.min(descriptors / 16);
         let descriptors = descriptors - locks;
         let mut server = Self::with_limits(shares, descriptors - descriptors / 4, descriptors / 4)?;

@@ -191,6 +191,11 @@ impl Shares {
         Place { files: *directory, directories }
     }
 
+    /// Whether all shares are on file systems of the host's own, with nothing mounted in them that is known.
+    pub fn are_local(&self) -> bool {
+        self.rules.iter().flatten().all(|rules| rules.local)
+    }
+
     /// Whether a place may have objects that one share lets the guest change and another does not.
     pub fn is_mixed(&self, files: u16) -> bool {
         let here = |(_, root): &(u16, &Root)| root.directory == Some(files);

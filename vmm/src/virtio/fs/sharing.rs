@@ -15,11 +15,12 @@ use crate::virtio::Error;
 /// The worker does one request after another, and one may wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the shares of a device. Each call blocks until the device's worker has done it.
+/// Changes the shares of a device. Each call blocks until the device's worker has done it, but for [`Sharing::unwaiting`].
 #[derive(Clone)]
 pub struct Sharing {
     changes: Sender<Change>,
     wake: Arc<EventFd>,
+    waits: bool,
 }
 
 /// The worker's end of a [`Sharing`].
@@ -31,7 +32,8 @@ pub(super) struct ChangeReceiver {
 
 struct Change {
     what: What,
-    done: Sender<Result<(), Error>>,
+    /// Who waits for it.
+    done: Option<Sender<Result<(), Error>>>,
 }
 
 enum What {
@@ -45,10 +47,21 @@ pub(super) fn channel() -> Result<(Sharing, ChangeReceiver), Error> {
     let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
     let wake = Arc::new(wake.map_err(|error| Error::Host("make an eventfd", error))?);
     let (changes, received) = mpsc::channel();
-    Ok((Sharing { changes, wake: Arc::clone(&wake) }, ChangeReceiver { received, wake }))
+    Ok((Sharing { changes, wake: Arc::clone(&wake), waits: true }, ChangeReceiver { received, wake }))
 }
 
 impl Sharing {
+    /// The same without a wait: the worker does it before the next request that it serves. For a device that vCPUs do not serve, which may
+    /// be at a request that takes for ever, or not be in use yet.
+    pub fn unwaiting(self) -> Self {
+        Self { waits: false, ..self }
+    }
+
+    /// The opposite of [`Sharing::unwaiting`].
+    pub fn waiting(self) -> Self {
+        Self { waits: true, ..self }
+    }
+
     /// Adds these shares, all or none of them.
     ///
     /// # Errors
@@ -78,8 +91,12 @@ impl Sharing {
         const GONE: Error = Error::Protocol("the file-system device is not in use");
         const BUSY: Error = Error::Protocol("the file-system device does not answer: is a disk of the host stuck?");
         let (done, answer) = mpsc::channel();
+        let done = Some(done).filter(|_| self.waits);
         self.changes.send(Change { what, done }).map_err(|_| GONE)?;
         self.wake.write(1).map_err(|error| Error::Host("wake the file-system device", error))?;
+        if !self.waits {
+            return Ok(());
+        }
         answer.recv_timeout(PATIENCE).unwrap_or_else(|why| match why {
             RecvTimeoutError::Timeout => Err(BUSY),
             RecvTimeoutError::Disconnected => Err(GONE),
@@ -113,7 +130,7 @@ impl ChangeReceiver {
                     (policies.try_for_each(|(name, policy)| server.set_policy(&name, policy)), Vec::new())
                 }
             };
-            if done.send(result).is_err() {
+            if done.is_some_and(|done| done.send(result).is_err()) {
                 // The caller has given up, and will not take them away.
                 added.iter().for_each(|name| server.remove_share(name));
             }

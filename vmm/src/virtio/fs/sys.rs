@@ -28,6 +28,18 @@ pub(super) fn stat_at(directory: BorrowedFd, name: &CStr) -> Served<Stat> {
     Ok(rustix::fs::statx(directory, name, flags, wanted())?)
 }
 
+/// The same as the host's kernel knows it: where a mount begins at the entry, nobody who serves it is asked. Exact on file systems of
+/// the host's own.
+pub(super) fn look_at(directory: BorrowedFd, name: &CStr) -> Served<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    Ok(rustix::fs::statx(directory, name, flags, wanted())?)
+}
+
+/// The same of what a descriptor stands for.
+pub(super) fn look(fd: BorrowedFd) -> Served<Stat> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted())?)
+}
+
 /// `S_IFREG`, `S_IFDIR`, … of attributes.
 pub(super) fn kind(stat: &Stat) -> u32 {
     u32::from(stat.stx_mode) & libc::S_IFMT

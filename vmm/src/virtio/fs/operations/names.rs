@@ -1,7 +1,7 @@
 //! Requests about names: finding, making, renaming and removing them.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, RenameFlags};
@@ -48,7 +48,7 @@ impl Server {
         let directory = self.inode(parent)?;
         let above = directory.as_above();
         let fd = sys::open_path(directory.fd()?, name)?;
-        let stat = sys::stat(fd.as_fd())?;
+        let stat = self.stat_opened(fd.as_fd())?;
         self.check_mount(&stat, &above)?;
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
             return self.found_again(parent, nodeid, name, &stat);
@@ -64,13 +64,23 @@ impl Server {
         }
         let directory = self.inode(parent)?;
         let above = directory.as_above();
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         self.check_mount(&stat, &above)?;
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
             return self.found_again(parent, nodeid, name, &stat);
         }
         let nodeid = self.inodes.add_cold(name, &stat, parent, &above)?;
         self.entry_below(parent, nodeid, &stat)
+    }
+
+    /// Attributes of a directory entry. A vCPU's thread asks nobody who serves what may be mounted there.
+    fn stat_entry(&self, directory: BorrowedFd, name: &CStr) -> Served<Stat> {
+        if self.may_wait { sys::stat_at(directory, name) } else { sys::look_at(directory, name) }
+    }
+
+    /// Attributes of what was just opened under a name, likewise.
+    fn stat_opened(&self, object: BorrowedFd) -> Served<Stat> {
+        if self.may_wait { sys::stat(object) } else { sys::look(object) }
     }
 
     /// Notes that an object found below a share is on another mount, which a vCPU leaves to the device's thread.
@@ -105,6 +115,9 @@ impl Server {
             return Ok(EntryOut::new(nodeid, attr, name_valid, ROOT_VALID));
         };
         let nodeid = share.nodeid;
+        if !self.shares.rules(self.inodes.peek(nodeid)?.way).local {
+            self.takes_long()?;
+        }
         let inode = self.inodes.get_mut(nodeid)?;
         let stat = sys::stat(inode.fd()?)?;
         inode.lookups = inode.lookups.saturating_add(1);
@@ -230,7 +243,7 @@ impl Server {
             self.inodes.warm_name(request.header.nodeid, name);
         }
         let directory = self.writable(request.header.nodeid)?;
-        let stat = sys::stat_at(directory.fd()?, name)?;
+        let stat = self.stat_entry(directory.fd()?, name)?;
         rustix::fs::unlinkat(directory.fd()?, name, flags)?;
         let Some(nodeid) = self.inodes.known_as(&stat, &above) else { return Ok(()) };
         match self.inodes.get_mut(nodeid) {

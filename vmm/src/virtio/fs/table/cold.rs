@@ -8,6 +8,9 @@
 //! The name is asked of the host when an object is cooled, not kept before. What is open, and what has no
 //! name any more, like a directory that is removed but somebody's working directory, stays hot. File handles (`open_by_handle_at`) would not need
 //! names, but overlayfs has none that can be opened, and root file systems of containers are overlays.
+//!
+//! What makes an object the same never changes, so nobody who serves a file system is asked for it: of the objects that are cooled for
+//! a request some may be on mounts that do not answer.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -116,7 +119,7 @@ impl Inodes {
         if let Some((stat, _)) = found.filter(|(stat, above)| Key::new(stat, above) == inode.key) {
             return Ok((name, sys::birth_time(&stat)));
         }
-        let stat = sys::stat(fd)?;
+        let stat = sys::look(fd)?;
         let elsewhere = inode.kind != libc::S_IFDIR && stat.stx_nlink > 0;
         if elsewhere { Ok((name, sys::birth_time(&stat))) } else { Err(Errno(libc::ESTALE)) }
     }
@@ -124,7 +127,7 @@ impl Inodes {
     /// Attributes of what a name in a hot directory stands for, and what that has of the directory.
     fn look_up(&self, parent: u64, name: &CStr) -> Served<(Stat, Above)> {
         let directory = self.peek(parent)?;
-        Ok((sys::stat_at(directory.fd()?, name)?, directory.as_above()))
+        Ok((sys::look_at(directory.fd()?, name)?, directory.as_above()))
     }
 }
 
@@ -145,7 +148,7 @@ impl Inode {
         const GONE: [i32; 2] = [libc::ENOENT, libc::ENOTDIR];
         let opened = sys::open_path(parent, name);
         let fd = opened.map_err(|Errno(errno)| Errno(if GONE.contains(&errno) { libc::ESTALE } else { errno }))?;
-        let stat = sys::stat(fd.as_fd())?;
+        let stat = sys::look(fd.as_fd())?;
         let same = Key::new(&stat, above) == self.key && sys::kind(&stat) == self.kind;
         // While it is held, no other object has its number.
         let born = self.fd().is_ok() || sys::birth_time(&stat) == self.born;

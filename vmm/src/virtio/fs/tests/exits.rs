@@ -97,6 +97,18 @@ fn other_file_systems_are_left_to_the_devices_thread() {
     assert_eq!(guest.at_exit(opcode::READ, far, &read(fh, 64), 64), None);
     let link = [LinkIn { oldnodeid: file }.as_bytes(), &z("l")].concat();
     assert_eq!(guest.at_exit(opcode::LINK, near, &link, size_of::<EntryOut>()), None);
+    // The share itself, and objects that may be anywhere.
+    assert_eq!(guest.at_exit(opcode::LOOKUP, 1, &z("near"), size_of::<EntryOut>()), Some(0));
+    assert_eq!(guest.at_exit(opcode::LOOKUP, 1, &z("far"), size_of::<EntryOut>()), None);
+    assert_eq!(guest.at_exit(opcode::BATCH_FORGET, 0, &[0; 8], 0), None);
+}
+
+#[test]
+fn a_device_that_is_set_apart_is_for_its_own_thread() {
+    let mut device = Fs::one_of("test", vec![], 1).unwrap();
+    assert!(device.enter_vcpu().is_some() && !device.in_reserve());
+    device.set_apart();
+    assert!(device.enter_vcpu().is_none() && device.in_reserve());
 }
 
 #[test]

@@ -30,6 +30,19 @@ fn open_below(directory: &tempfile::TempDir) -> usize {
 }
 
 #[test]
+fn who_does_not_wait_is_heard_before_the_next_request() {
+    let (mut guest, ..) = Guest::with_share();
+    let other = tempfile::tempdir().unwrap();
+    // Nobody serves the device meanwhile.
+    let sharing = guest.device.sharing().unwaiting();
+    sharing.add(vec![share("other", other.path(), false)]).unwrap();
+    guest.lookup(1, "other").unwrap();
+    sharing.remove(vec!["other".to_owned()]).unwrap();
+    assert_eq!(guest.lookup(1, "other").unwrap_err(), libc::ENOENT);
+    assert_eq!(open_below(&other), 0);
+}
+
+#[test]
 fn an_added_share_is_there_and_a_removed_one_leaves_nothing_open() {
     let (mut guest, directory, first) = Guest::with_share();
     let other = tempfile::tempdir().unwrap();
