@@ -20,8 +20,15 @@ const REQUESTS: usize = 1;
 /// Bytes of the headers of requests and replies.
 const HEADER: usize = 40;
 const REPLY: usize = 16;
+/// Ring of buffers for events.
+const EVENTS: usize = 2;
+/// Feature bit for that ring.
+const FEATURE_EVENTS: u64 = 1 << 20;
 /// Opcode of INIT.
 const INIT: u32 = 26;
+/// Opcode of WATCH, and the one of no request that stands for it in the input.
+const WATCH: u32 = 29303;
+const FOR_WATCH: u32 = 63;
 /// Where replies go.
 const ROOM: u64 = BUFFERS + 0x2_0000;
 /// Files of root where one can write.
@@ -166,6 +173,7 @@ impl Known {
 /// A request: its header, numbers with what is known put into them, names, and more bytes.
 fn request(input: &mut Input, known: &Known) -> Vec<u8> {
     let (opcode, choice) = (u32::from(input.byte() % 64), input.byte());
+    let opcode = if opcode == FOR_WATCH { WATCH } else { opcode };
     let nodeid = known.any(input);
     let ids = if choice & 1 == 0 { [0, 0] } else { [1000, 1000] };
     let mut numbers = input.bytes(usize::from(choice >> 4) * 8).to_vec();
@@ -245,7 +253,8 @@ fn begin(rig: &mut Rig<Fs>, flags: u64) -> Known {
 }
 
 fn drive(input: &mut Input, make: impl Fn() -> Fs) {
-    let mut rig = Rig::new(make(), 0);
+    let mut rig = Rig::new(make(), FEATURE_EVENTS);
+    rig.offer(EVENTS, &[Buffer::writable(ROOM, 4096)]);
     let mut known = begin(&mut rig, input.quad() | 1 << 30);
     for _ in 0..STEPS {
         if input.is_empty() {

@@ -17,9 +17,10 @@ const KERNELS: &str = "kernels";
 const HOTPLUG: &str = "virtio-mmio-plug";
 
 /// Patches whose absence a container can notice, and what it notices.
-const NOTICED: [(&str, &str); 2] = [
+const NOTICED: [(&str, &str); 3] = [
     ("fuse-locks-of-the-server", "file locks on volumes hold inside one VM only"),
     ("fuse-submount-acls", "POSIX ACLs on volumes have no effect"),
+    ("fuse-events-of-the-server", "inotify misses what others do to volumes"),
 ];
 
 /// A kernel to boot a VM from.

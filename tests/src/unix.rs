@@ -1,4 +1,4 @@
-//! Unix sockets of the host, and programs that connect to them, or lock files, from within a container.
+//! Unix sockets of the host, and programs that connect to them, lock files or watch them, from within a container.
 
 use std::fs;
 use std::net::Shutdown;
@@ -84,6 +84,9 @@ waitpid $sender, 0;
 /// What else the folder has: programs that lock files.
 const LOCKER: &str = include_str!("locker.pl");
 
+/// And programs that watch files.
+const WATCHER: &str = include_str!("watcher.pl");
+
 /// A folder with programs that connect and lock, and all they need: the host's perl. Busybox has no client for Unix sockets.
 pub fn client() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -91,7 +94,12 @@ pub fn client() -> &'static Path {
         let folder = place::work().join("client");
         fs::create_dir_all(&folder).unwrap();
         let perl = carry(Path::new("/"), "/usr/bin/perl", &folder, CLIENT);
-        for (script, text, verbs) in [("dial", SCRIPT, &["connect", "hold"][..]), ("locker", LOCKER, &LOCKS)] {
+        let scripts = [
+            ("dial", SCRIPT, &["connect", "hold"][..]),
+            ("locker", LOCKER, &LOCKS),
+            ("watcher", WATCHER, &["watch", "count-made"]),
+        ];
+        for (script, text, verbs) in scripts {
             fs::write(folder.join(script), text).unwrap();
             for what in verbs {
                 let run = format!("#!/bin/sh\nexec {perl} {CLIENT}/{script} {what} \"$@\"\n");

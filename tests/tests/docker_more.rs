@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tests::command::{Running, run, run_with_input, start};
 use tests::docker::{Docker, IMAGE};
 use tests::stream::pipe;
+use tests::unix::{CLIENT, client};
 use tests::{Reader, place, process};
 
 /// Ends at TERM with 9, tells both its beginning and its end.
@@ -87,6 +88,25 @@ fn files_go_in_and_out_while_it_runs() {
     docker.run(&["cp", &format!("{name}:/root/made"), &dir.join("out").display().to_string()]).success();
     assert_eq!(std::fs::read_to_string(dir.join("out")).unwrap(), "from the guest\n");
     remove(&docker, name);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn what_is_copied_into_a_volume_is_heard_of() {
+    let docker = docker();
+    let (name, dir) = ("runvm-test-heard", folder("docker-heard"));
+    let (volume, client) = (format!("{}:/volume", dir.display()), format!("{}:{CLIENT}:ro", client().display()));
+    let watch = format!("{CLIENT}/watch 0x100 /volume");
+    let flags = ["--detach", "--name", name, "--volume", &volume, "--volume", &client];
+    tests::command::run(&mut docker.container(&flags, &["sh", "-c", &watch])).success();
+    process::wait_until("the watch", || docker.run(&["logs", name]).stdout == "ready\n");
+    std::fs::write(dir.with_extension("in"), "from the host\n").unwrap();
+    let from = dir.with_extension("in");
+    docker.run(&["cp", &from.display().to_string(), &format!("{name}:/volume/end")]).success();
+    assert_eq!(docker.run(&["wait", name]).stdout, "0\n");
+    assert_eq!(docker.run(&["logs", name]).stdout, "ready\nCREATE 0/end\n");
+    docker.run(&["rm", name]).success();
+    std::fs::remove_file(from).unwrap();
     std::fs::remove_dir_all(dir).unwrap();
 }
 

@@ -9,7 +9,13 @@ use tests::unix::CLIENT;
 use tests::{Container, Scene, Worker, place, process};
 
 /// Patches that the runtime or the VMM relies on: guest-kernel/patches/required.
-const REQUIRED: [&str; 4] = ["fuse-submount-acls", "fuse-locks-of-the-server", "virtio-mmio-plug", "virtio-mmio-runvm"];
+const REQUIRED: [&str; 5] = [
+    "fuse-submount-acls",
+    "fuse-locks-of-the-server",
+    "virtio-mmio-plug",
+    "virtio-mmio-runvm",
+    "fuse-events-of-the-server",
+];
 /// The kernel of `guest-kernel/build --stock`, where tools/test puts it.
 const STOCK: &str = "stock";
 

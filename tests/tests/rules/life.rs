@@ -81,6 +81,12 @@ pub fn live(container: &Container, namespace: &Netns) {
     // Which cases pass is for another area to say.
     container.exec_sh(&cases);
     container.exec_sh(FILES).success();
+    // What is watched on a volume is watched on the host as well.
+    container
+        .exec_sh(&format!(
+            "{CLIENT}/watch 0x100 /volume & until >/volume/end; ! sleep 1; do rm /volume/end; done & wait %1"
+        ))
+        .success();
     container.exec_sh("mkdir -m 777 /volume/everyones").success();
     run(container.command("exec").args(["--user", "1000", &container.id, "sh", "-c", OTHERS_FILES])).success();
     container.exec_sh(DISK).success();

@@ -89,6 +89,10 @@ const FS: &[Call] = &[
     any(Sysno::copy_file_range),
     any(Sysno::fsync),
     any(Sysno::syncfs),
+    // Events of what the guest watches. The group has no rights over more than the objects that are marked in it.
+    any(Sysno::fanotify_init),
+    any(Sysno::fanotify_mark),
+    any(Sysno::name_to_handle_at),
 ];
 
 /// Calls by which files are served.

@@ -9,7 +9,8 @@
 //! * what may take long: `FALLOCATE`, `COPY_FILE_RANGE`, changes of size, `INIT` and `DESTROY`, which forget everything, and much data at once;
 //! * pages that the guest's cache writes back: its kernel holds a lock while it sends them, for which other processors spin;
 //! * reads of what is not in the host's page cache, where the host's file system can tell;
-//! * `MKNOD`, for which another process may be asked.
+//! * `MKNOD`, for which another process may be asked, `WATCH`, as the device's own thread waits for what that brings, and `FORGET` while
+//!   something is watched.
 //!
 //! Local file systems can wait, too: a directory that is not in memory is read from the disk, a change waits for the journal to be written.
 //! A process under runc waits for the same as long, but only that process.
@@ -64,7 +65,10 @@ enum Other {
 impl Server {
     /// Fails with [`Errno::WOULD_WAIT`] where a request is to be left to the device's own thread.
     pub fn check_time(&self, header: &InHeader, body: &[u8], bytes: usize) -> Served {
-        if self.may_wait || !is_slow(header.opcode) && bytes <= MOST_BYTES && self.is_near(header, body) {
+        // Its thread alone makes calls for watches, and this may end one.
+        let unwatches = matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) && self.told.marks.any();
+        let slow = unwatches || is_slow(header.opcode);
+        if self.may_wait || !slow && bytes <= MOST_BYTES && self.is_near(header, body) {
             return Ok(());
         }
         Err(Errno::WOULD_WAIT)
@@ -98,7 +102,7 @@ impl Server {
 
 fn is_slow(code: u32) -> bool {
     use opcode::*;
-    matches!(code, INIT | DESTROY | SYNCFS | FSYNC | FSYNCDIR | FALLOCATE | COPY_FILE_RANGE | MKNOD)
+    matches!(code, INIT | DESTROY | SYNCFS | FSYNC | FSYNCDIR | FALLOCATE | COPY_FILE_RANGE | MKNOD | WATCH)
 }
 
 /// What else a request names; where it is too short for that, nothing is done for it.

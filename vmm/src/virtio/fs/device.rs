@@ -1,22 +1,26 @@
 //! The virtio side: two queues into one server.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+use super::fuse::FEATURE_EVENTS;
 use super::identity;
 use super::server::Server;
 use super::sharing::{self, ChangeReceiver, Sharing};
+use super::told::group::Group;
 use super::{Counters, MakeNode, Progress, Share};
 use crate::virtio::queue::{Outcome, Ring};
 use crate::virtio::{AtExit, Context, Device, EnterThread, Error, Event};
 
 /// Bytes of the tag in the configuration space (virtio 1.2, section 5.11.4).
 const TAG_SIZE: usize = 36;
-/// The high-priority queue (for `FORGET`) and the request queue. The second bounds a request: Linux puts
+/// The high-priority queue (for `FORGET`), the request queue, and one for events. The second bounds a request: Linux puts
 /// a page in a descriptor and needs four more, so 512 is the first size that carries 1 MiB.
-const QUEUE_SIZES: [u16; 2] = [64, 512];
+const QUEUE_SIZES: [u16; 3] = [64, 512, 16];
+/// The queue in which the guest has buffers for events. A driver that does not know of it leaves it alone.
+const EVENTS: usize = 2;
 /// Most requests of a queue between two looks at other events.
 const AT_A_TIME: usize = 256;
 /// Most requests that a vCPU serves at one exit: others than its own come from other vCPUs, which have time of their own.
@@ -27,6 +31,8 @@ const MESSAGES_AT_AN_EXIT: usize = 32;
 const MESSAGES: usize = 0;
 /// Token of the eventfd that wakes the worker for changes of the shares.
 const CHANGES: u64 = 0;
+/// Token of the host's events.
+const HEARD: u64 = 1;
 
 /// The file system device: all shares behind one tag.
 pub struct Fs {
@@ -40,6 +46,8 @@ pub struct Fs {
     apart: bool,
     /// Queues that have more to be served.
     later: [bool; QUEUE_SIZES.len()],
+    /// The descriptor of the host's events, if it is known to the watcher, and whether it is waited for.
+    heard: Option<(RawFd, bool)>,
 }
 
 impl Fs {
@@ -75,7 +83,7 @@ impl Fs {
     fn of(tag: &str, server: Server) -> Result<Self, Error> {
         let (sharing, changes) = sharing::channel()?;
         let (progress, apart, later) = (Arc::default(), false, Default::default());
-        Ok(Self { tag: tag.to_owned(), server, sharing, changes, progress, apart, later })
+        Ok(Self { tag: tag.to_owned(), server, sharing, changes, progress, apart, later, heard: None })
     }
 
     /// Serves a queue, and comes back to it after other events where there is still more: a guest that never stops asking must
@@ -132,6 +140,33 @@ impl Fs {
         Ok(())
     }
 
+    /// Tells the guest of the host's events, as long as it has buffers for them; the host keeps the others.
+    fn tell(&mut self, context: &mut Context) -> Result<(), Error> {
+        self.server.hear();
+        if let Some(ring) = context.rings.get_mut(EVENTS).filter(|_| self.server.told.offered) {
+            ring.serve(context.memory, |chain| {
+                self.server.hear();
+                let written = self.server.told.put(&mut chain.writable)?;
+                Ok(if written == 0 { Outcome::Later } else { Outcome::Used(written as u32) })
+            })?;
+        }
+        self.wait_for_events(context)
+    }
+
+    /// Waits for the host's events, unless there are some that the guest has no room for.
+    fn wait_for_events(&mut self, context: &mut Context) -> Result<(), Error> {
+        let Some(fd) = self.server.told.group.as_ref().map(Group::fd) else { return Ok(()) };
+        let wanted = self.server.told.is_idle();
+        let events = if wanted { libc::EPOLLIN as u32 } else { 0 };
+        let done = match self.heard {
+            Some((_, waited)) if waited == wanted => Ok(()),
+            Some(_) => context.watcher.modify(fd, HEARD, events),
+            None => context.watcher.add(fd, HEARD, events),
+        };
+        self.heard = Some((fd, wanted));
+        done.map_err(|error| Error::Host("wait for events of the host's files", error))
+    }
+
     /// A handle that changes the shares while the device is in use.
     pub fn sharing(&self) -> Sharing {
         self.sharing.clone()
@@ -173,6 +208,11 @@ impl Device for Fs {
         virtio_bindings::virtio_ids::VIRTIO_ID_FS
     }
 
+    fn features(&self) -> u64 {
+        // What is apart is on file systems whose events are not heard.
+        if self.apart { 0 } else { FEATURE_EVENTS }
+    }
+
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
@@ -186,6 +226,7 @@ impl Device for Fs {
     }
 
     fn enter_thread(&mut self) -> Result<(), Error> {
+        self.server.told.own = std::process::id() as i32;
         identity::adopt_thread(&self.server.proc_fd)
     }
 
@@ -203,13 +244,19 @@ impl Device for Fs {
 
     /// Serves requests that end at once, see `at_exit`.
     fn serve_at_exit(&mut self, queue: usize, memory: &GuestMemoryMmap, rings: &mut [Ring]) -> Result<AtExit, Error> {
+        if queue == EVENTS {
+            // Room for what there is to tell.
+            return Ok(if self.server.told.is_idle() { AtExit::Served } else { AtExit::Left });
+        }
         self.server.may_wait = false;
         let result = self.serve_messages(queue, memory, rings).and_then(|()| self.serve_some(queue, memory, rings));
         self.server.may_wait = true;
         result
     }
 
-    fn activate(&mut self, _features: u64, context: &mut Context) -> Result<(), Error> {
+    fn activate(&mut self, features: u64, context: &mut Context) -> Result<(), Error> {
+        self.server.told.offered = features & FEATURE_EVENTS != 0;
+        self.wait_for_events(context)?;
         let watched = context.watcher.add(self.changes.wake.as_raw_fd(), CHANGES, libc::EPOLLIN as u32);
         watched.map_err(|error| Error::Host("watch for changes of the shares", error))
     }
@@ -217,17 +264,22 @@ impl Device for Fs {
     fn deactivate(&mut self, context: &mut Context) {
         // Not watched where activation failed.
         let _ = context.watcher.remove(self.changes.wake.as_raw_fd());
+        if let Some((fd, _)) = self.heard.take() {
+            let _ = context.watcher.remove(fd);
+        }
     }
 
     fn handle(&mut self, event: Event, context: &mut Context) -> Result<(), Error> {
         match event {
-            Event::Queue(index) => self.serve(index, context),
+            Event::Queue(EVENTS) | Event::Fd(HEARD, _) => self.tell(context),
+            Event::Queue(index) => self.serve(index, context).and_then(|()| self.wait_for_events(context)),
             Event::Fd(..) => {
                 self.changes.woken(&mut self.server);
                 let later = std::mem::take(&mut self.later);
                 (0..later.len())
                     .filter(|&index| later.get(index) == Some(&true))
                     .try_for_each(|index| self.serve(index, context))
+                    .and_then(|()| self.wait_for_events(context))
             }
         }
     }
@@ -245,6 +297,9 @@ impl Device for Fs {
     /// Fails on a state that is malformed, when a share is missing that the guest uses, and when the host
     /// refuses to open again what was open. What has changed meanwhile is `ESTALE` to the guest.
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
-        self.server.restore(state)
+        self.server.restore(state)?;
+        // Nobody knows what the guest watches, and what has changed meanwhile.
+        self.server.told.lost();
+        Ok(())
     }
 }

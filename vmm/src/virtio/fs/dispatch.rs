@@ -162,6 +162,7 @@ fn operation(code: u32) -> Option<Operation> {
         SETXATTR => Server::setxattr,
         LISTXATTR => Server::listxattr,
         REMOVEXATTR => Server::removexattr,
+        WATCH => Server::watch,
         _ => return None,
     })
 }

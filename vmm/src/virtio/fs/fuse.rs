@@ -77,6 +77,8 @@ opcodes! {
     TMPFILE = 51,
     STATX = 52,
     LOOKUP_OPEN = 60,
+    // What the guest watches. Only our guest kernel knows it (guest-kernel/patches).
+    WATCH = 29303,
 }
 
 /// Bits of `INIT`: `flags` in the low half, `flags2` in the high half.
@@ -149,6 +151,10 @@ pub(super) const ATTR_SUBMOUNT: u32 = 1 << 0;
 /// Bit of [`Attr::flags`] and [`StatxOut::flags`]: the file may change once more without its times telling. Only our guest kernel
 /// knows it (guest-kernel/patches).
 pub(super) const ATTR_RECENT: u32 = 1 << 30;
+/// Where the error of a reply is: a message about an event, which is no reply. Only our guest kernel knows it.
+pub(super) const NOTIFY_EVENT: i32 = 29303;
+/// Feature bit of the device: a last queue, for such messages. Only our guest kernel knows it.
+pub(super) const FEATURE_EVENTS: u64 = 1 << 20;
 
 /// Declares structures of the wire format that come from the guest.
 macro_rules! wire {
@@ -242,6 +248,12 @@ wire! {
     struct LkIn { fh: u64, owner: u64, start: u64, end: u64, typ: u32, pid: u32, lk_flags: u32, padding: u32, }
     struct LkOut { start: u64, end: u64, typ: u32, pid: u32, }
     struct LseekOut { offset: u64, }
+    /// Events of inotify(7).
+    struct WatchIn { mask: u32, padding: u32, }
+    /// Followed by the two names.
+    struct NotifyEventOut {
+        parent: u64, child: u64, newparent: u64, mask: u32, namelen: u16, newnamelen: u16,
+    }
     struct CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }

@@ -52,6 +52,11 @@
 //! Our guest's kernel and this server agree in `INIT` on `OPEN_AT_ONCE`: `LOOKUP_OPEN`, content of small files in replies that open
 //! them (`operations::opens`), and messages without a reply, `FORGET` and `RELEASE`, that are served along with requests (`device`).
 //!
+//! # Events
+//!
+//! What others change is told to a guest that watches it (inotify), by a queue and messages that only our guest kernel has: see
+//! `told`. The guest forgets what it knows of the object before its watchers hear of the change.
+//!
 //! # Saving and restoring
 //!
 //! The device saves what the guest knows and has open as plain data (`saved`), which is
@@ -86,7 +91,7 @@
 //! # Not offered
 //!
 //! * `SETLKW`: nothing waits here (see `locks`). Locks of the root file system the guest keeps to itself.
-//! * `IOCTL` (no `chattr`), `POLL`, `BMAP`, DAX windows, notifications, write-back caching.
+//! * `IOCTL` (no `chattr`), `POLL`, `BMAP`, DAX windows, write-back caching.
 //! * `O_DIRECT` is dropped: it asks for the guest's buffers to be aligned for a device that the guest
 //!   cannot know; the guest's kernel bypasses its own page cache all the same.
 //!
@@ -96,7 +101,7 @@
 //! `prctl(PR_SET_SECUREBITS)`, `capget`, `capset`. When serving: `openat`, `close`, `statx`, `fstatfs`,
 //! `getdents64`, `lseek`, `preadv`, `preadv2` (vCPUs), `pwritev2`, `fallocate`, `ftruncate`, `copy_file_range`, `fsync`,
 //! `fdatasync`, `syncfs`, `readlinkat` (also of `/proc/self/fd`), `symlinkat`, `mknodat`, `mkdirat`, `unlinkat`, `renameat2`,
-//! `linkat`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
+//! `fanotify_init`, `fanotify_mark`, `name_to_handle_at`, `read`, `linkat`, `fchmodat`, `fchownat`, `utimensat`, `getxattr`, `setxattr`, `listxattr`,
 //! `removexattr`, `setfsuid`, `setfsgid`, `umask`, `fcntl(F_DUPFD_CLOEXEC)`, `fcntl(F_GETFL)`, `fcntl(F_OFD_*)`, `flock`.
 //! When saving and restoring, on the thread that does it: `openat`, `close`, `statx`, `fstatfs`, `readlinkat`, `getdents64`,
 //! `fcntl` (`F_GETFL`, `F_DUPFD_CLOEXEC`).
@@ -124,6 +129,7 @@ mod shares;
 mod sharing;
 mod sys;
 mod table;
+mod told;
 mod ways;
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::table::inode::Inode;
 use super::table::inodes::Inodes;
 use super::table::listings::Listings;
 use super::table::locks::{self, Locks};
+use super::told::Told;
 use super::{Cache, Counters, Share, sys};
 use crate::virtio::Error;
 
@@ -68,6 +69,8 @@ pub(super) struct Server {
     pub body: Vec<u8>,
     /// A request that goes on when its chain is served again, and how far it has come.
     pub unfinished: Option<Unfinished>,
+    /// What the guest watches, and is to be told of that.
+    pub told: Told,
     /// Number of requests by opcode.
     pub counters: Arc<Counters>,
 }
@@ -104,6 +107,7 @@ impl Server {
             node_maker: None,
             body: Vec::new(),
             unfinished: None,
+            told: Told::default(),
             counters: Arc::default(),
         };
         for share in shares {
@@ -120,10 +124,19 @@ impl Server {
         }
         self.locks.clear();
         self.unfinished = None;
+        self.unwatch_all();
         self.inodes.forget_all();
         self.sent = Sent::default();
         self.listings = Listings::default();
         self.session = Session::default();
+    }
+
+    /// Takes back lookups of an object; the guest knows it no more when it has taken back all.
+    pub fn forget_lookups(&mut self, nodeid: u64, count: u64) {
+        if self.told.marks.has(nodeid) && self.inodes.peek(nodeid).is_ok_and(|inode| inode.lookups <= count) {
+            self.unwatch(nodeid);
+        }
+        self.inodes.forget(nodeid, count);
     }
 
     /// The object of a nodeid, which is not one of the device's own directories (`EROFS` there).

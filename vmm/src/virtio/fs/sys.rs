@@ -200,7 +200,7 @@ pub(super) fn seek(fd: BorrowedFd, offset: u64, whence: i32) -> Served<u64> {
 }
 
 /// Turns what a system call returned into its result.
-fn result(returned: isize) -> Served<usize> {
+pub(super) fn result(returned: isize) -> Served<usize> {
     usize::try_from(returned).map_err(|_| {
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
         Errno(errno)

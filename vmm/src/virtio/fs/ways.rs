@@ -68,11 +68,14 @@ impl Server {
         for (nodeid, way) in left {
             match (way, self.inodes.get_mut(nodeid)) {
                 (Some(way), Ok(inode)) => inode.way = way,
-                _ => self.inodes.remove(nodeid),
+                _ => {
+                    self.unwatch(nodeid);
+                    self.inodes.remove(nodeid);
+                }
             }
         }
         // A root that the guest does not know, or no longer can.
-        self.inodes.forget(root, 0);
+        self.forget_lookups(root, 0);
         let Self { handles, inodes, shares, .. } = self;
         handles.change_ways(|open, way| match inodes.peek(open.nodeid) {
             Ok(inode) => Some(inode.way),

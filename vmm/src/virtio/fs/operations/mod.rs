@@ -7,4 +7,5 @@ mod locks;
 mod names;
 mod opens;
 mod session;
+mod watch;
 mod xattrs;

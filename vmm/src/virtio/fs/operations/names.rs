@@ -154,7 +154,7 @@ impl Server {
     /// `FORGET`; there is no reply.
     pub fn forget(&mut self, request: &mut Request, _: &mut Output) -> Served {
         let args: ForgetIn = request.take()?;
-        self.inodes.forget(request.header.nodeid, args.nlookup);
+        self.forget_lookups(request.header.nodeid, args.nlookup);
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl Server {
         let args: BatchForgetIn = request.take()?;
         for _ in 0..args.count {
             let one: ForgetOne = request.take()?;
-            self.inodes.forget(one.nodeid, one.nlookup);
+            self.forget_lookups(one.nodeid, one.nlookup);
         }
         Ok(())
     }

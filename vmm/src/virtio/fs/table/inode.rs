@@ -94,7 +94,7 @@ pub struct Inode {
     pub born: i64,
     /// How often the guest was told of the object without having forgotten it since.
     pub lookups: u64,
-    /// Number of open handles of the object.
+    /// Number of open handles of the object, and one more while the guest watches it: then it stays hot.
     pub opens: u32,
     /// Version (change time and size) at the last open; 0 before the first.
     pub opened_at: i64,

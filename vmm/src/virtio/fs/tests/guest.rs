@@ -26,6 +26,8 @@ const WRITABLE: u64 = 0x30_0000;
 const MESSAGE_RING: [u64; 3] = [0x50_0000, 0x50_1000, 0x50_2000];
 const MESSAGES: u64 = 0x51_0000;
 const MEMORY: usize = 0x60_0000;
+const EVENTS: [u64; 3] = [0x8000, 0x9000, 0xa000];
+const EVENT: u64 = 0x5e_0000;
 /// Descriptors of a request's buffers are this long, as pages are.
 const PIECE: usize = 4096;
 const NEXT: u16 = 1;
@@ -59,6 +61,11 @@ pub fn age() {
     std::thread::sleep(Duration::from_millis(30));
 }
 
+/// The ring of buffers for events.
+fn events() -> virtio_queue::Queue {
+    queue(16, EVENTS)
+}
+
 /// A share of a directory.
 pub fn share(name: &str, directory: &Path, read_only: bool) -> Share {
     let (name, root, policy) = (name.to_owned(), path(directory), Policy::unrestricted());
@@ -79,7 +86,7 @@ impl Guest {
         let (interrupt, requests) = (Silent::interrupt(), queue(SIZE, [DESCRIPTORS, AVAILABLE, USED]));
         assert!(requests.is_valid(&memory));
         let messages = Ring::new(queue(64, MESSAGE_RING), interrupt.clone());
-        let mut rings = vec![messages, Ring::new(requests, interrupt)];
+        let mut rings = vec![messages, Ring::new(requests, interrupt.clone()), Ring::new(events(), interrupt)];
         let mut context = Context { memory: &memory, rings: &mut rings, watcher: &mut Silent };
         device.enter_thread().unwrap();
         device.activate(0, &mut context).unwrap();
@@ -162,6 +169,25 @@ impl Guest {
         }
         assert!(index <= u64::from(SIZE), "the test's request has too many descriptors");
         self.offer_again();
+    }
+
+    /// Offers the only buffer for events, for the so many-th time; what the device has written there by now, if anything.
+    pub fn offer_for_events(&mut self, length: u32, times: u16) -> Result<Option<Vec<u8>>, Error> {
+        let [descriptors, available, used] = EVENTS;
+        self.memory.write_obj(EVENT, GuestAddress(descriptors)).unwrap();
+        self.memory.write_obj(length, GuestAddress(descriptors + 8)).unwrap();
+        self.memory.write_obj(WRITE, GuestAddress(descriptors + 12)).unwrap();
+        self.memory.write_obj(times, GuestAddress(available + 2)).unwrap();
+        self.event(Event::Queue(2))?;
+        let done: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
+        if done < times {
+            return Ok(None);
+        }
+        let place = used + 4 + u64::from((times - 1) % 16) * 8;
+        let length: u32 = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
+        let mut bytes = vec![0; length as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(EVENT)).unwrap();
+        Ok(Some(bytes))
     }
 
     /// Adds a message that has no reply, and does not notify the device of it.

@@ -17,3 +17,4 @@ mod random;
 mod restoring;
 mod rights;
 mod sharing;
+mod told;

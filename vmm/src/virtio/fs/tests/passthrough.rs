@@ -31,7 +31,7 @@ fn configuration_has_tag_and_one_request_queue() {
     let device = Fs::new("shares", vec![]).unwrap();
     let config = device.config();
     assert_eq!((config.len(), &config[..7], &config[36..]), (40, &b"shares\0"[..], &[1u8, 0, 0, 0][..]));
-    assert_eq!((device.id(), device.queue_sizes().len()), (26, 2));
+    assert_eq!((device.id(), device.queue_sizes().len()), (26, 3));
     assert!(Fs::new("", vec![]).is_err());
     assert!(Fs::new(&"x".repeat(37), vec![]).is_err());
 }

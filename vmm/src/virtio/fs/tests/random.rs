@@ -177,10 +177,10 @@ impl Model {
             opcode::CREATE | opcode::TMPFILE => {
                 let (entry, rest) = EntryOut::read_from_prefix(reply).unwrap();
                 self.count(entry.nodeid);
-                self.handles.insert(OpenOut::read_from_bytes(rest).unwrap().fh, entry.nodeid);
+                self.handles.insert(OpenOut::read_from_prefix(rest).unwrap().0.fh, entry.nodeid);
             }
             opcode::OPEN | opcode::OPENDIR => {
-                self.handles.insert(OpenOut::read_from_bytes(reply).unwrap().fh, sent.nodeid);
+                self.handles.insert(OpenOut::read_from_prefix(reply).unwrap().0.fh, sent.nodeid);
             }
             opcode::RELEASE | opcode::RELEASEDIR => {
                 let fh = ReleaseIn::read_from_prefix(&sent.body).unwrap().0.fh;
