@@ -599,6 +599,20 @@ fn vm_a_write_is_one_request() {
     assert!(requests("GETXATTR") < 20, "{log}");
 }
 
+/// The guest's kernel knows that a file has no capabilities, also after it has asked for attributes.
+#[test]
+fn vm_a_files_capabilities_are_asked_for_once() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    container.set("/annotations", json!({"io.runvm.timeline": "true"}));
+    let script = "n=0; while [ $n -lt 100 ]; do echo $n; [ -s /written ] || exit 1; n=$((n + 1)); done >/written
+        n=0; while [ $n -lt 100 ]; do : >/owned$n; chown 0:0 /owned$n; n=$((n + 1)); done";
+    container.sh(script).run().success();
+    let log = fs::read_to_string(scene.log()).unwrap();
+    let asked = opens::requests(&log, "GETXATTR");
+    assert!(opens::requests(&log, "WRITE") >= 100 && opens::requests(&log, "SETATTR") >= 100 && asked < 20, "{log}");
+}
+
 /// What ends at once is served where the guest notifies of it, and the guest's driver finds it done: nobody is interrupted.
 #[test]
 fn vm_a_request_is_one_exit() {

@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::Scene;
 
 /// FUSE requests of a kind, as the log with the annotation `io.runvm.timeline` tells.
-fn requests(log: &str, kind: &str) -> u32 {
+pub fn requests(log: &str, kind: &str) -> u32 {
     let words: Vec<&str> = log.split([' ', ',', ';']).collect();
     let count = words.windows(2).find(|pair| pair[0] == kind).map_or("0", |pair| pair[1]);
     count.parse().unwrap_or_else(|error| panic!("{error}: {log}"))

@@ -96,7 +96,7 @@ impl Server {
         if entry.is_dot() || self.inodes.is_crowded() {
             return EntryOut::default();
         }
-        self.find_as(parent, entry.name, true).unwrap_or_default()
+        self.find_lazily(parent, entry.name).unwrap_or_default()
     }
 
     /// One of the device's own directories: positions are places in the list of shares, after the dots.

@@ -16,7 +16,7 @@ use crate::virtio::fs::request::{Errno, Output, Request, Served};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::shares;
 use crate::virtio::fs::sys::{self, Stat};
-use crate::virtio::fs::table::inode::Key;
+use crate::virtio::fs::table::inode::{Above, Key};
 
 /// Longest target of a symbolic link, its NUL included (`PATH_MAX`).
 const TARGET_MAX: usize = libc::PATH_MAX as usize;
@@ -39,34 +39,37 @@ impl Server {
         output.put(&entry).inspect_err(|_| self.inodes.forget(entry.nodeid, 1))
     }
 
-    /// Finds a name in a directory and counts a lookup of its object.
+    /// Finds a name in a directory and counts a lookup of its object. The guest asks for what it does not know, mostly, so the
+    /// object is opened first and looked at then.
     pub fn find(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
-        self.find_as(parent, name, false)
-    }
-
-    /// [`Server::find`] for an object that will not be used soon if it is only `listed`.
-    pub fn find_as(&mut self, parent: u64, name: &CStr, listed: bool) -> Served<EntryOut> {
         if shares::is_own(parent) {
             return self.find_share(parent, name);
         }
         let directory = self.inode(parent)?;
         let above = directory.as_above();
-        let stat = self.stat_entry(directory.fd()?, name)?;
-        if Key::new(&stat, &above).mount != 0 {
-            self.takes_long()?;
-            self.shares.has_mounts(above.way);
-        }
+        let fd = sys::open_path(directory.fd()?, name)?;
+        let stat = self.stat_opened(fd.as_fd())?;
+        self.check_mount(&stat, &above)?;
         if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
             return self.found_again(parent, nodeid, name, &stat);
         }
-        if listed && self.inodes.is_warm() {
-            let nodeid = self.inodes.add_cold(name, &stat, parent, &above)?;
-            return self.entry_below(parent, nodeid, &stat);
-        }
-        let fd = sys::open_path(self.inode(parent)?.fd()?, name)?;
-        // By now the name may stand for something else: what counts is what we hold.
-        let stat = self.stat_opened(fd.as_fd())?;
         let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
+        self.entry_below(parent, nodeid, &stat)
+    }
+
+    /// [`Server::find`] for an entry of a listing, which may not be used soon: it is opened where descriptors are plenty.
+    pub fn find_lazily(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
+        if shares::is_own(parent) || !self.inodes.is_warm() {
+            return self.find(parent, name);
+        }
+        let directory = self.inode(parent)?;
+        let above = directory.as_above();
+        let stat = self.stat_entry(directory.fd()?, name)?;
+        self.check_mount(&stat, &above)?;
+        if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
+            return self.found_again(parent, nodeid, name, &stat);
+        }
+        let nodeid = self.inodes.add_cold(name, &stat, parent, &above)?;
         self.entry_below(parent, nodeid, &stat)
     }
 
@@ -80,24 +83,13 @@ impl Server {
         if self.may_wait { sys::stat(object) } else { sys::look(object) }
     }
 
-    /// [`Server::find`] for a name that the guest hardly knows: it is opened first and looked at then, a call less.
-    pub fn find_unknown(&mut self, parent: u64, name: &CStr) -> Served<EntryOut> {
-        if shares::is_own(parent) {
-            return self.find_share(parent, name);
-        }
-        let directory = self.inode(parent)?;
-        let above = directory.as_above();
-        let fd = sys::open_path(directory.fd()?, name)?;
-        let stat = self.stat_opened(fd.as_fd())?;
-        if Key::new(&stat, &above).mount != 0 {
+    /// Notes that an object found below a share is on another mount, which a vCPU leaves to the device's thread.
+    fn check_mount(&mut self, stat: &Stat, above: &Above) -> Served {
+        if Key::new(stat, above).mount != 0 {
             self.takes_long()?;
             self.shares.has_mounts(above.way);
         }
-        if let Some(nodeid) = self.inodes.find(&stat, parent, name, &above) {
-            return self.found_again(parent, nodeid, name, &stat);
-        }
-        let nodeid = self.inodes.adopt(fd, &stat, parent, &above)?;
-        self.entry_below(parent, nodeid, &stat)
+        Ok(())
     }
 
     /// The entry of an object that is known, and was counted as looked up.

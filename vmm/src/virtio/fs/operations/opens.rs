@@ -67,7 +67,7 @@ impl Server {
     pub fn lookup_open(&mut self, request: &mut Request, output: &mut Output) -> Served {
         let (args, name) = (request.take::<OpenIn>()?, request.last_name()?);
         let parent = request.header.nodeid;
-        let entry = match self.find_unknown(parent, name) {
+        let entry = match self.find(parent, name) {
             Err(Errno(libc::ENOENT)) if !self.absence_valid(parent).is_zero() => {
                 EntryOut::nothing(self.absence_valid(parent))
             }
