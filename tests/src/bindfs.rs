@@ -52,14 +52,21 @@ impl Bindfs {
     }
 
     /// Has the server answer nobody. Nobody waits for it at that moment: who waits for the answer to a request that a server has read
-    /// cannot be killed.
+    /// cannot be killed. A guest tells of files that it has closed a little later, so that may take more than one attempt.
     #[track_caller]
     pub fn stop(&self) {
-        process::wait_until("all requests to be answered", || self.waiting() == 0);
-        let pid = self.server.id() as i32;
-        process::signal(pid, Signal::STOP);
-        process::wait_until("bindfs to stop", || {
-            process::status_field(pid, "State").is_some_and(|state| state.starts_with('T'))
+        process::wait_until("bindfs to stop between two requests", || {
+            process::wait_until("all requests to be answered", || self.waiting() == 0);
+            let pid = self.server.id() as i32;
+            process::signal(pid, Signal::STOP);
+            process::wait_until("bindfs to stop", || {
+                process::status_field(pid, "State").is_some_and(|state| state.starts_with('T'))
+            });
+            let idle = self.waiting() == 0;
+            if !idle {
+                self.go_on();
+            }
+            idle
         });
     }
 

@@ -1,10 +1,11 @@
 //! Opening and making files, which takes one request where a name is not known yet.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use rustix::process::Signal;
 use serde_json::json;
-use tests::Scene;
+use tests::{Scene, process};
 
 /// FUSE requests of a kind, as the log with the annotation `io.runvm.timeline` tells.
 pub fn requests(log: &str, kind: &str) -> u32 {
@@ -89,4 +90,22 @@ fn vm_a_small_file_is_one_request() {
     for (kind, least) in [("LOOKUP_OPEN", 200), ("CREATE", 200), ("RELEASE", 400)] {
         assert!((least..least + 60).contains(&requests(&log, kind)), "{kind}: {log}");
     }
+}
+
+/// What close(2) has returned for is on the host, whatever becomes of the machine.
+#[test]
+fn vm_what_was_closed_outlives_the_monitor() {
+    let scene = Scene::new();
+    let mut container = scene.container();
+    let script = "mkdir /d; echo content >/d/f; chmod 751 /d/f; touch -d @1000000000 /d/f; mv /d/f /d/g; ln -s g /d/link; echo closed; exec sleep 1000";
+    let mut created = container.sh(script).up();
+    created.stdout.expect("closed\n");
+    process::signal(created.pid, Signal::KILL);
+    assert_eq!(process::wait_orphan(created.pid), 137);
+    let directory = container.rootfs().join("d");
+    let file = fs::metadata(directory.join("g")).unwrap();
+    assert_eq!((file.permissions().mode() & 0o7777, file.mtime()), (0o751, 1_000_000_000));
+    assert_eq!(fs::read_to_string(directory.join("link")).unwrap(), "content\n");
+    assert!(!directory.join("f").exists());
+    container.force_delete().success();
 }
