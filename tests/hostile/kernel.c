@@ -514,6 +514,8 @@ static void files(void) {
   note("above", lookup(1, "..") != 0);
   note("followed", followed(root));
   garbage_requests(24);
+  /* The last of these may have been one that stops the device. */
+  if (*reg(fs, STATUS) & 64) start_fs();
   note("alive", *reg(fs, STATUS) == 15 && share(0) != 0);
 }
 

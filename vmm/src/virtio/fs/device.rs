@@ -70,9 +70,11 @@ impl Fs {
     }
 
     /// Keeps the device in reserve, for shares on file systems that somebody else may have to answer for: no vCPU's thread makes a call
-    /// there, and one that does not answer holds up this device's thread alone.
+    /// there, and one that does not answer holds up this device's thread alone. What the guest has closed is closed on the host at once,
+    /// while the file system still answers: a process that has a file open of one that does not cannot be killed.
     pub fn set_apart(&mut self) {
         self.apart = true;
+        self.server.at_once = false;
     }
 
     /// What the device's thread is at, to be looked at while the device is in use.

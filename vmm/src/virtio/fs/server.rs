@@ -63,6 +63,8 @@ pub(super) struct Server {
     pub scratch: Vec<u8>,
     /// Whether a request may wait for something: not on a vCPU's thread.
     pub may_wait: bool,
+    /// Whether the guest may make one request of several, and tell of what it has closed later than it closes it.
+    pub at_once: bool,
     /// Makes device nodes, where this process may not.
     pub node_maker: Option<Box<dyn MakeNode>>,
     /// The body of the present request, copied out of guest memory.
@@ -104,6 +106,7 @@ impl Server {
             proc_fd,
             scratch: Vec::new(),
             may_wait: true,
+            at_once: true,
             node_maker: None,
             body: Vec::new(),
             unfinished: None,

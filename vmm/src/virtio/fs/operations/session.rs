@@ -24,6 +24,9 @@ impl Server {
         if wanted & init::INIT_EXT != 0 {
             wanted |= u64::from(request.take::<InitIn2>()?.flags2) << 32;
         }
+        if !self.at_once {
+            wanted &= !init::OPEN_AT_ONCE;
+        }
         self.forget_guest();
         let session = Session::agreed(wanted);
         let flags = session.flags();
