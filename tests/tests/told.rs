@@ -1,4 +1,4 @@
-//! What inotify(7) in a container says of a volume that others change: the host, and containers in other VMs.
+//! inotify(7) in a container, on a volume that others change: the host, and containers in other VMs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn watching<'a>(scene: &'a Scene, paths: &str) -> Worker<'a> {
     worker
 }
 
-/// What a container has heard, without the end.
+/// Lines of the events that a container has heard of, up to the one that ends the test.
 fn heard(worker: &mut Worker) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
@@ -43,7 +43,7 @@ fn on_host(directory: &Path, script: &str) {
     command::run(Command::new("sh").arg("-ec").arg(script).current_dir(directory)).success();
 }
 
-/// What others do in the tests, each step by another process, and what is heard of it.
+/// Changes that others make in the tests, each step by another process; `HEARD` has the events of them.
 const STEPS: &str = "sh -c 'echo >f'; chmod 600 f; mv f g; mkdir d; mv g d/h; mv d/h i; rm i; rmdir d; touch end";
 const HEARD: [&str; 12] = [
     "CREATE 0/f",

@@ -109,7 +109,7 @@ pub fn notify_port(slot: usize) -> u64 {
     NOTIFY_PORT + slot as u64 * NOTIFY_PORT_SIZE
 }
 
-/// What Linux is told of the device in this slot, which has this interrupt: a value of its parameter `virtio_mmio.device`.
+/// The value of Linux' parameter `virtio_mmio.device` for the device in this slot, with this interrupt.
 pub fn virtio_parameter(slot: usize, irq: u32) -> String {
     let (address, _) = virtio_slot(slot);
     format!("{}K@{address:#x}:{irq}", VIRTIO_SIZE >> 10)

@@ -92,7 +92,7 @@ fn vm_a_small_file_is_one_request() {
     }
 }
 
-/// What close(2) has returned for is on the host, whatever becomes of the machine.
+/// A file that was closed is on the host with all its attributes, even if the monitor is killed at once.
 #[test]
 fn vm_what_was_closed_outlives_the_monitor() {
     let scene = Scene::new();

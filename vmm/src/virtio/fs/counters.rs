@@ -43,7 +43,7 @@ impl Counters {
         Self::named_sum(&[self])
     }
 
-    /// The same over several devices.
+    /// Name and count of every opcode that came to any of several devices, by number.
     pub fn named_sum(all: &[&Self]) -> Vec<(&'static str, u64)> {
         let sum = |opcode| all.iter().map(|counters| counters.get(opcode)).sum();
         let counts = (0..OPCODES as u32).map(|opcode| (opcode::name(opcode), sum(opcode)));

@@ -163,10 +163,12 @@ impl Server {
         let (args, name) = (request.take::<CreateIn>()?, request.last_name()?);
         match self.make(request, name, &args, OFlags::CREATE | OFlags::EXCL) {
             Ok(file) => self.reply_created(request, &args, file, output),
-            Err(error) if args.open_flags & CREATE_OR_LOOKUP != 0 => {
-                let entry = self.find(request.header.nodeid, name).map_err(|_| error)?;
-                self.reply_looked_up(entry, output)
-            }
+            Err(error) if args.open_flags & CREATE_OR_LOOKUP != 0 => match self.find(request.header.nodeid, name) {
+                Ok(entry) => self.reply_looked_up(entry, output),
+                // What is there on another mount is left to the device's thread.
+                Err(found) if error == Errno(libc::EEXIST) || found == Errno::WOULD_WAIT => Err(found),
+                Err(_) => Err(error),
+            },
             Err(Errno(libc::EEXIST)) if args.flags & libc::O_EXCL as u32 == 0 => {
                 self.open_existing(request, name, &args, output)
             }

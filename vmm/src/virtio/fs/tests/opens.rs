@@ -186,3 +186,31 @@ fn an_exit_serves_a_bounded_number_of_messages_and_the_devices_thread_the_rest()
     guest.event(crate::virtio::Event::Fd(0, libc::EPOLLIN as u32)).unwrap();
     assert_eq!(guest.messages_served(), 60);
 }
+
+/// What is there is on another mount, which a vCPU's thread leaves alone: here `/proc`, in a share of `/`.
+#[test]
+fn create_finds_what_is_on_another_mount_on_the_devices_thread() {
+    for read_only in [false, true] {
+        let mut guest = Guest::of(Fs::new("test", vec![share("s", std::path::Path::new("/"), read_only)]).unwrap());
+        let root = guest.lookup(1, "s").unwrap().nodeid;
+        let args = CreateIn { flags: libc::O_WRONLY as u32, open_flags: CREATE_OR_LOOKUP, ..CreateIn::default() };
+        let body = [args.as_bytes(), &z("proc")].concat();
+        assert_eq!(guest.at_exit(opcode::CREATE, root, &body, HEADS), None);
+        let reply = create_or_lookup(&mut guest, root, "proc", libc::O_WRONLY).unwrap();
+        assert_eq!(taken_apart(&reply).1.open_flags, FOPEN_LOOKED_UP);
+    }
+}
+
+#[test]
+fn a_device_that_is_set_apart_keeps_to_the_requests_of_the_standard() {
+    let directory = tempfile::tempdir().unwrap();
+    let offered = |apart: bool| {
+        let mut device = Fs::new("test", vec![share("s", directory.path(), false)]).unwrap();
+        if apart {
+            device.set_apart();
+        }
+        let flags = Guest::unborn(device).init(u64::MAX);
+        (u64::from(flags.flags2) << 32) & init::OPEN_AT_ONCE
+    };
+    assert_eq!((offered(false), offered(true)), (init::OPEN_AT_ONCE, 0));
+}
