@@ -46,13 +46,17 @@ class Again(Exception):
     """A guest that the emulator broke."""
 
 
-def mount(name):
-    """A fresh overlay of the image; returns the bundle's directory."""
+def mount(directory):
+    options = f"lowerdir={WORK / 'lower'},upperdir={directory / 'upper'},workdir={directory / 'work'}"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "rootfs"], check=True)
+
+
+def overlay(name):
+    """The bundle's directory, with a fresh overlay of the image."""
     directory = WORK / name
     for part in ("upper", "work", "rootfs"):
         (directory / part).mkdir(parents=True)
-    options = f"lowerdir={WORK / 'lower'},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "rootfs"], check=True)
+    mount(directory)
     return directory
 
 
@@ -68,13 +72,12 @@ def configure(directory, script):
 def performed(name, runtime, program):
     """Instructions of one run of a program by a runtime, and its FUSE requests by kind."""
     prepare, script = PROGRAMS[program]
-    directory = mount(name)
+    directory = overlay(name)
     try:
         subprocess.run(["chroot", directory / "rootfs", "sh", "-ec", prepare], check=True, stdout=subprocess.DEVNULL)
         # As in a container that starts later: nothing of the overlay is known any more.
         subprocess.run(["umount", directory / "rootfs"], check=True)
-        options = f"lowerdir={WORK / 'lower'},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "rootfs"], check=True)
+        mount(directory)
         configure(directory, script)
         log = directory / "log"
         command = [runtime, "--log", log, "--root", WORK / "state", "run", "--bundle", directory, name]
